@@ -1,0 +1,32 @@
+"""Lossless verification of speculative drafts: which path of a draft tree to keep, and what to emit next.
+
+    tree = hsd.DraftTree(tokens, parents, proposal_rows, proposals)
+    law = hsd.stopping_law(tree, target_probs, verifier="hsd")       # exact law of the stopping node
+    path, token = hsd.verify(tree, target_probs, verifier="hsd", generator=g)
+
+Torch only: no model, no tokenizer, no global random state unless `generator` is None.
+"""
+
+from hsd.deciding import decide, stopping_law, verify
+from hsd.layout import Layout
+from hsd.registry import VERIFIERS, Verifier
+from hsd.sampling import draw
+from hsd.topology import Topology, topology
+from hsd.types import Decision, DraftTree, Law, StoppingLaw, Verdict
+
+__all__ = [
+    "VERIFIERS",
+    "Decision",
+    "DraftTree",
+    "Law",
+    "Layout",
+    "StoppingLaw",
+    "Topology",
+    "Verdict",
+    "Verifier",
+    "decide",
+    "draw",
+    "stopping_law",
+    "topology",
+    "verify",
+]

@@ -1,0 +1,1 @@
+"""`python -m hsd.audit`: the losslessness certificate, by exact enumeration of toy worlds."""

@@ -1,0 +1,104 @@
+"""What is known about a tree's shape before it is drafted, so that verifying it needs no look at its values.
+
+Vocabulary-wide work is done once per sampled child. A layout says in which nodes sampled children can be,
+round by round: round s of depth t lists the nodes that may hold the (s+1)-th sampled child of their parent.
+Chosen nodes in a list are passed over, so a list may be generous; it may not miss a sampled node.
+
+    layout                        rounds at depth 1                          at depth 2
+    Layout.chosen(2)              none                                       none
+    Layout.chain(2)               range(1, 2)                                range(2, 3)
+    Layout.paths(3, 2)            range(1, 2), range(2, 3), range(3, 4)      range(4, 7)
+    Layout.levels((8, 8), (1, 3)) range(1, 2)                                range(9, 12)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Union
+
+Slots = Union[range, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Static shape of a family of trees.
+
+    rounds         rounds[t - 1][s]: the nodes of depth t that may hold the (s+1)-th sampled child of their
+                   parent, at most one of them per parent. Ranges need no transfer to the device; tuples do.
+    sampled_first  no chosen child comes before a sampled sibling
+    """
+
+    rounds: tuple[tuple[Slots, ...], ...]
+    sampled_first: bool = False
+
+    @property
+    def depth(self) -> int:
+        """An upper bound on the depth of the tree."""
+        return len(self.rounds)
+
+    @property
+    def max_draws(self) -> int:
+        """An upper bound on the number of sampled children of one node."""
+        return max((len(rounds) for rounds in self.rounds), default=0)
+
+    @staticmethod
+    def chosen(depth: int) -> Layout:
+        """Every token chosen (top-k); any order of the nodes; at most `depth` deep."""
+        return Layout(((),) * depth, sampled_first=True)
+
+    @staticmethod
+    def chain(length: int) -> Layout:
+        """One path of `length` tokens, each of which may be sampled."""
+        return Layout(tuple((range(i, i + 1),) for i in range(1, length + 1)), sampled_first=True)
+
+    @staticmethod
+    def paths(count: int, length: int) -> Layout:
+        """`count` sampled paths of `length` tokens from one root; node 1 + t * count + k is token t of path k."""
+        first = tuple(range(i, i + 1) for i in range(1, count + 1))
+        rest = ((range(1 + t * count, 1 + (t + 1) * count),) for t in range(1, length))
+        return Layout((first, *rest)[:length], sampled_first=True)
+
+    @staticmethod
+    def levels(sizes: Sequence[int], sampled: Sequence[int]) -> Layout:
+        """Nodes in depth order, sizes[t] of them at depth t + 1, sampled ones among the first sampled[t].
+
+        At most one sampled child per parent, before its chosen siblings. Raises ValueError on unequal lengths
+        or sampled[t] > sizes[t].
+        """
+        if len(sizes) != len(sampled) or any(s > n for s, n in zip(sampled, sizes)):
+            raise ValueError(f"sampled = {tuple(sampled)}: expected one count per level, at most the level's size "
+                             f"in {tuple(sizes)}")
+        rounds, start = [], 1
+        for size, count in zip(sizes, sampled):
+            rounds.append((range(start, start + count),) if count else ())
+            start += size
+        return Layout(tuple(rounds), sampled_first=True)
+
+    @staticmethod
+    def infer(parents: Sequence[int], sampled: Sequence[bool]) -> Layout:
+        """The layout of one tree whose parents and sampled flags are on the host."""
+        depth, draws, chosen = [0] * len(parents), [0] * len(parents), [False] * len(parents)
+        rounds: list[list[list[int]]] = []
+        sampled_first = True
+        for node, parent in enumerate(parents[1:], 1):
+            depth[node] = depth[parent] + 1
+            if depth[node] > len(rounds):
+                rounds.append([])
+            if not sampled[node]:
+                chosen[parent] = True
+                continue
+            sampled_first &= not chosen[parent]
+            level, turn = rounds[depth[node] - 1], draws[parent]
+            if turn == len(level):
+                level.append([])
+            level[turn].append(node)
+            draws[parent] += 1
+        return Layout(tuple(tuple(tuple(slots) for slots in level) for level in rounds), sampled_first)
+
+    def covers(self, other: Layout) -> bool:
+        """True if this layout is a valid hint for a tree whose inferred layout is `other`."""
+        if self.depth < other.depth or (self.sampled_first and not other.sampled_first):
+            return False
+        return all(len(mine) >= len(theirs) and all(set(t) <= set(m) for m, t in zip(mine, theirs))
+                   for mine, theirs in zip(self.rounds, other.rounds))

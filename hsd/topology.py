@@ -1,0 +1,67 @@
+"""Depths, ancestors and post-order of a tree, from its parents alone, without looking at a value on the host.
+
+Shape letters: N nodes. For the tree drawn in hsd/types.py, row = node, column = node:
+
+    ancestors            earlier siblings
+    1 0 0 0 0 0 0        0 0 0 0 0 0 0        visited in post-order: 3 4 1 6 5 2 0
+    1 1 0 0 0 0 0        0 0 0 0 0 0 0        so post = (6, 2, 5, 0, 1, 4, 3)
+    1 0 1 0 0 0 0        0 1 0 0 0 0 0
+    1 1 0 1 0 0 0        0 0 0 0 0 0 0
+    1 1 0 0 1 0 0        0 0 0 1 0 0 0
+    1 0 1 0 0 1 0        0 0 0 0 0 0 0
+    1 0 1 0 0 1 1        0 0 0 0 0 0 0
+
+With size(v) the number of nodes in v's subtree:
+    pre(v)  = pre(parent) + 1 + sum of size over v's earlier siblings
+    post(v) = pre(v) - depth(v) + size(v) - 1
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Topology(NamedTuple):
+    """ancestors Bool[N, N] (a node is its own ancestor), earlier Bool[N, N] (column is an earlier sibling of
+    row), parent Int64[N] (the root's is 0), depth Int64[N], post Int64[N] (rank in post-order)."""
+
+    ancestors: Tensor
+    earlier: Tensor
+    parent: Tensor
+    depth: Tensor
+    post: Tensor
+
+
+def topology(parents: Tensor, max_depth: int | None = None) -> Topology:
+    """parents Int64[N] (parents[0] = -1, parents[i] < i) -> Topology. `max_depth` bounds the depth; any N works.
+
+    `ancestors` is the tree attention mask of the N nodes.
+    """
+    n = parents.shape[0]
+    index = torch.arange(n, device=parents.device)
+    parent = parents.clamp(min=0)
+    ancestors = _ancestors(index, parent, n - 1 if max_depth is None else min(max_depth, n - 1))
+    earlier = (parents[:, None] == parents[None, :]) & (index[:, None] > index[None, :])
+    depth = ancestors.sum(1) - 1
+    size = ancestors.sum(0)
+    offset = 1 + (earlier * size).sum(1)
+    pre = (ancestors * offset).sum(1) - 1
+    return Topology(ancestors, earlier, parent, depth, pre - depth + size - 1)
+
+
+def _ancestors(index: Tensor, parent: Tensor, max_depth: int) -> Tensor:
+    """Pointer doubling: after j rounds the 2^j nearest ancestors-or-self are marked."""
+    marked, jump, covered = index[:, None] == index[None, :], parent, 1
+    while covered <= max_depth:
+        marked, jump, covered = marked | marked[jump], jump[jump], 2 * covered
+    return marked
+
+
+def post_order_stop(accept: Tensor, post: Tensor) -> Tensor:
+    """stop(v) = h(v) * prod over u before v in post-order of (1 - h(u));  accept = h Float[N], h(root) = 1."""
+    in_order = torch.empty_like(accept).scatter(0, post, 1 - accept)
+    reach = torch.cat((torch.ones_like(accept[:1]), in_order[:-1].cumprod(0)))
+    return accept * reach[post]
