@@ -9,6 +9,13 @@ While drafting, h_t (before `norm`) takes the place of g at the next position: t
 Attention is passed in as a function, because decoding (cache in place, tree mask) and training (unrolled steps) differ
 in nothing else.
 
+Published variants, each a flag of `HeadConfig`, all off in the original:
+    norm_before_fc        g_t = fc( input_norm(low_t ; mid_t ; high_t) )                     one norm over all taps
+    fc_norm               g_t = fc( fc_norm.0(low_t) ; fc_norm.1(mid_t) ; fc_norm.2(high_t) )      one norm per tap
+    norm_before_residual  h_t = hidden_norm(g_t) + a_t                                the residual is normed as well
+    norm_output           the head continues from norm(h_t), and q_t = softmax( lm_head( norm(h_t) ) ) as before
+    own_embeddings        `embed` reads the checkpoint's embed_tokens instead of the target's
+
 Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, F tap width, V target vocabulary,
 Vd draft vocabulary.
 """
@@ -22,6 +29,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 
 # attend(q [B, H, n, E], k [B, G, n, E], v [B, G, n, E]) -> [B, H, n, E]; rotary positions are already applied.
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,11 @@ class HeadConfig:
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_parameters: dict | None = None
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_before_residual: bool = False
+    norm_output: bool = False
+    own_embeddings: bool = False
 
     @property
     def has_vocabulary_map(self) -> bool:
@@ -51,13 +65,24 @@ class HeadConfig:
             num_attention_heads=self.num_attention_heads,
             head_dim=self.head_dim,
             max_position_embeddings=self.max_position_embeddings,
-            rope_parameters=self.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0},
+            rope_parameters=dict(self.rope_parameters or DEFAULT_ROPE),
         )
 
 
 def default_taps(num_layers: int) -> tuple[int, int, int]:
     """Layers 2, L//2, L-3: the taps of every published EAGLE-3 head that does not say otherwise."""
     return (2, num_layers // 2, num_layers - 3)
+
+
+class Rotary(LlamaRotaryEmbedding):
+    """Rotary angles whose frequencies stay float32 when the head is moved to half precision."""
+
+    def _apply(self, fn, recurse: bool = True):
+        exact = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, moved in list(self.named_buffers()):
+            setattr(self, name, exact[name].to(moved.device))
+        return self
 
 
 class HeadAttention(nn.Module):
@@ -99,6 +124,7 @@ class HeadLayer(nn.Module):
 
     def __init__(self, config: HeadConfig):
         super().__init__()
+        self.norm_before_residual = config.norm_before_residual
         self.self_attn = HeadAttention(config)
         self.mlp = HeadMLP(config)
         self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -106,8 +132,10 @@ class HeadLayer(nn.Module):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, embedded: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        wide = torch.cat([self.input_layernorm(embedded), self.hidden_norm(hidden)], dim=-1)
-        hidden = hidden + self.self_attn(wide, rotary, attend)
+        normed = self.hidden_norm(hidden)
+        residual = normed if self.norm_before_residual else hidden
+        wide = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
+        hidden = residual + self.self_attn(wide, rotary, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -117,22 +145,33 @@ class Eagle3Head(nn.Module):
     def __init__(self, config: HeadConfig):
         super().__init__()
         self.config = config
-        self.fc = nn.Linear(len(config.taps) * config.target_hidden_size, config.hidden_size, bias=False)
+        fused = len(config.taps) * config.target_hidden_size
+        if config.norm_before_fc:
+            self.input_norm = LlamaRMSNorm(fused, config.rms_norm_eps)
+        if config.fc_norm:
+            norms = [LlamaRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in config.taps]
+            self.fc_norm = nn.ModuleList(norms)
+        self.fc = nn.Linear(fused, config.hidden_size, bias=False)
         self.midlayer = HeadLayer(config)
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        if config.own_embeddings:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.has_vocabulary_map:
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
-        self.rotary = LlamaRotaryEmbedding(config.rotary_config())
-        self._embeddings: list[nn.Embedding] = []  # in a list: the target's weights are not the head's parameters
+        self.rotary = Rotary(config.rotary_config())
+        self._bound: list[nn.Embedding] = []  # in a list: the target's weights are not the head's parameters
 
     def bind_embeddings(self, embeddings: nn.Embedding) -> None:
-        self._embeddings = [embeddings]
+        """Use the target's input embeddings; without effect on a head that has its own."""
+        if not self.config.own_embeddings:
+            self._bound = [embeddings]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Int64[...] -> [..., D]"""
-        return self._embeddings[0](tokens).to(self.fc.weight.dtype)
+        table = self.embed_tokens if self.config.own_embeddings else self._bound[0]
+        return table(tokens).to(self.fc.weight.dtype)
 
     def support(self) -> Tensor | None:
         """Int64[Vd]: the target token of every draft token; None where the vocabularies are the same."""
@@ -142,12 +181,20 @@ class Eagle3Head(nn.Module):
 
     def fuse(self, features: Tensor) -> Tensor:
         """Concatenated taps [..., 3F] -> g [..., D]"""
-        return self.fc(features.to(self.fc.weight.dtype))
+        features = features.to(self.fc.weight.dtype)
+        if self.config.norm_before_fc:
+            features = self.input_norm(features)
+        if self.config.fc_norm:
+            taps = features.chunk(len(self.config.taps), dim=-1)
+            features = torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
+        return self.fc(features)
 
     def forward(self, hidden: Tensor, tokens: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
-        """g or h [B, n, D], the *next* tokens Int64[B, n], positions Int64[B, n] -> h [B, n, D]"""
-        return self.midlayer(hidden, self.embed(tokens), self.rotary(hidden, position_ids), attend)
+        """g or h [B, n, D], the *next* tokens Int64[B, n], positions Int64[B, n] -> h [B, n, D], which the next
+        draft step continues from and `logits` reads."""
+        hidden = self.midlayer(hidden, self.embed(tokens), self.rotary(hidden, position_ids), attend)
+        return self.norm(hidden) if self.config.norm_output else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """h [..., D] -> draft logits [..., Vd]"""
-        return self.lm_head(self.norm(hidden))
+        return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))

@@ -1,0 +1,199 @@
+"""The config.json of the public EAGLE-3 heads: four families, one `HeadConfig`.
+
+    safeailab     architectures ["LlamaForCausalLM"], flat keys, `draft_vocab_size`
+    specforge     architectures ["LlamaForCausalLMEagle3"], flat keys, taps in eagle_config as layer *outputs*
+    angelslim     architectures ["Eagle3LlamaForCausalLM"], flat keys
+    speculators   `speculators_model_type`, the layer's keys nested in transformer_layer_config, taps as layer *inputs*
+
+A flag that is on and not known here could change what the head computes, so it is refused, not ignored.
+"""
+import warnings
+from collections.abc import Mapping
+
+from transformers import LlamaConfig
+
+from eagle.head import HeadConfig, default_taps
+
+FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+# Switches that are on in real configs and change nothing in the head's arithmetic.
+HARMLESS = {
+    "use_cache", "tie_word_embeddings", "return_dict", "use_aux_hidden_state", "has_no_defaults_at_init",
+    "embed_requires_grad", "enable_sp_ulysses", "is_decoder", "use_return_dict", "output_hidden_states",
+    "use_last_layernorm", "use_input_layernorm_in_first_layer",
+}
+# Settings that would change it, with the only value for which they do not.
+NEUTRAL = {
+    "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "num_hidden_layers": 1,
+    "quantization_config": None, "logit_scale": 1.0, "qkv_bias": False, "bias": False,
+}
+ANGELSLIM_THETA = 10000.0
+
+
+
+
+def family_of(config: Mapping) -> str:
+    """Which of the four families wrote this config.json, recognised by its keys."""
+    architectures = config.get("architectures") or []
+    if "speculators_model_type" in config or "transformer_layer_config" in config:
+        return "speculators"
+    if "LlamaForCausalLMEagle3" in architectures:
+        return "specforge"
+    if "Eagle3LlamaForCausalLM" in architectures:
+        return "angelslim"
+    if "LlamaForCausalLM" in architectures and ("draft_vocab_size" in config or "eagle_config" in config):
+        return "safeailab"
+    raise ValueError(
+        f"config.json: not an EAGLE-3 head: architectures {architectures!r}; expected one of 'LlamaForCausalLM' with "
+        "draft_vocab_size (SafeAILab), 'LlamaForCausalLMEagle3' (SpecForge), 'Eagle3LlamaForCausalLM' (AngelSlim), or "
+        "the keys speculators_model_type / transformer_layer_config (speculators)"
+    )
+
+
+def check_settings(settings: Mapping, where: str) -> None:
+    """Refuse what this head cannot compute: unknown switches that are on, and known settings off their neutral value."""
+    for key, value in settings.items():
+        if key in NEUTRAL and value is not None and value != NEUTRAL[key]:
+            raise ValueError(f"{where}: {key} is {value!r}; only {NEUTRAL[key]!r} is supported")
+        if value is True and key not in FLAGS and key not in HARMLESS:
+            raise ValueError(
+                f"{where}: unknown flag {key!r} is true; known flags are {', '.join(FLAGS)}. "
+                "If it does not change what the head computes, remove it from config.json"
+            )
+
+
+def rope_parameters(settings: Mapping) -> dict:
+    """{"rope_type", "rope_theta", ...} from rope_parameters (new) or rope_theta and rope_scaling (old)."""
+    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    rope = {key: value for key, value in given.items() if key != "type"}
+    rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
+    rope["rope_theta"] = float(given.get("rope_theta", settings.get("rope_theta") or 10000.0))
+    return rope
+
+
+def read_taps(config: Mapping, target_layers: int | None) -> tuple[int, ...]:
+    """Layers whose inputs are read. Top-level ids are inputs, ids in `eagle_config` outputs (one less)."""
+    nested = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
+    ids = config.get("eagle_aux_hidden_state_layer_ids")
+    if ids:
+        return tuple(ids)
+    if nested:
+        # Some heads write inputs there; the published default is the one case where that shows.
+        inputs = target_layers is not None and tuple(nested) == default_taps(target_layers)
+        return tuple(nested) if inputs else tuple(i + 1 for i in nested)
+    if target_layers is None:
+        raise ValueError("config.json names no feature taps: the target's layer count is needed for the default ones")
+    return default_taps(target_layers)
+
+
+def layer_settings(config: Mapping, family: str) -> dict:
+    """The keys that describe the decoder layer, flat."""
+    if family != "speculators":
+        return dict(config)
+    nested = config.get("transformer_layer_config")
+    if not isinstance(nested, Mapping):
+        raise ValueError(f"config.json: transformer_layer_config is {nested!r}; expected the layer's settings")
+    if nested.get("model_type", "llama") != "llama":
+        raise ValueError(f"config.json: transformer_layer_config.model_type is {nested['model_type']!r}; expected 'llama'")
+    check_settings(nested, "config.json: transformer_layer_config")
+    defaults = LlamaConfig().to_dict()  # speculators leaves out what equals the defaults of LlamaConfig
+    return {**defaults, "head_dim": None, "num_key_value_heads": None, "rope_parameters": None, **nested}
+
+
+def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """As stated; else hidden / heads, unless q_proj and o_proj agree on another size (some old configs leave it out)."""
+    heads = settings["num_attention_heads"]
+    if settings.get("head_dim"):
+        return settings["head_dim"]
+    q = shapes.get("midlayer.self_attn.q_proj.weight", (0, 0))
+    o = shapes.get("midlayer.self_attn.o_proj.weight", (0, 0))
+    if q[0] == o[-1] and q[0] > 0 and q[0] % heads == 0:
+        return q[0] // heads
+    return settings["hidden_size"] // heads
+
+
+def required(settings: Mapping, key: str) -> int:
+    value = settings.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"config.json: {key} is {value!r}; expected a positive integer")
+    return value
+
+
+def read_config(
+    config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_layers: int | None = None
+) -> HeadConfig:
+    """HeadConfig of a config.json of any family. `shapes` are those of the checkpoint's tensors (`midlayer.*` names)."""
+    family = family_of(config)
+    check_settings(config, "config.json")
+    extra = config.get("eagle_config") or {}
+    check_settings(extra, "config.json: eagle_config")
+    if extra.get("use_aux_hidden_state") is False:
+        raise ValueError("config.json: eagle_config.use_aux_hidden_state is false; an EAGLE-3 head reads three taps")
+    layer = layer_settings(config, family)
+    hidden, heads, vocabulary = (required(layer, k) for k in ("hidden_size", "num_attention_heads", "vocab_size"))
+    flags = {flag: bool(config.get(flag) or extra.get(flag)) for flag in FLAGS}
+    if flags["norm_before_fc"] and flags["fc_norm"]:
+        raise ValueError("config.json: norm_before_fc and fc_norm are both true; they exclude each other")
+    return HeadConfig(
+        hidden_size=hidden,
+        intermediate_size=required(layer, "intermediate_size"),
+        num_attention_heads=heads,
+        num_key_value_heads=layer.get("num_key_value_heads") or heads,
+        head_dim=head_dim_of(layer, shapes),
+        vocab_size=vocabulary,
+        draft_vocab_size=config.get("draft_vocab_size") or vocabulary,
+        taps=read_taps(config, target_layers),
+        target_hidden_size=config.get("target_hidden_size") or hidden,
+        max_position_embeddings=layer.get("max_position_embeddings") or 2048,
+        rms_norm_eps=layer.get("rms_norm_eps") or 1e-6,
+        rope_parameters=family_rope(layer, family),
+        own_embeddings="embed_tokens.weight" in shapes,
+        **flags,
+    )
+
+
+def family_rope(layer: Mapping, family: str) -> dict:
+    rope = rope_parameters(layer)
+    if family == "angelslim" and rope["rope_type"] == "default" and rope["rope_theta"] != ANGELSLIM_THETA:
+        warnings.warn(
+            f"config.json states rope_theta {rope['rope_theta']:g}, but AngelSlim's heads accept more with "
+            f"{ANGELSLIM_THETA:g}, which is used; pass rope_theta={rope['rope_theta']:g} to load_head to keep the stated one",
+            stacklevel=2,
+        )
+        rope["rope_theta"] = ANGELSLIM_THETA
+    return rope
+
+
+def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
+    """config.json in the SafeAILab style; what is not the published default is written in every engine's spelling."""
+    rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
+    theta = rope.pop("rope_theta", 10000.0)
+    written = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": theta,
+        "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
+        "vocab_size": config.vocab_size,
+        "draft_vocab_size": config.draft_vocab_size,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+    }
+    if config.target_hidden_size != config.hidden_size:
+        written["target_hidden_size"] = config.target_hidden_size
+    written.update({flag: True for flag in FLAGS if getattr(config, flag)})
+    if target_layers is None or config.taps != default_taps(target_layers):
+        written["eagle_aux_hidden_state_layer_ids"] = list(config.taps)
+        written["eagle_config"] = {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in config.taps],
+        }
+    return written

@@ -1,0 +1,241 @@
+"""Load and save EAGLE-3 heads.
+
+    head = load_head(path_or_hub_id, target_config)      any of the four public families, checked tensor by tensor
+    save_head(head, directory, target_layers)            the SafeAILab layout: config.json + model.safetensors
+
+Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong shape is an error that names it.
+"""
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eagle.files import write_file, write_json
+from eagle.formats import read_config, safeailab_config
+from eagle.head import Eagle3Head, HeadConfig, Rotary
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+WANTED = ("*.json", "*.safetensors", "*.bin")
+VOCABULARY_MAP = ("d2t", "t2d")
+
+
+def locate(path_or_hub_id: str | Path) -> Path:
+    """The local directory of a head: a directory as it is, a hub id downloaded (or taken from the hub's cache)."""
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"draft head {str(path)!r} is a file; expected its directory, with config.json beside it")
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"draft head {str(path_or_hub_id)!r}: neither a directory here nor a repository the hub would give "
+            f"({type(error).__name__}); check the spelling, access rights and network"
+        ) from error
+
+
+def read_json(path: Path) -> dict:
+    if not path.is_file():
+        raise ValueError(f"draft head {str(path.parent)!r}: {path.name} is missing")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the tensors; safetensors wins over pickle, an index over a single file."""
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = directory / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            return [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        single = directory / f"{stem}.{suffix}"
+        if single.is_file():
+            return [single]
+    raise ValueError(f"draft head {str(directory)!r}: expected model.safetensors or pytorch_model.bin, found neither")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each library has its own; the reader needs the file's name with all of them
+        raise ValueError(
+            f"{path}: cannot be read as tensors ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "it may be cut short, a Git LFS pointer, or a pickle with code in it, which is never executed"
+        ) from error
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, under the names they have on disk."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        loaded = read_file(path)
+        if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ValueError(f"{path}: expected a flat dictionary of tensors")
+        tensors.update(loaded)
+    return tensors
+
+
+def canonical_name(name: str) -> str:
+    """`layers.0.*` (speculators, vLLM) and `midlayer.*` (all others) are one layer."""
+    return "midlayer." + name[len("layers.0."):] if name.startswith("layers.0.") else name
+
+
+def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {canonical_name(name): tensor for name, tensor in tensors.items()}
+    if len(renamed) != len(tensors):
+        raise ValueError("tensors: the layer is there twice, as midlayer.* and as layers.0.*; remove one")
+    return renamed
+
+
+def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Names, shapes and kinds of `tensors` are those of `expected`; everything is finite."""
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"tensors: missing {missing or 'none'}, unexpected {unexpected or 'none'}; "
+            "the config.json and the weights do not describe the same head"
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(f"tensor {name}: expected shape {list(expected[name].shape)}, found {list(tensor.shape)}")
+        if name not in VOCABULARY_MAP and tensor.dtype not in FLOATS:
+            raise ValueError(f"tensor {name}: expected float32, bfloat16 or float16, found {tensor.dtype}")
+        if name not in VOCABULARY_MAP and not tensor.isfinite().all():
+            raise ValueError(f"tensor {name}: holds NaN or infinite values")
+
+
+def check_vocabulary_map(d2t: Tensor, t2d: Tensor, config: HeadConfig) -> None:
+    """d2t are offsets: draft token i stands for target token i + d2t[i]; t2d marks exactly those target tokens."""
+    for name, tensor in (("d2t", d2t), ("t2d", t2d)):
+        if tensor.is_floating_point() or tensor.is_complex():
+            raise ValueError(f"tensor {name}: expected integers, found {tensor.dtype}")
+    ids, size = d2t.long() + torch.arange(len(d2t)), config.vocab_size
+    if ids.numel() and not (0 <= ids.min() and ids.max() < size):
+        bad = int(((ids < 0) | (ids >= size)).nonzero()[0])
+        raise ValueError(
+            f"tensor d2t: draft token {bad} maps to target token {int(ids[bad])}, outside 0..{size - 1}; "
+            "d2t holds offsets (target id = draft id + d2t), not ids"
+        )
+    marked = int(t2d.bool().sum())
+    if marked != config.draft_vocab_size:
+        raise ValueError(f"tensor t2d: sum is {marked}; expected draft_vocab_size = {config.draft_vocab_size}")
+    if len(ids.unique()) != len(ids) or not t2d.bool()[ids].all():
+        raise ValueError("tensors d2t and t2d disagree: d2t must map the draft tokens one to one onto the tokens t2d marks")
+
+
+def drop_identity_map(tensors: dict[str, Tensor], config: HeadConfig) -> dict[str, Tensor]:
+    """With equal vocabularies a map may be present, and must be the identity; the head has no place for it."""
+    if config.has_vocabulary_map:
+        return tensors
+    if any(name in tensors for name in VOCABULARY_MAP):
+        d2t = tensors.get("d2t", torch.zeros(config.vocab_size, dtype=torch.int64))
+        t2d = tensors.get("t2d", torch.ones(config.vocab_size, dtype=torch.bool))
+        if d2t.shape != (config.vocab_size,) or t2d.shape != (config.vocab_size,) or d2t.any() or not t2d.all():
+            raise ValueError(
+                f"tensors d2t / t2d: draft_vocab_size = vocab_size = {config.vocab_size}, so they must be absent, or d2t "
+                "all zero and t2d all true"
+            )
+    return {name: tensor for name, tensor in tensors.items() if name not in VOCABULARY_MAP}
+
+
+def check_target(config: HeadConfig, target_config) -> None:
+    """The head was made for this target: hidden size, vocabulary, taps inside its layers."""
+    target = target_config.get_text_config() if hasattr(target_config, "get_text_config") else target_config
+    if config.target_hidden_size != target.hidden_size:
+        raise ValueError(
+            f"hidden size: the head reads features {config.target_hidden_size} wide, the target's are {target.hidden_size}; "
+            "this head belongs to another target"
+        )
+    if config.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"vocab_size: the head's target vocabulary has {config.vocab_size} tokens, the target {target.vocab_size}; "
+            "this head belongs to another target"
+        )
+    bad = [tap for tap in config.taps if not 0 <= tap < target.num_hidden_layers]
+    if bad or len(config.taps) != 3:
+        raise ValueError(
+            f"eagle_aux_hidden_state_layer_ids: taps {list(config.taps)} (layer inputs); expected three layers in "
+            f"0..{target.num_hidden_layers - 1}"
+        )
+    if config.hidden_size != target.hidden_size and not config.own_embeddings:
+        raise ValueError(
+            f"tensor embed_tokens.weight is missing: the head is {config.hidden_size} wide and cannot use the target's "
+            f"embeddings, which are {target.hidden_size} wide"
+        )
+
+
+def build_head(config: HeadConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Eagle3Head:
+    """A head with these weights, checked; floating-point tensors in `dtype`, or in that of `fc.weight`."""
+    tensors = drop_identity_map(tensors, config)
+    with torch.device("meta"):
+        head = Eagle3Head(config)
+    check_tensors(tensors, head.state_dict())
+    if config.has_vocabulary_map:
+        check_vocabulary_map(tensors["d2t"], tensors["t2d"], config)
+        tensors = {**tensors, "d2t": tensors["d2t"].long(), "t2d": tensors["t2d"].bool()}
+    dtype = dtype or tensors["fc.weight"].dtype
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    head.load_state_dict(tensors, assign=True)
+    head.rotary = Rotary(config.rotary_config())
+    return head
+
+
+def load_head(
+    path_or_hub_id: str | Path,
+    target_config,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    taps: tuple[int, int, int] | None = None,
+    rope_theta: float | None = None,
+) -> Eagle3Head:
+    """Load a draft head of any public family for the target described by `target_config` (its Hugging Face config).
+
+    `taps` and `rope_theta` override what config.json says. Bind the target's embeddings before use
+    (`head.bind_embeddings(target.get_input_embeddings())`). Raises ValueError naming the tensor or key at fault.
+    """
+    directory = locate(path_or_hub_id)
+    tensors = canonical(read_tensors(directory))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    text_config = target_config.get_text_config() if hasattr(target_config, "get_text_config") else target_config
+    try:
+        config = read_config(read_json(directory / "config.json"), shapes, text_config.num_hidden_layers)
+        if taps is not None:
+            config = dataclasses.replace(config, taps=tuple(taps))
+        if rope_theta is not None:
+            config = dataclasses.replace(config, rope_parameters={**config.rope_parameters, "rope_theta": float(rope_theta)})
+        check_target(config, text_config)
+        head = build_head(config, tensors, dtype)
+    except ValueError as error:
+        raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
+    return head.to(device) if device is not None else head
+
+
+def save_head(
+    head: Eagle3Head, directory: str | Path, target_layers: int | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write config.json and model.safetensors in the SafeAILab layout, each whole or not at all.
+
+    Taps are written unless they are the published default for a target of `target_layers` layers.
+    """
+    directory = Path(directory)
+    dtype = dtype or head.fc.weight.dtype
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+        for name, tensor in head.state_dict().items()
+    }
+    name = str(dtype).removeprefix("torch.")
+    write_file(directory / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_json(directory / "config.json", safeailab_config(head.config, name, target_layers))
