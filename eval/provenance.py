@@ -1,0 +1,63 @@
+"""Where a number comes from: code, versions, machine, command. Written beside every answer file."""
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "fschat", "accelerate", "numpy")
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def git(*arguments: str) -> str | None:
+    """Output of a git command in this repository, or None without git or a repository."""
+    try:
+        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def commit() -> dict[str, Any]:
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def provenance(argv: list[str] | None = None) -> dict[str, Any]:
+    """One session's origin: code, versions, machine, command, start time."""
+    return {
+        "git": commit(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "hardware": hardware(),
+        "platform": platform.platform(),
+        "argv": list(sys.argv if argv is None else argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
