@@ -1,0 +1,63 @@
+"""What a tree builder needs from a drafter, and the ancestor bookkeeping that drafters share."""
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Drafter(Protocol):
+    """Proposes laws over next tokens. All tensors carry a batch dimension B; Vd is the drafter's vocabulary.
+
+    One drafting round is `read` once, then `grow` any number of times. The root is slot 0; the i-th node ever given
+    to `grow` since the last `read` is slot i (from 1).
+    """
+
+    support: Tensor | None  # Int64[Vd]: target token of every draft token; None where the vocabularies are the same
+
+    def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
+        """Start over with room for `slots` grown nodes and `capacity` committed tokens per row.
+
+        At most `slack` tokens are ever written past a row's length at once.
+        """
+
+    def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None) -> Tensor:
+        """Commit `counts` Int64[B] tokens of Int64[B, m] (right-padded); the last one is the root.
+
+        features [B, m, taps * F] belong to the position *before* each token ([B, m - 1, ...] for the first `read`
+        of a sequence, whose first token follows nothing). Returns logits [B, Vd] after the root.
+        """
+
+    def settle(self, longest: int) -> None:
+        """Tighten the host-side bound on tokens read (root included), once the lengths are known on the host."""
+
+    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        """Add nodes (parents as slots Int64[B, n], target token ids Int64[B, n]); logits [B, n, Vd] after each."""
+
+
+class Lineage:
+    """Depth and ancestor mask of grown nodes; slot 0 (the root) is not part of the mask's columns.
+
+    seen Bool[B, slots + 1, slots]: row = slot, column j = grown node j + 1.
+    """
+
+    def __init__(self, batch: int, slots: int, device: torch.device):
+        self.seen = torch.zeros(batch, slots + 1, slots, dtype=torch.bool, device=device)
+        self.depths = torch.zeros(batch, slots + 1, dtype=torch.int64, device=device)
+        self.filled = 0
+
+    def clear(self) -> None:
+        self.filled = 0
+
+    def add(self, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Register nodes; their ancestor rows Bool[B, n, slots] and depths Int64[B, n]."""
+        first, count, slots = self.filled, parents.shape[1], self.seen.shape[2]
+        if first + count > slots:
+            raise ValueError(f"{first + count} drafted nodes: room was reserved for {slots}; reserve more slots")
+        rows = self.seen.gather(1, parents[:, :, None].expand(-1, -1, slots))
+        own = torch.arange(first, first + count, device=parents.device)
+        rows.scatter_(2, own.expand(len(rows), count).unsqueeze(-1), True)
+        depths = self.depths.gather(1, parents) + 1
+        self.seen[:, first + 1 : first + 1 + count] = rows
+        self.depths[:, first + 1 : first + 1 + count] = depths
+        self.filled += count
+        return rows, depths

@@ -1,0 +1,40 @@
+"""Drafting with an ordinary small causal LM that shares the target's tokenizer (the paper's main tables)."""
+import torch
+from torch import Tensor
+
+from eagle.drafters.base import Lineage
+from eagle.target import CausalLM
+
+
+class CausalLMDrafter:
+    """`Drafter` over a `CausalLM`: grown nodes are scored as a partial tree in the LM's scratch area."""
+
+    def __init__(self, model, target_vocab_size: int):
+        self.lm = CausalLM(model)
+        self.device = self.lm.device
+        # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
+        self.columns = min(self.lm.vocab_size, target_vocab_size)
+        self.support = None
+        if self.columns < target_vocab_size:
+            self.support = torch.arange(self.columns, device=self.device)
+
+    def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
+        self.lm.reserve(batch, slots, capacity, slack)
+        self.lineage = Lineage(batch, slots, self.device)
+
+    def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None = None) -> Tensor:
+        self.lineage.clear()
+        forward = self.lm.extend if self.lm.longest else self.lm.prefill
+        return forward(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]
+
+    def settle(self, longest: int) -> None:
+        self.lm.settle(longest)
+
+    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        first = self.lineage.filled
+        seen, depths = self.lineage.add(parents)
+        # The root is committed, so a node of depth d lies d - 1 positions past the committed length.
+        return self.lm.score(self._known(tokens), depths - 1, seen, start=first).logits[..., : self.columns]
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.device).clamp(max=self.lm.vocab_size - 1)

@@ -1,0 +1,117 @@
+"""Settings of a head's training: a JSON file, a dataclass, command-line overrides.
+
+    {"target": "path/to/target", "data": ["train.jsonl"], "output": "runs/head", "minutes": 40}
+
+An unknown key is an error that lists the known ones. Paths are relative to the working directory.
+"""
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+OPTIMIZERS = ("muon", "adamw")
+PRECISIONS = ("bf16", "no")
+
+
+@dataclass
+class TrainConfig:
+    """What `python -m eagle.train` needs to know. See docs/training.md for advice on each."""
+
+    target: str = ""  # directory or hub id of the target model
+    data: list[str] = field(default_factory=list)  # JSONL files, messages or ShareGPT
+    held_out: list[str] = field(default_factory=list)  # JSONL files; empty: `held_out_share` of the data
+    held_out_share: float = 0.02
+    output: str = ""
+
+    unroll: int = 7  # draft steps of the training-time test
+    step_decay: float = 0.8  # loss weight of step i: step_decay ** i
+    acceptance_weight: float = 0.0  # share of the acceptance loss, 0 .. 1
+    draft_vocab_size: int | None = None  # None: the target's whole vocabulary
+    taps: list[int] | None = None  # None: layers 2, L // 2, L - 3
+    intermediate_size: int | None = None  # None: the target's
+    init_from: str | None = None  # continue from this head instead of a fresh one
+
+    max_length: int = 2048
+    batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
+    accumulation: int = 1
+    checkpointing: bool = False  # recompute drafted steps in the backward pass: less memory, more time
+    precision: str = "bf16"
+    seed: int = 0
+
+    steps: int | None = None  # optimizer steps; training ends at the first limit that is reached
+    epochs: float | None = None
+    minutes: float | None = None
+    optimizer: str = "muon"
+    lr: float = 1e-3
+    warmup: int = 50  # steps
+    decay: float = 0.4  # share of the run, at its end, with the rate falling linearly to zero
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+    log_every: int = 10
+    eval_every: int = 200
+    eval_examples: int = 64
+    save_every: int = 200
+    keep: int = 2  # checkpoints kept for resuming
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if not 0 <= self.acceptance_weight <= 1:
+            raise ValueError(f"acceptance_weight is {self.acceptance_weight}; expected 0 .. 1")
+        if self.unroll < 1:
+            raise ValueError(f"unroll is {self.unroll}; expected at least 1")
+
+    def check_runnable(self) -> None:
+        missing = [name for name in ("target", "data", "output") if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"settings {', '.join(missing)}: must be given, in the config file or as --{missing[0]}")
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            raise ValueError("give at least one of steps, epochs, minutes: nothing says when training ends")
+
+
+def known_keys() -> dict[str, dataclasses.Field]:
+    return {f.name: f for f in dataclasses.fields(TrainConfig)}
+
+
+def from_dict(settings: dict) -> TrainConfig:
+    unknown = sorted(settings.keys() - known_keys().keys())
+    if unknown:
+        raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(known_keys())}")
+    return TrainConfig(**settings)
+
+
+def read_settings(path: str | Path) -> dict:
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"config file {str(path)!r}: cannot be read as JSON ({error})") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"config file {str(path)!r}: expected a JSON object")
+    return settings
+
+
+def parse_value(text: str):
+    """Command-line text -> JSON value where it is one, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="F", help="JSON file with settings; the options below override it")
+    for name, setting in known_keys().items():
+        many = "list" in str(setting.type)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=name, type=parse_value, nargs="+" if many else None,
+            default=argparse.SUPPRESS, help=f"{setting.type}",
+        )
+
+
+def from_arguments(args: argparse.Namespace) -> TrainConfig:
+    given = {name: value for name, value in vars(args).items() if name in known_keys()}
+    return from_dict({**(read_settings(args.config) if args.config else {}), **given})

@@ -1,0 +1,87 @@
+"""What a draft law is trained for, and its gradient.
+
+With p the target's law, q = softmax(z) the head's over the draft vocabulary D, m = p(D), p' = p / m on D:
+
+    cross-entropy    C = - sum_{x in D} p'(x) log q(x)                  dC/dz = q - p'
+    acceptance       A = sum_{x in D} min(p(x), q(x)) = 1 - TV(p, q)    dA/dz = q * (b - sum(b q)),  b = [q < p]
+    loss             (1 - a) C + a (1 - A)                              a = `acceptance_weight`
+
+A is what verification at temperature 1 accepts of a sampled token. Positions whose most likely target token lies
+outside D carry no loss (as published) but count in A. The gradient is written out, a block of rows at a time: no
+[M, Vd] tensor of float32 outlives its block.
+
+Shapes: M predicted positions, V target vocabulary, Vd draft vocabulary.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ROWS = 512
+
+
+class TargetLaw(NamedTuple):
+    """The target at M positions, restricted to the draft vocabulary."""
+
+    law: Tensor  # [M, Vd]  p', sums to 1
+    mass: Tensor  # [M]     p(D)
+    weight: Tensor  # [M]   1, or 0 where the most likely token lies outside D
+
+    def rows(self, index: Tensor) -> "TargetLaw":
+        return TargetLaw(*(field[index] for field in self))
+
+
+def target_law(logits: Tensor, support: Tensor | None) -> TargetLaw:
+    """Target logits [M, V] -> their law on the draft vocabulary (`support` Int64[Vd]; None: the full one)."""
+    logits = logits.float()
+    if support is None:
+        ones = logits.new_ones(len(logits))
+        return TargetLaw(logits.softmax(-1), ones, ones)
+    inside = logits[:, support]
+    mass = (inside.logsumexp(-1) - logits.logsumexp(-1)).exp()
+    weight = (inside.amax(-1) >= logits.amax(-1)).float()
+    return TargetLaw(inside.softmax(-1), mass, weight)
+
+
+class StepLoss(NamedTuple):
+    """Sums over the M positions of one unrolled step. Only `loss` carries a gradient."""
+
+    loss: Tensor
+    cross_entropy: Tensor
+    accepted: Tensor  # [M] sum of min(p, q) at every position
+    agree: Tensor  # positions where both have the same most likely token
+
+
+class _DraftLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits, law, mass, weight, acceptance_weight):
+        gradient = torch.empty_like(logits)
+        entropy, accepted, agree = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(3))
+        for rows in torch.arange(len(logits), device=logits.device).split(ROWS):
+            block = slice(int(rows[0]), int(rows[-1]) + 1)
+            z, p, w = logits[block].float(), law[block], weight[block, None]
+            log_q = z.log_softmax(-1)
+            q, full = log_q.exp(), p * mass[block, None]
+            entropy[block] = -(p * log_q).sum(-1) * weight[block]
+            accepted[block] = torch.minimum(full, q).sum(-1)
+            agree[block] = (q.argmax(-1) == p.argmax(-1)).float() * weight[block]
+            slope = (1 - acceptance_weight) * (q - p)
+            if acceptance_weight:
+                below = (q < full).float()
+                slope -= acceptance_weight * q * (below - (below * q).sum(-1, keepdim=True))
+            gradient[block] = (slope * w).to(gradient.dtype)
+        ctx.save_for_backward(gradient)
+        ctx.mark_non_differentiable(entropy, accepted, agree)
+        loss = (1 - acceptance_weight) * entropy.sum() + acceptance_weight * ((1 - accepted) * weight).sum()
+        return loss, entropy, accepted, agree
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None, None
+
+
+def draft_loss(logits: Tensor, target: TargetLaw, acceptance_weight: float = 0.0) -> StepLoss:
+    """Draft logits [M, Vd] against the target's law at the same positions."""
+    loss, entropy, accepted, agree = _DraftLoss.apply(logits, *target, acceptance_weight)
+    return StepLoss(loss, entropy.sum(), accepted, agree.sum())

@@ -1,0 +1,31 @@
+"""Tree builders by name. Each grows one tree per batch row; see `eagle.trees.base` for the rule they keep."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+from eagle.trees import hybrid, paths, topk
+from eagle.trees.base import TreeBatch, TreeSettings, root_only
+
+
+class TreeBuilder(NamedTuple):
+    """build(drafter, root, logits, settings, law, draw) -> TreeBatch; slots(settings): nodes given to the drafter."""
+
+    build: Callable[..., TreeBatch]
+    slots: Callable[[TreeSettings], int]
+
+
+TREES: dict[str, TreeBuilder | None] = {
+    "none": None,  # plain decoding: the root alone
+    "topk": TreeBuilder(topk.build, topk.slots),
+    "chain": TreeBuilder(paths.build_chain, paths.chain_slots),
+    "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
+    "hybrid": TreeBuilder(hybrid.build, hybrid.slots),
+}
+
+
+def find_tree(name: str) -> TreeBuilder | None:
+    if name not in TREES:
+        raise ValueError(f"tree {name!r} is not known; known: {', '.join(TREES)}")
+    return TREES[name]
+
+
+__all__ = ["TREES", "TreeBatch", "TreeBuilder", "TreeSettings", "find_tree", "root_only"]

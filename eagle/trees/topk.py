@@ -1,0 +1,74 @@
+"""EAGLE-2/3's dynamic tree: every token chosen, by cumulative draft probability (arXiv 2406.16858, section 4).
+
+Level by level the `width` best nodes are expanded into their `width` best tokens; at the end the `nodes - 1` best of
+all candidates form the tree. A child is never worth more than its parent and ties go to the earlier candidate, so
+the kept candidates are closed under "parent of".
+"""
+import torch
+from torch import Tensor
+
+import hsd
+from eagle.drafters.base import Drafter
+from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, to_target
+
+
+def slots(settings: TreeSettings) -> int:
+    """Nodes given to the drafter while a tree is grown."""
+    return width(settings) * (settings.depth - 1)
+
+
+def width(settings: TreeSettings) -> int:
+    return settings.width or 10
+
+
+def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
+    """root Int64[B], draft logits after it [B, Vd]. Candidates are ranked by q at temperature 1, as published.
+
+    `law` and `draw` are not used: nothing is sampled.
+    """
+    k = min(width(settings), logits.shape[-1])
+    value, columns = logits.float().log_softmax(-1).topk(k)  # [B, k]
+    levels = [_Level(value, to_target(columns, drafter.support), torch.zeros_like(columns))]
+    frontier = torch.arange(k, device=logits.device).expand_as(columns)  # candidates to expand, within their level
+    parent_slots = torch.zeros_like(columns)
+    for depth in range(1, settings.depth):
+        last = levels[-1]
+        reach = last.value.gather(1, frontier)
+        tokens = last.tokens.gather(1, frontier)
+        log_q = drafter.grow(parent_slots, tokens).float().log_softmax(-1)
+        value, columns = log_q.topk(k)  # [B, k, k]
+        offset = 1 + sum(level.value.shape[1] for level in levels[:-1])
+        levels.append(_Level(
+            (reach[:, :, None] + value).flatten(1),
+            to_target(columns, drafter.support).flatten(1),
+            (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
+        ))
+        frontier = levels[-1].value.topk(k).indices
+        parent_slots = frontier // k + 1 + (depth - 1) * k
+    return _select(root, levels, settings)
+
+
+class _Level:
+    """Candidates of one depth: log reach, token and parent (as candidate index, the root being 0), all [B, n]."""
+
+    def __init__(self, value: Tensor, tokens: Tensor, parents: Tensor):
+        self.value, self.tokens, self.parents = value, tokens, parents
+
+
+def _select(root: Tensor, levels: list[_Level], settings: TreeSettings) -> TreeBatch:
+    """Keep the best `nodes - 1` candidates, renumbered in candidate order, which is depth order."""
+    value = torch.cat([level.value for level in levels], 1)
+    keep = min(settings.nodes - 1, value.shape[1])
+    kept = value.sort(dim=1, descending=True, stable=True).indices[:, :keep].sort(dim=1).values + 1
+    zero = torch.zeros_like(root)[:, None]
+    tokens = torch.cat([root[:, None]] + [level.tokens for level in levels], 1)
+    parents = torch.cat([zero - 1] + [level.parents for level in levels], 1)
+    depths = torch.cat([zero] + [torch.full_like(level.tokens, d) for d, level in enumerate(levels, 1)], 1)
+    kept = torch.cat([zero, kept], 1)
+    place = torch.zeros_like(parents).scatter_(1, kept, torch.arange(keep + 1, device=root.device).expand_as(kept))
+    new_parents = place.gather(1, parents.gather(1, kept).clamp(min=0))
+    new_parents[:, 0] = -1
+    rows = torch.full_like(kept, -1)
+    return TreeBatch(
+        tokens.gather(1, kept), new_parents, depths.gather(1, kept), rows, None, None, hsd.Layout.chosen(len(levels))
+    )
