@@ -1,0 +1,221 @@
+"""The training loop: features -> unrolled loss -> step, on whatever `accelerate` provides.
+
+Every process walks the same plan of batches and takes its own rows; the loss is divided by the number of predicted
+positions of the *whole* batch, known from the data alone, so one process, several, and any accumulation give the same
+gradient.
+"""
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from tqdm import tqdm
+
+from eagle.train import checkpoint
+from eagle.train.config import TrainConfig
+from eagle.train.data import Batch, Example, collate, epoch_plan, split_rows
+from eagle.train.evaluate import evaluate
+from eagle.train.features import OnlineFeatures
+from eagle.train.objective import Objective, align
+from eagle.train.optim import build_optimizers, rate, set_rate
+from eagle.train.setup import build_head, load_target, split_examples
+from eagle.weights import save_head
+
+
+class Trainer:
+    """One run. State that a checkpoint must hold is in the head, the optimizers and `progress`; nowhere else."""
+
+    def __init__(self, config: TrainConfig):
+        config.check_runnable()
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=config.precision, step_scheduler_with_optimizer=False)
+        self.device = self.accelerator.device
+        torch.manual_seed(config.seed)
+        self.target, tokenizer = load_target(config, self.device)
+        self.train_set, held_out = split_examples(config, tokenizer)
+        self.head = build_head(config, self.target, self.train_set)
+        self.source = OnlineFeatures(self.target, self.head.config.taps)
+        self.held_out = [collate(held_out[i : i + 16]).to(self.device) for i in range(0, len(held_out), 16)]
+        self.optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
+        self.progress = checkpoint.load_latest(config.output, self.head, self.optimizers, config, self.device)
+        objective = Objective(
+            self.head, config.unroll, config.step_decay, config.acceptance_weight, config.checkpointing
+        ).to(self.device)
+        self.objective = self.accelerator.prepare_model(objective)
+        self.optimizers = [self.accelerator.prepare_optimizer(o) for o in self.optimizers]
+        self.check_batches()
+        self.log_path = Path(config.output, "log.jsonl")
+        self.window = self.restore_window()
+        self.started = time.monotonic() - self.progress.seconds
+
+    def check_batches(self) -> None:
+        parts = self.accelerator.num_processes * self.config.accumulation
+        longest = max(len(example.ids) for example in self.train_set)
+        if self.config.batch_tokens < parts * longest:
+            raise ValueError(
+                f"batch_tokens is {self.config.batch_tokens}; {parts} parts (processes * accumulation) of the longest "
+                f"conversation ({longest} tokens) need at least {parts * longest}: raise it or lower max_length"
+            )
+
+    # --- what to do next -------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[list[int]]:
+        """Batches of example indices from where the run stands, over as many epochs as it takes."""
+        lengths = [len(example.ids) for example in self.train_set]
+        for epoch in itertools.count(self.progress.epoch):
+            plan = epoch_plan(lengths, self.config.batch_tokens, self.config.seed, epoch)
+            self.batches_per_epoch = len(plan)
+            for index in range(self.progress.batch, len(plan)):
+                self.progress.epoch, self.progress.batch = epoch, index + 1
+                yield plan[index]
+            self.progress.batch = 0
+
+    def share_done(self) -> float:
+        """Progress in [0, 1] towards the first limit that ends the run; the same on every process."""
+        config, progress = self.config, self.progress
+        shares = [0.0]
+        if config.steps is not None:
+            shares.append(progress.step / config.steps)
+        if config.epochs is not None:
+            epochs = progress.epoch + (progress.batch - 1) / self.batches_per_epoch
+            shares.append(epochs / config.epochs)
+        if config.minutes is not None:
+            elapsed = torch.tensor([self.elapsed()], device=self.device)
+            shares.append(broadcast(elapsed).item() / (60 * config.minutes))
+        return max(shares)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    def my_parts(self, rows: list[int]) -> list[list[Example]]:
+        """This process's examples of a batch, one list per accumulation round."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = split_rows(rows, world * self.config.accumulation)[rank::world]
+        silent = self.train_set[rows[0]]._replace(answer=[False] * len(self.train_set[rows[0]].ids))
+        return [[self.train_set[i] for i in part] or [silent] for part in parts]
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss summed over this batch's positions, and per-step sums [unroll, 4]."""
+        where = align(batch.answer, self.config.unroll)
+        with self.accelerator.autocast():
+            features = self.source(batch)
+            law = self.source.law(features.last, where.predicted, self.head.support())
+        return self.objective(features.taps, batch, where, law)
+
+    def step(self, rows: list[int], share: float) -> None:
+        config, world = self.config, self.accelerator.num_processes
+        set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
+        positions = sum(sum(self.train_set[i].answer[2:]) for i in rows)
+        parts = self.my_parts(rows)
+        for number, part in enumerate(parts):
+            batch = collate(part).to(self.device)
+            if number + 1 < len(parts):
+                with self.accelerator.no_sync(self.objective):
+                    self.backward(batch, world / positions)
+            else:
+                self.backward(batch, world / positions)
+        self.accelerator.clip_grad_norm_(self.head.parameters(), config.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.window[-1, 0] += positions
+        self.progress.step += 1
+        self.progress.tokens += sum(len(self.train_set[i].ids) for i in rows)
+
+    def backward(self, batch: Batch, scale: float) -> None:
+        """`scale` divides by the whole batch's positions, and undoes the averaging over processes."""
+        loss, sums = self.losses(batch)
+        self.accelerator.backward(loss * scale)
+        self.window[:-1] += sums
+        self.window[-1, 1] += loss.detach()
+
+    # --- records ---------------------------------------------------------------------------------------------------
+
+    def restore_window(self) -> Tensor:
+        """[unroll + 1, 4]: per-step sums since the last log line, then (positions, loss, -, -)."""
+        window = torch.zeros(self.config.unroll + 1, 4, device=self.device)
+        if self.progress.window and self.accelerator.is_main_process:
+            window += torch.tensor(self.progress.window, device=self.device)
+        return window
+
+    def log_step(self, bar: tqdm) -> None:
+        total = self.accelerator.reduce(self.window, "sum").cpu()
+        total[-1, 0] /= self.accelerator.num_processes
+        self.window.zero_()
+        sums, (positions, loss, _, _) = total[:-1], total[-1].tolist()
+        count = sums[:, 0].clamp(min=1)
+        row = {
+            "step": self.progress.step, "epoch": self.progress.epoch, "tokens": self.progress.tokens,
+            "seconds": round(self.elapsed(), 1), "lr": self.optimizers[0].param_groups[0]["lr"],
+            "loss": loss / max(1, positions), "cross_entropy": (sums[:, 1] / count).tolist(),
+            "accepted": (sums[:, 2] / count).tolist(), "agree": (sums[:, 3] / count).tolist(),
+        }
+        self.write_log(row)
+        shown = " ".join(f"{value:.3f}" for value in row["accepted"])
+        bar.set_postfix_str(f"loss {row['loss']:.3f}  1-TV by step {shown}  best E {self.progress.best:.3f}")
+
+    def write_log(self, row: dict) -> None:
+        if self.accelerator.is_main_process:
+            with self.log_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def trim_log(self) -> None:
+        """Drop what was logged after the checkpoint that this run continues from."""
+        if self.accelerator.is_main_process and self.log_path.exists():
+            lines = self.log_path.read_text().splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.progress.step]
+            self.log_path.write_text("".join(kept))
+
+    def evaluate(self) -> None:
+        """Held-out acceptance; the head is exported when it is the best so far."""
+        with self.accelerator.autocast():
+            report = evaluate(self.head, self.source, self.held_out, self.config.unroll)
+        self.write_log({"step": self.progress.step, "held_out": report._asdict()})
+        if report.chain > self.progress.best:
+            self.progress.best = report.chain
+            self.export(Path(self.config.output))
+
+    def export(self, directory: Path) -> None:
+        if self.accelerator.is_main_process:
+            save_head(self.head, directory, self.target.config.num_hidden_layers, torch.bfloat16)
+
+    def save(self) -> None:
+        window = self.accelerator.reduce(self.window, "sum")
+        window[-1, 0] /= self.accelerator.num_processes
+        self.progress.seconds = self.elapsed()
+        self.progress.window = window.tolist()
+        if self.accelerator.is_main_process:
+            bare = [getattr(o, "optimizer", o) for o in self.optimizers]
+            checkpoint.save(self.config.output, self.head, bare, self.progress, self.config)
+
+    # --- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        config = self.config
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        self.trim_log()
+        bar = tqdm(total=config.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process)
+        for rows in self.batches():
+            share = self.share_done()
+            if share >= 1:
+                break
+            self.step(rows, share)
+            bar.update()
+            step = self.progress.step
+            if step % config.log_every == 0:
+                self.log_step(bar)
+            if step % config.eval_every == 0:
+                self.evaluate()
+            if step % config.save_every == 0:
+                self.save()
+        bar.close()
+        if self.progress.step % config.eval_every:
+            self.evaluate()
+        self.export(Path(config.output, "last"))

@@ -1,0 +1,91 @@
+"""Everything a run needs before its first step: target, tokenizer, examples, head."""
+from collections import Counter
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eagle.head import Eagle3Head, HeadConfig, default_taps
+from eagle.train.config import TrainConfig
+from eagle.train.data import Example, load_examples
+from eagle.weights import load_head
+
+
+def load_target(config: TrainConfig, device: torch.device):
+    """The frozen target, in bfloat16 when training is, and its tokenizer."""
+    dtype = torch.bfloat16 if config.precision == "bf16" and device.type != "cpu" else torch.float32
+    target = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(config.target)
+    return target.to(device), tokenizer
+
+
+def split_examples(config: TrainConfig, tokenizer) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples. Without held-out files, every k-th conversation is held out."""
+    train = load_examples(tokenizer, config.data, config.max_length)
+    if config.held_out:
+        return train, load_examples(tokenizer, config.held_out, config.max_length)[: config.eval_examples]
+    every = max(2, round(1 / config.held_out_share))
+    held_out = train[::every]
+    return [example for i, example in enumerate(train) if i % every], held_out[: config.eval_examples]
+
+
+def frequent_tokens(examples: list[Example], size: int, vocab_size: int) -> Tensor:
+    """The `size` most frequent answer tokens, ascending Int64[size]; ties and unseen tokens by id."""
+    counts = Counter(token for e in examples for token, said in zip(e.ids, e.answer, strict=True) if said)
+    ranked = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
+    return torch.tensor(sorted(ranked[:size]))
+
+
+def head_config(config: TrainConfig, target_config) -> HeadConfig:
+    heads = target_config.num_attention_heads
+    draft = config.draft_vocab_size or target_config.vocab_size
+    if not 0 < draft <= target_config.vocab_size:
+        raise ValueError(f"draft_vocab_size is {draft}; expected 1 .. {target_config.vocab_size}, the target's vocabulary")
+    return HeadConfig(
+        hidden_size=target_config.hidden_size,
+        intermediate_size=config.intermediate_size or target_config.intermediate_size,
+        num_attention_heads=heads,
+        num_key_value_heads=target_config.num_key_value_heads,
+        head_dim=getattr(target_config, "head_dim", None) or target_config.hidden_size // heads,
+        vocab_size=target_config.vocab_size,
+        draft_vocab_size=draft,
+        taps=tuple(config.taps or default_taps(target_config.num_hidden_layers)),
+        target_hidden_size=target_config.hidden_size,
+        max_position_embeddings=target_config.max_position_embeddings,
+        rms_norm_eps=target_config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+
+
+@torch.no_grad()
+def fresh_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3Head:
+    """A new head; its norm and lm_head start as the target's, the two residual branches small."""
+    shape = head_config(config, target.config)
+    bad = [tap for tap in shape.taps if not 0 <= tap < target.config.num_hidden_layers]
+    if bad:
+        raise ValueError(f"taps {bad}: outside the target's layers 0 .. {target.config.num_hidden_layers - 1}")
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(config.seed)
+    head = Eagle3Head(shape)
+    torch.set_rng_state(generator_state)
+    rows = target.get_output_embeddings().weight.float().cpu()
+    if shape.has_vocabulary_map:
+        kept = frequent_tokens(examples, shape.draft_vocab_size, shape.vocab_size)
+        head.d2t.copy_(kept - torch.arange(len(kept)))
+        head.t2d[kept] = True
+        rows = rows[kept]
+    head.lm_head.weight.copy_(rows)
+    head.norm.weight.copy_(target.model.norm.weight)
+    head.midlayer.self_attn.o_proj.weight *= 0.5
+    head.midlayer.mlp.down_proj.weight *= 0.5
+    return head
+
+
+def build_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3Head:
+    """The head to train, float32, on the target's device, reading the target's embeddings."""
+    if config.init_from:
+        head = load_head(config.init_from, target.config, dtype=torch.float32)
+    else:
+        head = fresh_head(config, target, examples)
+    head.bind_embeddings(target.get_input_embeddings())
+    return head.to(target.device)
