@@ -118,10 +118,10 @@ METHODS = {
         Method("plain", "none", "token", by_engine),
         Method("transformers", "none", "none", by_transformers),
         Method("transformers-assisted", "draft model", "token", by_transformers),
-        *(engine_method("topk", verifier) for verifier in ("token", "hsd", "published")),
+        *(engine_method("topk", verifier) for verifier in ("token", "hsd")),
         *(engine_method("hybrid", verifier) for verifier in ("token", "hsd")),
         *(engine_method("chain", verifier) for verifier in ("token", "block", "hsd", "published")),
-        *(engine_method("multi", verifier) for verifier in ("token", "hsd", "published")),
+        *(engine_method("multi", verifier) for verifier in ("token", "hsd")),
     )
 }
 PLAIN = "plain"
