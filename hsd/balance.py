@@ -43,9 +43,10 @@ class Problem(NamedTuple):
     topo: Topology
     earlier: Tensor  # Float[N, N]  topo.earlier as numbers
     sampled: Tensor  # Bool[N]
+    rows: Tensor  # Int64[N]        proposal_rows, 0 where the token was chosen
     p_token: Tensor  # Float[N]     p_parent(x_i); 0 where an earlier chosen sibling has the same token
     d_token: Tensor  # Float[N]     d_i(x_i); 1 where the token was chosen
-    d_later: Tensor | None  # Float[N, N]  d_i(x_j) for j a later sibling of the sampled node i, else 0
+    d_later: Tensor  # Float[N, N]  d_i(x_j) for j a later sibling of the sampled node i, else 0
     column: Tensor  # Int64[N]      column of x_i in `proposals`
     inside: Tensor  # Bool[N]       whether it has one
 
@@ -62,25 +63,26 @@ class Balance(NamedTuple):
 def pose(tree: DraftTree, target: Tensor, layout: Layout) -> Problem:
     """Look the scalars up. `target` and `tree.proposals` are in the dtype to compute in."""
     topo = topology(tree.parents, layout.depth)
-    sampled = tree.proposal_rows >= 0
+    sampled, rows = tree.proposal_rows >= 0, tree.proposal_rows.clamp(min=0)
     same = tree.tokens[:, None] == tree.tokens[None, :]
     repeat = (topo.earlier & same & ~sampled).any(1)
     p_token = target[topo.parent, tree.tokens].masked_fill(repeat, 0)
-    column, inside = _columns(tree)
-    d_token, d_later = torch.ones_like(p_token), None
+    earlier = topo.earlier.to(target.dtype)
+    column, inside = _columns(tree, target.shape[1])
+    d_token, d_later = torch.ones_like(p_token), torch.zeros_like(earlier)
     if layout.max_draws:
-        d = tree.proposals[tree.proposal_rows.clamp(min=0)[:, None], column] * inside
+        d = tree.proposals[rows[:, None], column] * inside
         d_token = torch.where(sampled, d.diagonal(), d_token)
         d_later = d * (topo.earlier.T & sampled[:, None])
-    return Problem(tree, target, layout, topo, topo.earlier.to(target.dtype), sampled, p_token, d_token, d_later,
-                   column, inside)
+    return Problem(tree, target, layout, topo, earlier, sampled, rows, p_token, d_token, d_later, column, inside)
 
 
-def _columns(tree: DraftTree) -> tuple[Tensor, Tensor]:
+def _columns(tree: DraftTree, vocabulary: int) -> tuple[Tensor, Tensor]:
     if tree.support is None:
         return tree.tokens, torch.ones_like(tree.tokens, dtype=torch.bool)
-    hit = tree.tokens[:, None] == tree.support[None, :]
-    return hit.to(torch.uint8).argmax(1), hit.any(1)
+    index = torch.arange(len(tree.support), device=tree.tokens.device)
+    column = index.new_full((vocabulary,), -1).scatter_(0, tree.support, index)[tree.tokens]
+    return column.clamp(min=0), column >= 0
 
 
 def balance(problem: Problem, inherit: bool) -> Balance:
@@ -89,97 +91,101 @@ def balance(problem: Problem, inherit: bool) -> Balance:
     inherit=True: a node starts with the weight it was given (branch-wise). False: every node starts with
     w = 1, as if reached for certain (token-wise); `weight` then holds the acceptance ratios a_i.
     """
+    tree, topo = problem.tree, problem.topo
     one = torch.ones_like(problem.p_token)
-    weight, taken = one, torch.zeros_like(one)
+    weight, taken, tiny = one, torch.zeros_like(one), torch.finfo(one.dtype).tiny
     for depth, rounds in enumerate(problem.layout.rounds, 1):
-        start = weight[problem.topo.parent] if inherit else one
-        value, mass = _try_level(problem, start, rounds)
-        level = problem.topo.depth == depth
+        value, mass = _try_level(problem, weight[topo.parent] if inherit else one, rounds)
+        level = topo.depth == depth
         taken = torch.where(level, torch.where(problem.sampled, mass, value), taken)
-        ratio = value / (_left_before(problem, taken) * problem.d_token).clamp(min=torch.finfo(one.dtype).tiny)
+        ratio = value / (_left_before(problem, taken) * problem.d_token).clamp(min=tiny)
         weight = torch.where(level, ratio.clamp(max=1), weight)
-    index = torch.arange(len(one), device=one.device)
-    children = (problem.tree.parents == index[:, None]).to(one.dtype)
-    return Balance(weight, _left_before(problem, taken), (one - children.mv(taken)).clamp(min=0))
+    children = tree.parents == torch.arange(len(tree), device=one.device)[:, None]
+    left = torch.addmv(one, children.to(one.dtype), taken, alpha=-1)
+    return Balance(weight, _left_before(problem, taken), left)
 
 
 def _left_before(problem: Problem, taken: Tensor) -> Tensor:
-    """D when each node is tried: 1 minus what its earlier siblings took. (Below 0 by rounding only.)"""
-    return (1 - problem.earlier.mv(taken)).clamp(min=0)
+    """D when each node is tried: 1 minus what its earlier siblings took. Below 0 by rounding only."""
+    return torch.addmv(torch.ones_like(taken), problem.earlier, taken, alpha=-1)
 
 
 def _try_level(problem: Problem, start: Tensor, rounds: tuple[Slots, ...]) -> tuple[Tensor, Tensor]:
-    """start Float[N], w of each node's parent -> a(x_i) when i is tried, Float[N]; t_i of sampled i, Float[N]."""
-    value = start * problem.p_token
-    mass = torch.zeros_like(value)
+    """start Float[N], w of each node's parent -> a(x_i) when i is tried Float[N], t_i of sampled i Float[N]."""
+    value, mass = start * problem.p_token, torch.zeros_like(start)
     measure = previous = None
     for turn, slots in enumerate(rounds):
-        nodes = _nodes(slots, value.device)
+        nodes = _index(slots, start.device)
+        left = problem.sampled[nodes].to(start.dtype)  # D; 0 makes a chosen node in the range a no-op
+        share = problem.tree.proposals.index_select(0, problem.rows[nodes])
         if turn == 0:
-            measure = _target_rows(problem, nodes) * start[nodes, None]
+            measure = _target_rows(problem, nodes).mul_(start[nodes, None])
         else:
             measure = measure[_position_of_previous(problem, nodes, previous)]
-        left = problem.sampled[nodes].to(value.dtype)
         if turn or not problem.layout.sampled_first:
-            left = left * _left_before(problem, torch.where(problem.sampled, mass, value))[nodes]
+            left = left * _left_before(problem, torch.where(problem.sampled, mass, value))[nodes].clamp(min=0)
             measure = _without_chosen(problem, measure, nodes)
-        share = problem.tree.proposals[problem.tree.proposal_rows[nodes].clamp(min=0)] * left[:, None]
-        mass = mass.index_copy(0, nodes, torch.minimum(measure, share).sum(-1))
-        value = (value - problem.d_later[nodes].T.mv(left)).clamp(min=0)
+            share.mul_(left[:, None])
+        taken = torch.minimum(measure, share)
+        mass[nodes] = taken.sum(-1)
+        value = torch.addmv(value, problem.d_later[nodes].T, left, alpha=-1).clamp(min=0)
         if turn + 1 < len(rounds):
-            measure, previous = (measure - share).clamp(min=0), nodes
+            measure, previous = measure.sub_(taken), nodes
     return value, mass
 
 
-def _nodes(slots: Slots, device: torch.device) -> Tensor:
+def _index(slots: Slots, device: torch.device) -> slice | Tensor:
     if isinstance(slots, range):
-        return torch.arange(slots.start, slots.stop, device=device)
+        return slice(slots.start, slots.stop)
     return torch.tensor(slots, dtype=torch.int64, device=device)
 
 
-def _target_rows(problem: Problem, nodes: Tensor) -> Tensor:
-    """p of the nodes' parents on the columns of `proposals`, Float[n, Vd]: elsewhere nothing is taken."""
-    parent = problem.topo.parent[nodes]
-    if problem.tree.support is None:
-        return problem.target[parent]
-    return problem.target[parent[:, None], problem.tree.support]
+def _target_rows(problem: Problem, nodes: slice | Tensor) -> Tensor:
+    """p of the nodes' parents on the columns of `proposals`, Float[n, Vd]: elsewhere nothing is taken. A copy."""
+    rows = problem.target.index_select(0, problem.topo.parent[nodes])
+    return rows if problem.tree.support is None else rows.index_select(1, problem.tree.support)
 
 
-def _position_of_previous(problem: Problem, nodes: Tensor, previous: Tensor) -> Tensor:
+def _position_of_previous(problem: Problem, nodes: slice | Tensor, previous: slice | Tensor) -> Tensor:
     """Where in `previous`, the nodes of the round before, the nodes' last sampled siblings are."""
-    sibling = problem.topo.earlier[nodes[:, None], previous] & problem.sampled[previous]
+    sibling = problem.topo.earlier[nodes][:, previous] & problem.sampled[previous]
     return sibling.to(torch.uint8).argmax(1)
 
 
-def _without_chosen(problem: Problem, measure: Tensor, nodes: Tensor) -> Tensor:
+def _without_chosen(problem: Problem, measure: Tensor, nodes: slice | Tensor) -> Tensor:
     """a with the tokens of the nodes' earlier chosen siblings removed."""
     gone = problem.topo.earlier[nodes] & ~problem.sampled & problem.inside
     cap = torch.where(gone, 0.0, torch.inf).to(measure.dtype)
-    return measure.scatter_reduce(1, problem.column.expand(len(nodes), -1), cap, "amin")
+    return measure.scatter_reduce(1, problem.column.expand(len(measure), -1), cap, "amin")
 
 
 def residual(problem: Problem, result: Balance, start: Tensor, node: int | Tensor) -> Tensor:
-    """Law of the bonus token when stopping at `node`, Float[V]. start Float[N]: the w each node began with."""
+    """Law of the bonus token when stopping at `node` Float[V]. start Float[N]: the w that each node began with."""
     node = torch.as_tensor(node, device=start.device).reshape(1)
     p = problem.target.index_select(0, node)[0]
     child = problem.tree.parents == node
     measure = start.index_select(0, node) * p
-    rank = problem.earlier.mv(problem.sampled.to(p.dtype))
     for turn in range(problem.layout.max_draws):
+        rank = problem.earlier.mv(problem.sampled.to(p.dtype))
         measure = _subtract(problem, measure, result.before, child & problem.sampled & (rank == turn))
     cap = torch.where(child & ~problem.sampled, 0.0, torch.inf).to(p.dtype)
     measure = measure.scatter_reduce(0, problem.tree.tokens, cap, "amin")
-    total = measure.sum()
-    # Nothing left means that the node is never the stop, up to rounding: its own law is then a safe answer.
-    return torch.where(total > torch.finfo(p.dtype).tiny, measure / total, p / p.sum())
+    return normalised(measure, p)
 
 
 def _subtract(problem: Problem, measure: Tensor, before: Tensor, hit: Tensor) -> Tensor:
     """max(a - D d_i, 0) for the one node i marked in hit Bool[N], or a itself if there is none."""
     index = hit.to(torch.uint8).argmax().reshape(1)
-    row = problem.tree.proposal_rows.index_select(0, index).clamp(min=0)
-    share = problem.tree.proposals.index_select(0, row)[0] * (before.index_select(0, index) * hit.any())
+    share = problem.tree.proposals.index_select(0, problem.rows.index_select(0, index))[0]
+    share = share * (before.index_select(0, index).clamp(min=0) * hit.any())
     if problem.tree.support is None:
         return (measure - share).clamp(min=0)
     kept = (measure.index_select(0, problem.tree.support) - share).clamp(min=0)
     return measure.index_copy(0, problem.tree.support, kept)
+
+
+def normalised(measure: Tensor, fallback: Tensor) -> Tensor:
+    """measure / sum(measure) Float[V]. With nothing left the node is never the stop, up to rounding, and its own
+    target law is a safe answer: it has no token of probability 0."""
+    total = measure.sum()
+    return torch.where(total > torch.finfo(measure.dtype).tiny, measure / total, fallback / fallback.sum())

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hsd.balance import Problem
+from hsd.balance import Problem, normalised
 from hsd.types import Law
 
 
@@ -41,7 +41,8 @@ def capped_products(problem: Problem) -> Tensor:
 
 def token_ratios(problem: Problem) -> Tensor:
     """P_{i-1}(x_i) / Q_{i-1}(x_i) Float[K+1]; 1 at the root."""
-    ratio = problem.p_token / problem.d_token.clamp(min=torch.finfo(problem.d_token.dtype).tiny)
+    limits = torch.finfo(problem.d_token.dtype)
+    ratio = (problem.p_token / problem.d_token.clamp(min=limits.tiny)).clamp(max=limits.max)
     return torch.where(problem.tree.parents < 0, 1, ratio)
 
 
@@ -51,7 +52,7 @@ def path_excess(problem: Problem, products: Tensor) -> Tensor:
     measure = products[:-1, None] * problem.target[:-1]
     drawn = problem.sampled[1:, None].to(measure.dtype)
     if problem.layout.max_draws:
-        share = tree.proposals[tree.proposal_rows[1:].clamp(min=0)] * drawn
+        share = tree.proposals[problem.rows[1:]] * drawn
         columns = slice(None) if tree.support is None else tree.support
         measure[:, columns] = measure[:, columns] - share
     return measure.scatter_add(1, tree.tokens[1:, None], drawn - 1).clamp(min=0)
@@ -72,8 +73,6 @@ def path_law(problem: Problem, heads: Tensor, excess: Tensor) -> Law:
 
     def residual(node: int | Tensor) -> Tensor:
         node = torch.as_tensor(node, device=rows.device).reshape(1)
-        row, p = rows.index_select(0, node)[0], problem.target.index_select(0, node)[0]
-        total = row.sum()
-        return torch.where(total > torch.finfo(row.dtype).tiny, row / total, p / p.sum())
+        return normalised(rows.index_select(0, node)[0], problem.target.index_select(0, node)[0])
 
     return Law(heads * tails, residual)

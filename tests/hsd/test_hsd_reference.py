@@ -1,0 +1,65 @@
+"""The vectorised verifiers equal the scalar ones written from the papers, on arbitrary trees."""
+
+import pytest
+import torch
+
+import hsd
+from tests.hsd.random_trees import random_tree, residuals
+from tests.reference import scalar
+
+SHAPES = {
+    "mixed": {},
+    "all sampled": {"sampled": 1.0},
+    "all chosen": {"sampled": 0.0},
+    "draft vocabulary": {"support": 4, "sampled": 0.7},
+    "zeros": {"keep": 3, "sampled": 0.7},
+    "p close to d": {"like_target": 1.0, "sampled": 0.8},
+    "path": {"chain": True, "sampled": 0.8},
+    "path of a draft vocabulary": {"chain": True, "support": 4},
+    "root only": {"nodes": 1},
+}
+
+
+def assert_same_law(verifier: str, tree: hsd.DraftTree, target: torch.Tensor) -> None:
+    law = hsd.stopping_law(tree, target, verifier)
+    stop, residual = scalar.exact_law(verifier, scalar.from_draft(tree, target))
+    assert torch.allclose(law.stop, torch.tensor(stop, dtype=torch.float64), rtol=0, atol=1e-12)
+    emitted = law.stop[:, None] * residuals(law, len(tree))
+    for node, row in enumerate(residual):
+        if row is not None:
+            wanted = stop[node] * torch.tensor(row, dtype=torch.float64)
+            assert torch.allclose(emitted[node], wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+def test_equals_the_scalar_reference(shape: str, verifier: str) -> None:
+    for seed in range(25):
+        assert_same_law(verifier, *random_tree(seed, **SHAPES[shape]))
+
+
+@pytest.mark.parametrize("shape", ["path", "path of a draft vocabulary"])
+def test_block_equals_the_scalar_reference(shape: str) -> None:
+    for seed in range(25):
+        assert_same_law("block", *random_tree(seed, **SHAPES[shape]))
+
+
+def test_many_sampled_siblings_in_rounds() -> None:
+    """Seven draws at one node among chosen ones, repeats included."""
+    for seed in range(10):
+        tree, target = random_tree(seed, nodes=12, vocabulary=4, sampled=0.6)
+        flat = torch.where(torch.arange(12) > 0, 0, -1)
+        # A common parent: every node becomes a child of the root.
+        assert_same_law("hsd", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
+        assert_same_law("token", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
+
+
+def test_greedy_is_hsd_and_token_on_one_hot_targets() -> None:
+    for seed in range(40):
+        tree, target = random_tree(seed, vocabulary=3, nodes=12)
+        one_hot = torch.nn.functional.one_hot(target.argmax(-1), 3).double()
+        laws = {name: hsd.stopping_law(tree, one_hot, name) for name in ("greedy", "hsd", "token")}
+        node = laws["greedy"].stop.argmax()
+        for law in laws.values():
+            assert law.stop[node] == 1
+            assert torch.equal(law.residual(node), one_hot[node])

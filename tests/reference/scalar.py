@@ -1,0 +1,164 @@
+"""The verifiers as the papers state them: Python floats, one accept/reject decision at a time, nothing vectorised.
+
+Slow on purpose, and independent of hsd/: residuals are normalised at every step, coins are tossed one by one.
+A verifier takes `flip(probability) -> bool`, so that one and the same code samples (with a random flip) and gives
+its exact law (`exact_law` plays every sequence of coin outcomes and multiplies their probabilities).
+
+    hsd    branch-wise, arXiv 2601.05724 on a tree: from the leaves to the root, excess against deficiency
+    token  recursive rejection sampling, arXiv 2305.09781: from the root to a leaf
+    block  block verification, arXiv 2403.10444, algorithm 2: one path, forward scan, last head wins
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Flip = Callable[[float], bool]
+
+
+@dataclass
+class Tree:
+    """Plain lists. laws[i] is the law that token i was drawn from, or None if it was chosen."""
+
+    tokens: list[int]
+    parents: list[int]
+    laws: list[list[float] | None]
+    target: list[list[float]]
+
+    def children(self, node: int) -> list[int]:
+        return [i for i, parent in enumerate(self.parents) if parent == node]
+
+    def law(self, node: int) -> list[float]:
+        if self.laws[node] is not None:
+            return self.laws[node]
+        return [float(x == self.tokens[node]) for x in range(len(self.target[0]))]
+
+
+def from_draft(tree, target) -> Tree:
+    """From an hsd.DraftTree and target laws Float[N, V]."""
+    vocabulary = target.shape[1]
+    laws: list[list[float] | None] = []
+    for row in tree.proposal_rows.tolist():
+        if row < 0:
+            laws.append(None)
+            continue
+        law = [0.0] * vocabulary
+        columns = range(vocabulary) if tree.support is None else tree.support.tolist()
+        for token, q in zip(columns, tree.proposals[row].tolist()):
+            law[token] = q
+        laws.append(law)
+    return Tree(tree.tokens.tolist(), tree.parents.tolist(), laws, target.tolist())
+
+
+def hsd(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """The stopping node and the law of the bonus token."""
+    return _branch(tree, flip, 0, 1.0)
+
+
+def _branch(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[float]] | None:
+    r = tree.target[node]
+    for child in tree.children(node):
+        d, x = tree.law(child), tree.tokens[child]
+        kept = _branch(tree, flip, child, min(1.0, w * r[x] / d[x]))
+        if kept is not None:
+            return kept
+        excess = [max(w * a - b, 0.0) for a, b in zip(r, d)]
+        deficiency = sum(max(b - w * a, 0.0) for a, b in zip(r, d))
+        total = sum(excess)
+        w = total / deficiency if total > 0 else 0.0
+        r = [e / total for e in excess] if total > 0 else r
+    return (node, r) if node == 0 or flip(min(w, 1.0)) else None
+
+
+def token(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """The stopping node and the law of the bonus token."""
+    node = 0
+    while True:
+        r = tree.target[node]
+        for child in tree.children(node):
+            d, x = tree.law(child), tree.tokens[child]
+            if flip(min(1.0, r[x] / d[x])):
+                node = child
+                break
+            excess = [max(a - b, 0.0) for a, b in zip(r, d)]
+            r = [e / sum(excess) for e in excess]
+        else:
+            return node, r
+
+
+def block(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """One path: node i is the draft's i-th token."""
+    last = len(tree.tokens) - 1
+    capped, best, law = 1.0, 0, None
+    for i in range(last + 1):
+        if i:
+            x = tree.tokens[i]
+            capped = min(1.0, capped * tree.target[i - 1][x] / tree.law(i)[x])
+        if i == last:
+            heads, residual = capped, tree.target[last]
+        else:
+            residual = [max(capped * a - b, 0.0) for a, b in zip(tree.target[i], tree.law(i + 1))]
+            surplus = sum(residual)
+            heads = surplus / (surplus + 1 - capped) if surplus > 0 else 0.0
+        if i == 0 or flip(heads):
+            best, law = i, residual
+    total = sum(law)
+    return best, [a / total for a in law] if total > 0 else tree.target[best]
+
+
+VERIFIERS = {"hsd": hsd, "token": token, "block": block}
+
+
+class _Script:
+    """A flip that follows a script of outcomes, then says heads, and multiplies their probabilities."""
+
+    def __init__(self, script: list[bool]) -> None:
+        self.script, self.position, self.probability = script, 0, 1.0
+
+    def __call__(self, probability: float) -> bool:
+        if self.position == len(self.script):
+            self.script.append(probability > 0)
+        outcome = self.script[self.position]
+        self.position += 1
+        self.probability *= probability if outcome else 1 - probability
+        return outcome
+
+
+def exact_law(name: str, tree: Tree) -> tuple[list[float], list[list[float] | None]]:
+    """stop[v], and the law of the bonus token at every v that can be the stop (None elsewhere)."""
+    stop: list[float] = [0.0] * len(tree.tokens)
+    residuals: list[list[float] | None] = [None] * len(tree.tokens)
+    script: list[bool] | None = []
+    while script is not None:
+        flip = _Script(script)
+        node, law = _play(name, tree, flip)
+        if flip.probability > 0:
+            stop[node] += flip.probability
+            residuals[node] = law
+        script = _next(flip.script)
+    return stop, residuals
+
+
+def _play(name: str, tree: Tree, flip: _Script) -> tuple[int, list[float]]:
+    try:
+        return VERIFIERS[name](tree, flip)
+    except ZeroDivisionError:  # a residual with nothing left: only after a rejection of probability 0
+        if flip.probability > 1e-12:
+            raise
+        flip.probability = 0.0
+        return 0, tree.target[0]
+
+
+def _next(script: list[bool]) -> list[bool] | None:
+    """Turn the last heads into tails."""
+    while script and not script[-1]:
+        script = script[:-1]
+    return script[:-1] + [False] if script else None
+
+
+def sample(name: str, tree: Tree, rng: random.Random) -> tuple[int, int]:
+    """One verification as a straightforward implementation does it: the stopping node and the bonus token."""
+    node, law = VERIFIERS[name](tree, lambda probability: rng.random() < probability)
+    return node, rng.choices(range(len(law)), weights=law)[0]
