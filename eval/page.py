@@ -1,5 +1,6 @@
 """A report as one HTML page that needs nothing else: styles and pictures are inside."""
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -11,7 +12,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #f6f7f9; color: var(--ink);
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1180px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 20px; margin: 40px 0 4px; }
 h3 { font-size: 15px; margin: 0 0 4px; }
 p { margin: 0 0 10px; color: var(--soft); }
@@ -19,8 +20,8 @@ section.card { background: #fff; border: 1px solid var(--line); border-radius: 1
                margin: 14px 0; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th { text-align: right; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line);
-     padding: 6px 10px; white-space: nowrap; }
-td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+     padding: 6px 8px; white-space: nowrap; }
+td { text-align: right; padding: 6px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:last-child td { border-bottom: 0; }
 td .interval { color: var(--soft); font-size: 12px; margin-left: 4px; }
@@ -60,7 +61,7 @@ def html_table(table: Table) -> str:
 
 
 def card(table: Table) -> str:
-    note = f"<p>{escape(table.note)}</p>" if table.note else ""
+    note = re.sub(r"`([^`]+)`", r"<code>\1</code>", f"<p>{escape(table.note)}</p>") if table.note else ""
     return f'<section class="card"><h3>{escape(table.title)}</h3>{note}{html_table(table)}</section>'
 
 

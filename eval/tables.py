@@ -46,7 +46,9 @@ def headline(section: Section) -> Table:
     greedy = section["settings"]["temperature"] == 0
     rows = []
     for row in section["rows"]:
-        cells = [name(row), number(row["tau"]), number(row["accepted"]), number(row["expected"]),
+        drafts = row["tree"] != "none"
+        cells = [name(row), number(row["tau"]), number(row["accepted"] if drafts else None),
+                 number(row["expected"] if drafts else None),
                  number(row["tok_s"], 1), times(row["speedup"]), str(row["n"])]
         cells += [percent(row["accuracy"])] if judged else []
         if greedy:
@@ -64,8 +66,7 @@ def headline(section: Section) -> Table:
 def differences(section: Section) -> Table:
     rows = [[f"{pair['first']} - {pair['second']}", number(pair["tau"], sign="+"), number(pair["expected"], sign="+"),
              number(pair["tok_s"], 1, "+"), str(pair["n"])] for pair in section["pairs"]]
-    return Table("Paired differences", "The same questions under both methods, resampled together. An interval that "
-                 "contains 0 shows no difference.", ["methods", "tau", "E[accepted]", "tok/s", "n"], rows)
+    return Table("Paired differences", "The same questions under both methods, resampled together. X, ["methods", "tau", "E[accepted]", "tok/s", "n"], rows)
 
 
 def step_times(section: Section) -> Table:

@@ -1,0 +1,27 @@
+# Sourced by the other scripts: one virtual environment, installed once and again only when the lists change.
+#
+#   source scripts/setup.sh [requirements file ...]      afterwards $PYTHON_VENV is the environment's interpreter
+#
+# HSD_VENV names the environment (default .venv); PYTHON the interpreter that creates it (default python3). Where that
+# interpreter already has a torch that sees a GPU, the environment uses it instead of the pinned CPU build.
+# A stamp in the environment holds the checksum of the lists: with an unchanged stamp nothing is installed and the
+# network is not touched.
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python3}
+HSD_VENV=${HSD_VENV:-.venv}
+PYTHON_VENV=$HSD_VENV/bin/python
+LISTS=("${@:-requirements.txt}")
+STAMP=$HSD_VENV/installed-$(cat "${LISTS[@]}" | sha256sum | cut -d' ' -f1)
+
+if [ ! -f "$STAMP" ]; then
+    SKIP='^#' SHARE=()
+    if "$PYTHON" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+        SKIP='^#|^torch==' SHARE=(--system-site-packages)
+    fi
+    [ -x "$PYTHON_VENV" ] || "$PYTHON" -m venv ${SHARE[@]+"${SHARE[@]}"} "$HSD_VENV"
+    echo "installing ${LISTS[*]} into $HSD_VENV (once, a few minutes) ..."
+    grep -hEv "$SKIP" "${LISTS[@]}" > "$HSD_VENV/requirements.txt"
+    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check -r "$HSD_VENV/requirements.txt"
+    touch "$STAMP"
+fi

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Run every test.
+#
+#   bash scripts/test.sh [pytest arguments, e.g. tests/eval -k resume]
+#
+# hardware   any CPU; made for 2 cores. One thread per process: two processes with two threads each on two cores slow
+#            each other down many times over.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh" requirements.txt requirements-dev.txt
+
+OMP_NUM_THREADS=1 "$PYTHON_VENV" -m pytest -q "$@"
