@@ -41,7 +41,7 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
     batch, w, k = len(root), width(settings), depth(settings)
     grown = _Grown(root, drafter.support)
     q = law(logits)[:, None]  # [B, 1, Vd]
-    reach = torch.ones(batch, 1, device=root.device)
+    reach = torch.ones(batch, 1, dtype=q.dtype, device=root.device)
     for level in range(k):
         picked = _allot(q, reach, w, settings.beta)
         outside = _outside(q, picked)
@@ -92,7 +92,7 @@ def _outside(q: Tensor, picked: _Slots) -> Tensor:
     n, columns = q.shape[1:]
     spare = columns  # one column more, for the slots that hold no chosen token
     flat = picked.parent * (columns + 1) + torch.where(picked.sampled, spare, picked.column)
-    keep = torch.ones(len(q), n * (columns + 1), device=q.device).scatter_(1, flat, 0.0)
+    keep = torch.ones(len(q), n * (columns + 1), dtype=q.dtype, device=q.device).scatter_(1, flat, 0.0)
     outside = q * keep.view(len(q), n, columns + 1)[:, :, :columns] + TINY
     return outside / outside.sum(-1, keepdim=True)
 

@@ -1,0 +1,83 @@
+"""Every outcome of the *real* tree builders, weighed and verified: the emitted joint law is the target's."""
+import dataclasses
+
+import pytest
+import torch
+
+import hsd
+from eagle.trees import TreeSettings, find_tree
+from tests.eagle.toy import Table, TableDrafter, emitted_law, every_outcome, joint_law
+
+SOFTMAX = lambda logits: logits.softmax(-1)
+CASES = [  # tree, vocabulary, nodes, depth, width, beta
+    ("topk", 4, 8, 3, 3, 0.85),
+    ("chain", 3, 4, 3, None, 0.85),
+    ("multi", 3, 5, 2, 2, 0.85),
+    ("multi", 2, 7, 2, 3, 0.85),
+    ("hybrid", 3, 3, 2, 1, 0.85),
+    ("hybrid", 3, 5, 2, 2, 0.85),
+    ("hybrid", 3, 7, 3, 2, 0.6),
+    ("hybrid", 4, 7, 2, 3, 0.3),
+    ("hybrid", 3, 9, 2, 4, 0.85),
+]
+
+
+def trees_of(name, settings, draft):
+    builder, drafter, root = find_tree(name), TableDrafter(draft), torch.zeros(1, dtype=torch.int64)
+    build = lambda draw: builder.build(drafter, root, drafter.root_logits(), settings, SOFTMAX, draw).row(0)
+    return list(every_outcome(build))
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+@pytest.mark.parametrize("name, vocab, nodes, depth, width, beta", CASES)
+@pytest.mark.parametrize("zeros", [0.0, 0.3])
+def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zeros, verifier):
+    target, draft = Table(vocab, seed=1, zeros=zeros), Table(vocab, seed=2, zeros=zeros)
+    outcomes = trees_of(name, TreeSettings(nodes, depth, width, beta), draft)
+    assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)
+    horizon = depth + 1
+    law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), horizon)
+    assert (law - joint_law(target, horizon)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.85])
+def test_hsd_accepts_at_least_as_much_as_token_wise_on_hybrid_trees(beta):
+    target, draft = Table(4, seed=5), Table(4, seed=6)
+    outcomes = trees_of("hybrid", TreeSettings(5, 2, 2, beta), draft)
+    expected = {
+        name: emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, name), 3)[1]  # noqa: B023
+        for name in ("hsd", "token")
+    }
+    assert expected["hsd"] >= expected["token"] - 1e-12
+
+
+def test_hybrid_has_both_kinds_of_children():
+    """Otherwise the test above would prove nothing about the hybrid tree."""
+    outcomes = trees_of("hybrid", TreeSettings(7, 2, 3, 0.5), Table(4, seed=2))
+    kinds = {(row >= 0) for _, tree in outcomes for row in tree.proposal_rows.tolist()[1:]}
+    assert kinds == {True, False}
+
+
+def drop_unlikely_draws(tree: hsd.DraftTree, draft: Table) -> hsd.DraftTree:
+    """The mistake the rule forbids: prune a sampled leaf because the token that was drawn has a small q."""
+    parents = tree.parents.tolist()
+    keep = [
+        node in parents or row < 0 or tree.proposals[row, token] >= 0.4
+        for node, (row, token) in enumerate(zip(tree.proposal_rows.tolist(), tree.tokens.tolist()))
+    ]
+    kept = torch.tensor([node for node, wanted in enumerate(keep) if wanted])
+    place = {node: index for index, node in enumerate(kept.tolist())}
+    parents = torch.tensor([-1 if parents[node] < 0 else place[parents[node]] for node in kept.tolist()])
+    return dataclasses.replace(
+        tree, tokens=tree.tokens[kept], parents=parents, proposal_rows=tree.proposal_rows[kept], layout=None
+    )
+
+
+def test_a_builder_that_looks_at_the_drawn_token_is_caught():
+    target, draft = Table(3, seed=1), Table(3, seed=2)
+    outcomes = [
+        (weight, drop_unlikely_draws(tree, draft))
+        for weight, tree in trees_of("hybrid", TreeSettings(5, 2, 2, 0.85), draft)
+    ]
+    law, _ = emitted_law(target, outcomes, hsd.stopping_law, 3)
+    assert (law - joint_law(target, 3)).abs().max() > 1e-3

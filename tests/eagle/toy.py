@@ -1,0 +1,118 @@
+"""A tabular world behind the real interfaces: target and draft laws by prefix, a drafter, replayable draws."""
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class Table:
+    """A random law for every prefix, in float64. `sharpness` 0 is uniform; `zeros` is the share of exact zeros."""
+
+    def __init__(self, vocab: int, seed: int, sharpness: float = 1.5, zeros: float = 0.0):
+        self.vocab, self.seed, self.sharpness, self.zeros = vocab, seed, sharpness, zeros
+        self._laws: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, prefix: tuple[int, ...]) -> Tensor:
+        if prefix not in self._laws:
+            generator = torch.Generator().manual_seed(hash((self.seed, prefix)) % 2**31)
+            law = (self.sharpness * torch.randn(self.vocab, generator=generator, dtype=torch.float64)).softmax(-1)
+            keep = torch.rand(self.vocab, generator=generator) >= self.zeros
+            keep[law.argmax()] = True
+            self._laws[prefix] = law * keep / (law * keep).sum()
+        return self._laws[prefix]
+
+
+class TableDrafter:
+    """`Drafter` over a `Table`; one row. Logits are log-probabilities, so `law = softmax` gives the table back."""
+
+    support = None
+
+    def __init__(self, table: Table):
+        self.table, self.prefixes = table, [()]
+
+    def root_logits(self) -> Tensor:
+        self.prefixes = [()]
+        return self.table(()).log()[None]
+
+    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        new = [(*self.prefixes[p], t) for p, t in zip(parents[0].tolist(), tokens[0].tolist())]
+        self.prefixes += new
+        return torch.stack([self.table(prefix).log() for prefix in new])[None]
+
+
+class ReplayedDraws:
+    """Draws that follow a script; beyond it, the first possible token, noting what else could have come."""
+
+    def __init__(self, script: tuple[int, ...]):
+        self.script, self.taken, self.options, self.weight = script, [], [], 1.0
+
+    def __call__(self, probs: Tensor) -> Tensor:
+        rows = probs.reshape(-1, probs.shape[-1])
+        return torch.tensor([self._one(row) for row in rows]).view(probs.shape[:-1])
+
+    def _one(self, row: Tensor) -> int:
+        possible = [token for token, p in enumerate(row.tolist()) if p > 1e-15]
+        place = len(self.taken)
+        token = self.script[place] if place < len(self.script) else possible[0]
+        self.taken.append(token)
+        self.options.append(possible)
+        self.weight *= row[token].item()
+        return token
+
+
+def every_outcome(build: Callable[[ReplayedDraws], object]) -> Iterator[tuple[float, object]]:
+    """(probability, result) for every sequence of draws that `build` can see: a depth-first replay."""
+    stack = [()]
+    while stack:
+        draws = ReplayedDraws(stack.pop())
+        result = build(draws)
+        yield draws.weight, result
+        for place in range(len(draws.script), len(draws.taken)):
+            for other in draws.options[place][1:]:
+                stack.append((*draws.taken[:place], other))
+
+
+def joint_law(table: Table, horizon: int) -> Tensor:
+    """Law of the next `horizon` tokens: Float64[V, ..., V]."""
+    law = torch.zeros((table.vocab,) * horizon, dtype=torch.float64)
+    for word in itertools.product(range(table.vocab), repeat=horizon):
+        law[word] = path_probability(table, (), word)
+    return law
+
+
+def path_probability(table: Table, prefix: tuple[int, ...], word: tuple[int, ...]) -> float:
+    probability = 1.0
+    for token in word:
+        probability *= table(prefix)[token].item()
+        prefix = (*prefix, token)
+    return probability
+
+
+def emitted_law(target: Table, outcomes, stopping_law, horizon: int) -> tuple[Tensor, float]:
+    """Joint law of the first `horizon` emitted tokens over all trees and stops, and E[accepted].
+
+    After the bonus token the target itself continues.
+    """
+    law = torch.zeros((target.vocab,) * horizon, dtype=torch.float64)
+    expected = 0.0
+    for weight, tree in outcomes:
+        prefixes = node_prefixes(tree)
+        result = stopping_law(tree, torch.stack([target(prefix) for prefix in prefixes]))
+        expected += weight * result.expected_accepted.item()
+        for node, prefix in enumerate(prefixes):
+            stop = result.stop[node].item()
+            if stop == 0:
+                continue
+            residual = result.residual(node)
+            for tail in itertools.product(range(target.vocab), repeat=horizon - len(prefix)):
+                rest = path_probability(target, (*prefix, tail[0]), tail[1:])
+                law[(*prefix, *tail)] += weight * stop * residual[tail[0]].item() * rest
+    return law, expected
+
+
+def node_prefixes(tree) -> list[tuple[int, ...]]:
+    prefixes: list[tuple[int, ...]] = []
+    for token, parent in zip(tree.tokens.tolist(), tree.parents.tolist()):
+        prefixes.append(() if parent < 0 else (*prefixes[parent], token))
+    return prefixes
