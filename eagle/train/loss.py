@@ -57,8 +57,8 @@ class _DraftLoss(torch.autograd.Function):
     def forward(ctx, logits, law, mass, weight, acceptance_weight):
         gradient = torch.empty_like(logits)
         entropy, accepted, agree = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(3))
-        for rows in torch.arange(len(logits), device=logits.device).split(ROWS):
-            block = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(logits), ROWS):
+            block = slice(start, start + ROWS)
             z, p, w = logits[block].float(), law[block], weight[block, None]
             log_q = z.log_softmax(-1)
             q, full = log_q.exp(), p * mass[block, None]

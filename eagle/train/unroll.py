@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from eagle.head import Eagle3Head
+from eagle.head import Attend, Eagle3Head
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -55,19 +55,23 @@ def attend_from_origins(q: Tensor, keys: list[Tensor], values: list[Tensor], ori
 
 
 class UnrolledAttention:
-    """The `attend` of one unrolled pass; remembers every step's keys and values."""
+    """The keys and values of one unrolled pass, and the `attend` of each of its steps."""
 
     def __init__(self, origins: Tensor):
         self.origins = origins
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not self.keys:
-            self.keys, self.values = [k], [v]
-            return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        self.keys, self.values = [*self.keys, k], [*self.values, v]
-        return attend_from_origins(q, self.keys, self.values, self.origins)
+    def at(self, step: int) -> Attend:
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if step == len(self.keys):  # not when gradient checkpointing replays the step
+                self.keys.append(k)
+                self.values.append(v)
+            if step == 0:
+                return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            return attend_from_origins(q, [*self.keys[:step], k], [*self.values[:step], v], self.origins)
+
+        return attend
 
 
 def unroll(
@@ -80,17 +84,11 @@ def unroll(
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     padded = pad(tokens, (0, steps + 1))
-    attend = UnrolledAttention(origins)
-    hidden = gather_rows(head(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attend), origins)
+    attention = UnrolledAttention(origins)
+    hidden = head(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
+    hidden = gather_rows(hidden, origins)
     yield hidden
     for step in range(1, steps):
-        following = padded.gather(1, origins + step + 1)
-        if checkpointing:
-            hidden = checkpoint(checkpointed_step, head, hidden, following, origins + step, attend, use_reentrant=False)
-        else:
-            hidden = head(hidden, following, origins + step, attend)
+        inputs = hidden, padded.gather(1, origins + step + 1), origins + step, attention.at(step)
+        hidden = checkpoint(head, *inputs, use_reentrant=False) if checkpointing else head(*inputs)
         yield hidden
-
-
-def checkpointed_step(head: Eagle3Head, hidden: Tensor, tokens: Tensor, positions: Tensor, attend: UnrolledAttention):
-    return head(hidden, tokens, positions, attend)
