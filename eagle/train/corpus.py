@@ -1,11 +1,14 @@
 """The demo pair's training text: where it comes from, what is set aside, how it becomes token ids.
 
+    python -m eagle.train.corpus DATA_DIR OUT_DIR        gsm8k.jsonl, flan_cot.jsonl and held_out.jsonl, for eagle.train
+
 Sources (a data directory with the layout below; licences lie beside the files):
     gsm8k/train.jsonl      question, answer        calculator marks `<<48/2=24>>` removed
     flan_cot/*_train.tsv   prompt, answer, rationale   (tab-separated, `\\n` escaped)
 Nothing marked "evaluation only" is ever opened here. Every 20th GSM8K training question (5 %) is held out: it is
 never trained on and is what settings are tuned on.
 """
+import argparse
 import json
 import re
 from collections.abc import Iterator
@@ -14,6 +17,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from eagle.files import write_text
 
 HOLD_OUT_EVERY = 20
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
@@ -51,8 +56,8 @@ def read_flan(path: Path) -> Iterator[Conversation]:
             yield conversation(prompt, f"{rationale}\n#### {answer}")
 
 
-def demo_conversations(data_dir: str | Path) -> tuple[list[Conversation], list[Conversation]]:
-    """Training and held-out conversations of the demo pair.
+def demo_sources(data_dir: str | Path) -> dict[str, list[Conversation]]:
+    """Conversations of the demo pair: "gsm8k" and "flan_cot" to train on, "held_out" to tune on.
 
     Raises ValueError when `data_dir` has no gsm8k/train.jsonl or no flan_cot/*_train.tsv.
     """
@@ -64,11 +69,17 @@ def demo_conversations(data_dir: str | Path) -> tuple[list[Conversation], list[C
             "pass the directory that holds both"
         )
     questions = list(read_gsm8k(gsm8k))
-    held_out = questions[::HOLD_OUT_EVERY]
-    train = [item for i, item in enumerate(questions) if i % HOLD_OUT_EVERY]
-    for path in flan:
-        train += read_flan(path)
-    return train, held_out
+    return {
+        "gsm8k": [item for i, item in enumerate(questions) if i % HOLD_OUT_EVERY],
+        "flan_cot": [item for path in flan for item in read_flan(path)],
+        "held_out": questions[::HOLD_OUT_EVERY],
+    }
+
+
+def demo_conversations(data_dir: str | Path) -> tuple[list[Conversation], list[Conversation]]:
+    """Training and held-out conversations of the demo pair."""
+    sources = demo_sources(data_dir)
+    return sources["gsm8k"] + sources["flan_cot"], sources["held_out"]
 
 
 def train_tokenizer(conversations: list[Conversation], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -105,3 +116,18 @@ def pack(documents: list[list[int]], length: int, generator: torch.Generator) ->
     stream = torch.tensor([token for i in order for token in documents[i]], dtype=torch.int64)
     rows = len(stream) // length
     return stream[: rows * length].view(rows, length)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data_dir")
+    parser.add_argument("out_dir")
+    args = parser.parse_args()
+    for name, conversations in demo_sources(args.data_dir).items():
+        lines = [json.dumps({"messages": item}, ensure_ascii=False) + "\n" for item in conversations]
+        write_text(Path(args.out_dir, f"{name}.jsonl"), "".join(lines))
+        print(f"{name}.jsonl: {len(lines)} conversations")
+
+
+if __name__ == "__main__":
+    main()

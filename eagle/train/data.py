@@ -1,8 +1,10 @@
 """Conversations on disk -> token ids with a mask of what the assistant said -> batches.
 
-A file is JSONL in one of two forms (one conversation per line, other keys are ignored):
+A file is JSONL in one of three forms (one conversation per line, other keys are ignored):
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}           ShareGPT
+    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.regenerate: the
+                                                                      assistant's tokens are those at a <= i < b
 
 The target's own chat template renders them. Where it marks the assistant's text with {% generation %}, that mask is
 used; otherwise each assistant turn is what its rendering adds to the prompt before it.
@@ -39,33 +41,48 @@ class Batch(NamedTuple):
         return Batch(*(field.to(device) for field in self))
 
 
-def read_conversations(path: str | Path) -> Iterator[list[dict[str, str]]]:
-    """Messages of every line; ValueError names the file, the line and what is wrong with it."""
+def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """(where it stands, record) of every line; ValueError where a line is not a JSON object."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"training data {str(path)!r}: no such file")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
             if line.strip():
                 try:
-                    yield to_messages(json.loads(line))
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise ValueError(f"{path}, line {number}: {error}") from error
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{place}: not JSON ({error})") from error
+                if not isinstance(record, dict):
+                    raise ValueError(f"{place}: expected a JSON object, found {type(record).__name__}")
+                yield place, record
 
 
 def to_messages(record: dict) -> list[dict[str, str]]:
+    """Messages with the roles system, user, assistant, tool, from either form of text."""
     if "messages" in record:
-        turns = [(turn["role"], turn["content"]) for turn in record["messages"]]
+        turns = [(turn.get("role"), turn.get("content")) for turn in record["messages"]]
     elif "conversations" in record:
-        turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+        turns = [(turn.get("from"), turn.get("value")) for turn in record["conversations"]]
     else:
-        raise ValueError(f"expected the key 'messages' or 'conversations', found {sorted(record)}")
-    unknown = [role for role, _ in turns if role not in ROLES]
-    if unknown:
-        raise ValueError(f"unknown role {unknown[0]!r}; known: {sorted(ROLES)}")
+        raise ValueError(f"expected the key 'messages', 'conversations' or 'ids', found {sorted(record)}")
+    for role, text in turns:
+        if role not in ROLES or not isinstance(text, str):
+            raise ValueError(f"a turn has role {role!r} and content {text!r}; expected one of {sorted(ROLES)} and a text")
     if not any(ROLES[role] == "assistant" for role, _ in turns):
         raise ValueError("no assistant turn to learn from")
     return [{"role": ROLES[role], "content": text} for role, text in turns]
+
+
+def from_ids(record: dict, vocab_size: int) -> Example:
+    if record.get("vocab_size") != vocab_size:
+        raise ValueError(
+            f"ids are of a vocabulary of {record.get('vocab_size')} tokens, the target's tokenizer has {vocab_size}; "
+            "regenerate the answers with this target"
+        )
+    answer = [any(a <= i < b for a, b in record["spans"]) for i in range(len(record["ids"]))]
+    return Example(record["ids"], answer)
 
 
 def encode_messages(tokenizer, messages: list[dict[str, str]]) -> Example:
@@ -103,8 +120,14 @@ def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]
     """Every conversation of the files, cut at `max_length` tokens; those without an answer token left are dropped."""
     examples = []
     for path in paths:
-        for messages in read_conversations(path):
-            ids, answer = encode_messages(tokenizer, messages)
+        for place, record in read_records(path):
+            try:
+                if "ids" in record:
+                    ids, answer = from_ids(record, len(tokenizer))
+                else:
+                    ids, answer = encode_messages(tokenizer, to_messages(record))
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
             example = Example(ids[:max_length], answer[:max_length])
             if any(example.answer[2:]):
                 examples.append(example)
