@@ -107,7 +107,11 @@ def chosen_methods(options: argparse.Namespace) -> list[tuple[Method, Path]]:
 
 
 def check_drafter(options: argparse.Namespace, methods: list[Method]) -> None:
+    """ValueError when a method's drafter was not given."""
     drafting = [method.name for method in methods if method.tree != "none"]
+    if "transformers-assisted" in drafting and not options.draft_model_path:
+        raise ValueError("method 'transformers-assisted' needs an ordinary draft model with the target's vocabulary; "
+                         "pass --draft-model-path")
     if drafting and not (options.ea_model_path or options.draft_model_path):
         raise ValueError(f"method {drafting[0]!r} drafts and no drafter was given; pass --ea-model-path or "
                          "--draft-model-path")

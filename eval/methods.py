@@ -86,7 +86,7 @@ def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decodi
                     generator: torch.Generator) -> Turn:
     options, input_ids = library_options(engine, decoding), input_ids.to(engine.device)
     if method.name == "transformers-assisted":
-        options["assistant_model"] = assistant(engine)
+        options["assistant_model"] = engine.assistant
     cuda = [engine.device] if torch.device(engine.device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # the library draws from the global generator
         torch.manual_seed(generator.initial_seed())
@@ -98,14 +98,6 @@ def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decodi
     tokens = sequences[0, input_ids.shape[1]:].tolist()
     reason = "eos" if tokens and tokens[-1] in stop_tokens(engine) else "length"
     return Turn(tokens, [], reason, input_ids.shape[1], seconds, None)
-
-
-def assistant(engine: Any) -> Any:
-    found = getattr(engine, "assistant", None)
-    if found is None:
-        raise ValueError("method 'transformers-assisted' needs an ordinary draft model with the target's vocabulary; "
-                         "pass --draft-model-path")
-    return found
 
 
 def engine_method(tree: str, verifier: str) -> Method:

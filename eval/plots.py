@@ -9,7 +9,7 @@ from eval.answers import PHASES, Record
 from eval.summary import Section
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend must be chosen first)
+from matplotlib import pyplot
 
 TREE_COLOURS = {"none": "#8a8f98", "draft model": "#8a8f98", "topk": "#2f6fb7", "hybrid": "#d9622b", "chain": "#3a9a5b",
                 "multi": "#8458b3"}

@@ -66,7 +66,8 @@ def headline(section: Section) -> Table:
 def differences(section: Section) -> Table:
     rows = [[f"{pair['first']} - {pair['second']}", number(pair["tau"], sign="+"), number(pair["expected"], sign="+"),
              number(pair["tok_s"], 1, "+"), str(pair["n"])] for pair in section["pairs"]]
-    return Table("Paired differences", "The same questions under both methods, resampled together. X, ["methods", "tau", "E[accepted]", "tok/s", "n"], rows)
+    return Table("Paired differences", "The same questions under both methods, resampled together. An interval with 0 "
+                 "in it shows no difference.", ["methods", "tau", "E[accepted]", "tok/s", "n"], rows)
 
 
 def step_times(section: Section) -> Table:
