@@ -61,7 +61,7 @@ def path_excess(problem: Problem, products: Tensor) -> Tensor:
 def path_heads(products: Tensor, excess: Tensor) -> Tensor:
     """h_i Float[K+1]."""
     total = excess.sum(-1)
-    odds = (total + 1 - products[:-1]).clamp(min=torch.finfo(total.dtype).tiny)
+    odds = (total + (1 - products[:-1])).clamp(min=torch.finfo(total.dtype).tiny)  # never below total
     heads = torch.cat((total / odds, products[-1:].clamp(max=1)))
     return heads.index_fill(0, torch.zeros(1, dtype=torch.int64, device=heads.device), 1)
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from hsd.layout import Layout
 
+if TYPE_CHECKING:
+    from hsd.types import DraftTree
 
-def check_tree_shapes(tree) -> None:
+
+def check_tree_shapes(tree: DraftTree) -> None:
     """Raises ValueError naming the field, what was expected, and what was given."""
+    if tree.tokens.dim() != 1 or len(tree.tokens) == 0:
+        raise ValueError(f"tokens is {_describe(tree.tokens)}: expected torch.int64 of shape [N], N >= 1; "
+                         "tokens[0] is the root, the last committed token")
     for name in ("tokens", "parents", "proposal_rows"):
-        _check(getattr(tree, name), name, torch.int64, (len(tree.tokens),) if tree.tokens.dim() else None)
-    if len(tree.tokens) == 0:
-        raise ValueError("tokens is empty: expected at least the root, the last committed token")
+        _check(getattr(tree, name), name, torch.int64, (len(tree.tokens),))
     if tree.proposals is not None and (tree.proposals.dim() != 2 or not tree.proposals.is_floating_point()):
         raise ValueError(f"proposals is {_describe(tree.proposals)}: expected a floating point tensor [M, V]")
     if tree.support is not None:
@@ -22,17 +28,16 @@ def check_tree_shapes(tree) -> None:
         _check(tree.support, "support", torch.int64, (tree.proposals.shape[1],))
 
 
-def _check(value: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...] | None) -> None:
-    if value.dtype != dtype or shape is None or tuple(value.shape) != shape:
-        wanted = "one dimension" if shape is None else f"shape {list(shape)}"
-        raise ValueError(f"{name} is {_describe(value)}: expected {dtype} of {wanted}")
+def _check(value: Tensor, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if value.dtype != dtype or tuple(value.shape) != shape:
+        raise ValueError(f"{name} is {_describe(value)}: expected {dtype} of shape {list(shape)}")
 
 
 def _describe(value: Tensor) -> str:
     return f"{value.dtype} of shape {list(value.shape)}"
 
 
-def check_target_shape(tree, target: Tensor) -> None:
+def check_target_shape(tree: DraftTree, target: Tensor) -> None:
     """target_probs must be Float[N, V], and V the width of proposals where they have no support."""
     if target.dim() != 2 or target.shape[0] != len(tree) or not target.is_floating_point():
         raise ValueError(f"target_probs is {_describe(target)}: expected a floating point tensor with one row per "
@@ -44,14 +49,14 @@ def check_target_shape(tree, target: Tensor) -> None:
                          "expected the same vocabulary; pass support= for a draft vocabulary")
 
 
-def check_path(tree, layout: Layout, verifier: str) -> None:
+def check_path(tree: DraftTree, layout: Layout, verifier: str) -> None:
     """Single-path verifiers: node i's parent must be i - 1."""
     if len(tree) != layout.depth + 1:
         raise ValueError(f"verifier {verifier!r} takes a single path: {len(tree)} nodes for a depth of "
                          f"{layout.depth}; use 'hsd' or 'token' on a tree")
 
 
-def check_values(tree, target: Tensor) -> None:
+def check_values(tree: DraftTree, target: Tensor) -> None:
     """Everything that only the numbers can tell. Raises ValueError naming the value, and the remedy."""
     _check_parents(tree.parents)
     _check_range(tree.tokens, "tokens", target.shape[1])
@@ -96,24 +101,25 @@ def _check_laws(probs: Tensor, name: str, remedy: str) -> None:
         raise ValueError(f"{name}[{row}] {fault}: expected non-negative entries that sum to 1; {remedy}")
 
 
-def _check_layout(tree, sampled: Tensor) -> None:
+def _check_layout(tree: DraftTree, sampled: Tensor) -> None:
     actual = Layout.infer(tree.parents.tolist(), sampled.tolist())
     if not tree.layout.covers(actual):
         raise ValueError(f"layout {tree.layout} does not cover this tree, which has {actual}: "
                          "fix the layout, or leave it out to have it read from the tree")
 
 
-def _check_drawn(tree, sampled: Tensor, vocabulary: int) -> None:
+def _check_drawn(tree: DraftTree, sampled: Tensor, vocabulary: int) -> None:
     used = tree.proposal_rows[sampled]
     _check_laws(tree.proposals[used], "proposals[proposal_rows >= 0]", "keep the law that each token was drawn from")
-    columns = tree.tokens[:, None] == (
-        tree.support if tree.support is not None else torch.arange(vocabulary, device=sampled.device))
-    if tree.support is not None:
-        _check_range(tree.support, "support", vocabulary)
-        if len(tree.support.unique()) != len(tree.support):
-            raise ValueError("support has a token id twice: expected distinct columns")
-    d = (tree.proposals[tree.proposal_rows.clamp(min=0)] * columns).sum(-1)
-    wrong = sampled & ~(d > 0)
+    support = tree.support
+    if support is None:
+        support = torch.arange(vocabulary, device=sampled.device)
+    _check_range(support, "support", vocabulary)
+    if len(support.unique()) != len(support):
+        raise ValueError("support has a token id twice: expected distinct columns")
+    hit = tree.tokens[:, None] == support
+    d = tree.proposals[tree.proposal_rows.clamp(min=0), hit.to(torch.uint8).argmax(1)]
+    wrong = sampled & ~((d > 0) & hit.any(1))
     if bool(wrong.any()):
         node = int(wrong.nonzero()[0])
         raise ValueError(f"node {node} has the token {int(tree.tokens[node])} and proposal row "

@@ -1,16 +1,17 @@
 """The exact consequences of a verifier in a toy world: the joint law it emits, and what it accepts.
 
-One step emits the accepted tokens and the bonus token; the target's own law continues to `depth` + 1 tokens.
-With E(s) the probability that a step emits exactly s, the law of the first depth + 1 tokens z is
+One step emits the accepted tokens and the bonus token; the target's own law continues to K + 1 tokens, K the
+depth of the drafts. With E(s) the probability that a step emits exactly s, the law of the first K + 1 tokens z is
 
-    L(z) = sum over prefixes s of z, s not empty, of E(s) * P(z | s)           lossless:  L = P
+    L(z) = sum over non-empty prefixes s of z of E(s) P(z | s)            lossless:  L = P
 
-and  E[accepted] <= sum over s of min(P(s), Pr(s is in the tree)), as an accepted s has to be there and to be wanted.
-For chosen trees the right-hand side is sum_v p(v), the target's probability of the drafted paths.
+and E[accepted] <= sum over s of min(P(s), Pr(s is drafted)): an accepted s must be in the tree, and a lossless
+verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v).
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from itertools import product
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hsd.audit.worlds import Draft, Prefix, Recipe, World, drafts
+from hsd.audit.worlds import Draft, Prefix, World
 from hsd.types import DraftTree
 
 Rule = Callable[[DraftTree, Tensor], tuple[Tensor, Tensor]]
@@ -27,62 +28,60 @@ Rule = Callable[[DraftTree, Tensor], tuple[Tensor, Tensor]]
 
 
 class Outcome(NamedTuple):
-    """error: largest |L(z) - P(z)|.  variation: total variation distance between L and P.
-    accepted: E[accepted].  bound: see the module's docstring."""
+    """error: the largest of |L(z) - P(z)| and of the ways in which stop or a residual fails to be a law.
+    variation: total variation distance between L and P.  accepted: E[accepted]."""
 
     error: float
     variation: float
     accepted: float
-    bound: float
 
 
 def path_probability(world: World, sequence: Prefix, start: int = 0) -> float:
     """P(sequence[start:] | sequence[:start]) under the target."""
-    probability = 1.0
-    for i in range(start, len(sequence)):
-        probability *= float(world.target[sequence[:i]][sequence[i]])
-    return probability
+    return math.prod(float(world.target[sequence[:i]][sequence[i]]) for i in range(start, len(sequence)))
 
 
-def examine(world: World, recipe: Recipe, rule: Rule) -> Outcome:
-    """Enumerate all drafts and all stops."""
+def examine(world: World, drafts: list[Draft], rule: Rule) -> Outcome:
+    """All drafts, all stops, all bonus tokens."""
     emitted: dict[Prefix, float] = defaultdict(float)
-    accepted, total = 0.0, 0.0
-    present: dict[Prefix, float] = defaultdict(float)
-    for draft in drafts(world, recipe):
-        total += draft.probability
-        accepted += draft.probability * _emit(draft, rule, emitted)
-        for prefix in set(draft.prefixes[1:]):
-            present[prefix] += draft.probability
-    if abs(total - 1) > 1e-9:
-        raise RuntimeError(f"the drafts' probabilities sum to {total}: the recipe is not a law")
-    bound = sum(min(chance, path_probability(world, prefix)) for prefix, chance in present.items())
-    error, variation = _distance(world, emitted)
-    return Outcome(error, variation, accepted, bound)
+    accepted, fault = 0.0, 0.0
+    for draft in drafts:
+        stop, residuals = (part.double() for part in rule(draft.tree, draft.target))
+        fault = max(fault, _not_laws(stop, residuals))
+        accepted += draft.probability * _emit(draft, stop.tolist(), residuals.tolist(), emitted)
+    gaps = [_gap(world, emitted, z) for z in product(range(world.vocabulary), repeat=world.depth + 1)]
+    return Outcome(max(fault, max(gaps)), sum(gaps) / 2, accepted)
 
 
-def _emit(draft: Draft, rule: Rule, emitted: dict[Prefix, float]) -> float:
+def _not_laws(stop: Tensor, residuals: Tensor) -> float:
+    """How far stop and the residuals that matter are from laws; inf for NaN."""
+    rows = torch.cat((residuals[stop > 0].reshape(-1), stop.new_zeros(1)))
+    sums = torch.cat((residuals[stop > 0].sum(-1), stop.sum()[None]))
+    worst = torch.stack(((sums - 1).abs().max(), -rows.min(), -stop.min(), stop.new_zeros(()))).max()
+    return float(worst) if worst.isfinite() else math.inf
+
+
+def _emit(draft: Draft, stop: list[float], residuals: list[list[float]], emitted: dict[Prefix, float]) -> float:
     """Add this draft's emissions; return its E[accepted]."""
-    stop, residuals = rule(draft.tree, draft.target)
     accepted = 0.0
-    for node, prefix in enumerate(draft.prefixes):
-        chance = float(stop[node])
+    for prefix, chance, residual in zip(draft.prefixes, stop, residuals):
         accepted += chance * len(prefix)
         if chance != 0:
-            for token, r in enumerate(residuals[node].tolist()):
+            for token, r in enumerate(residual):
                 emitted[prefix + (token,)] += draft.probability * chance * r
     return accepted
 
 
-def _distance(world: World, emitted: dict[Prefix, float]) -> tuple[float, float]:
-    error = variation = 0.0
-    for sequence in product(range(world.vocabulary), repeat=world.depth + 1):
-        law = sum(emitted[sequence[:i]] * path_probability(world, sequence, i) for i in range(1, world.depth + 2))
-        gap = abs(law - path_probability(world, sequence))
-        error, variation = max(error, gap), variation + gap / 2
-    return error, variation
+def _gap(world: World, emitted: dict[Prefix, float], z: Prefix) -> float:
+    """|L(z) - P(z)|"""
+    law = sum(emitted[z[:i]] * path_probability(world, z, i) for i in range(1, len(z) + 1))
+    return abs(law - path_probability(world, z))
 
 
-def rows_of(law, count: int) -> tuple[Tensor, Tensor]:
-    """(stop, residuals Float[N, V]) of an object with .stop and .residual(node)."""
-    return law.stop, torch.stack([law.residual(node) for node in range(count)])
+def coverage_bound(world: World, drafts: list[Draft]) -> float:
+    """The upper bound on E[accepted] of the module's docstring."""
+    drafted: dict[Prefix, float] = defaultdict(float)
+    for draft in drafts:
+        for prefix in set(draft.prefixes[1:]):
+            drafted[prefix] += draft.probability
+    return sum(min(chance, path_probability(world, prefix)) for prefix, chance in drafted.items())

@@ -1,8 +1,8 @@
-"""Toy worlds small enough to enumerate: two language models p, q over a handful of tokens, and ways to draft.
+"""Toy worlds small enough to enumerate: two language models p, q over a few tokens, and ways to draft.
 
-A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A family of drafts is a generator-like recipe
-that asks a `Dice` for every random token; running it once per outcome of the dice enumerates all drafts with
-their probabilities. Each sampled token is recorded with the law it was drawn from, as a drafting engine would.
+A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A recipe drafts a tree and asks `Dice` for every
+random token; run once per outcome of the dice, it enumerates all drafts with their probabilities. Each sampled
+token is recorded with the law it was drawn from, as a drafting engine has to.
 """
 
 from __future__ import annotations
@@ -88,8 +88,16 @@ class Draft:
 Recipe = Callable[[World, Dice], Sketch]
 
 
-def drafts(world: World, recipe: Recipe) -> Iterator[Draft]:
+def enumerate_drafts(world: World, recipe: Recipe) -> list[Draft]:
     """Every outcome of `recipe`, with its probability (they sum to 1)."""
+    drafts = list(_outcomes(world, recipe))
+    total = sum(draft.probability for draft in drafts)
+    if abs(total - 1) > 1e-9:
+        raise RuntimeError(f"the drafts' probabilities sum to {total}, not 1: the recipe is wrong")
+    return drafts
+
+
+def _outcomes(world: World, recipe: Recipe) -> Iterator[Draft]:
     script: list[int] | None = []
     while script is not None:
         dice = Dice(script)
@@ -164,7 +172,7 @@ def hybrid_sampled_last(world: World, dice: Dice) -> Sketch:
 
 
 def overlapping(world: World, dice: Dice) -> Sketch:
-    """Chosen, sampled from a sharpened q, sampled from q, chosen again: repeats and any order must be exact too."""
+    """Chosen, sampled from q sharpened, sampled from q, chosen: any order, with repeats."""
     def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
         sharp = law ** 2 / (law ** 2).sum()
         top = law.topk(2).indices.tolist()
@@ -225,8 +233,7 @@ def _drop_one(law: Tensor, generator: torch.Generator) -> Tensor:
     return kept / kept.sum()
 
 
-def standard_worlds(vocabulary: int, depth: int, seed: int) -> list[World]:
-    """Generic, with exact zeros, p == q, one-hot p."""
-    variants = {"random": {}, "zeros": {"zeros": True}, "p == q": {"equal": True}, "one-hot p": {"one_hot": True}}
-    return [random_world(name, vocabulary, depth, seed + i, **options)
-            for i, (name, options) in enumerate(variants.items())]
+WORLDS: dict[str, dict[str, bool]] = {
+    "random": {}, "zeros": {"zeros": True}, "p == q": {"equal": True}, "one-hot p": {"one_hot": True},
+}
+"""Options of `random_world` by name."""

@@ -38,10 +38,11 @@ def test_equals_the_scalar_reference(shape: str, verifier: str) -> None:
         assert_same_law(verifier, *random_tree(seed, **SHAPES[shape]))
 
 
-@pytest.mark.parametrize("shape", ["path", "path of a draft vocabulary"])
-def test_block_equals_the_scalar_reference(shape: str) -> None:
+@pytest.mark.parametrize("shape", ["path", "path of a draft vocabulary", "root only"])
+@pytest.mark.parametrize("verifier", ["block", "published"])
+def test_path_verifiers_equal_the_scalar_reference(shape: str, verifier: str) -> None:
     for seed in range(25):
-        assert_same_law("block", *random_tree(seed, **SHAPES[shape]))
+        assert_same_law(verifier, *random_tree(seed, **SHAPES[shape]))
 
 
 def test_many_sampled_siblings_in_rounds() -> None:

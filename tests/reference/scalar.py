@@ -6,7 +6,8 @@ its exact law (`exact_law` plays every sequence of coin outcomes and multiplies 
 
     hsd    branch-wise, arXiv 2601.05724 on a tree: from the leaves to the root, excess against deficiency
     token  recursive rejection sampling, arXiv 2305.09781: from the root to a leaf
-    block  block verification, arXiv 2403.10444, algorithm 2: one path, forward scan, last head wins
+    block  block verification, arXiv 2403.10444: one path, forward scan, the last head wins
+    published  block, but the full draft is accepted by its uncapped joint ratio, as in HSD's released code: lossy
 """
 
 from __future__ import annotations
@@ -88,16 +89,17 @@ def token(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
             return node, r
 
 
-def block(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+def block(tree: Tree, flip: Flip, cap_last: bool = True) -> tuple[int, list[float]]:
     """One path: node i is the draft's i-th token."""
     last = len(tree.tokens) - 1
-    capped, best, law = 1.0, 0, None
+    capped, joint, best, law = 1.0, 1.0, 0, None
     for i in range(last + 1):
         if i:
             x = tree.tokens[i]
-            capped = min(1.0, capped * tree.target[i - 1][x] / tree.law(i)[x])
+            ratio = tree.target[i - 1][x] / tree.law(i)[x]
+            capped, joint = min(1.0, capped * ratio), joint * ratio
         if i == last:
-            heads, residual = capped, tree.target[last]
+            heads, residual = capped if cap_last else min(1.0, joint), tree.target[last]
         else:
             residual = [max(capped * a - b, 0.0) for a, b in zip(tree.target[i], tree.law(i + 1))]
             surplus = sum(residual)
@@ -108,7 +110,12 @@ def block(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
     return best, [a / total for a in law] if total > 0 else tree.target[best]
 
 
-VERIFIERS = {"hsd": hsd, "token": token, "block": block}
+def published(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """Block verification, but for the full draft, which the joint ratio decides without any cap."""
+    return block(tree, flip, cap_last=False)
+
+
+VERIFIERS = {"hsd": hsd, "token": token, "block": block, "published": published}
 
 
 class _Script:

@@ -1,0 +1,51 @@
+"""The audit certifies what is lossless, catches what is not, and knows the optimum."""
+
+import json
+
+import pytest
+
+import hsd
+from hsd.audit.__main__ import known, main
+from hsd.audit.exact import coverage_bound, examine
+from hsd.audit.optimum import optimum
+from hsd.audit.report import families
+from hsd.audit.worlds import RECIPES, WORLDS, enumerate_drafts, random_world
+
+
+@pytest.mark.parametrize("broken", ["residual_not_updated", "chosen_treated_as_drawn_from_q", "not_a_number"])
+def test_a_wrong_verifier_fails_the_audit(broken: str, capsys) -> None:
+    assert main(["--verifier", f"tests.hsd.broken_verifiers:{broken}", "--families", "quick"]) == 1
+    assert "NOT LOSSLESS" in capsys.readouterr().out
+
+
+def test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy(capsys, tmp_path) -> None:
+    file = tmp_path / "rows.json"
+    assert main(["--families", "quick", "--json", str(file), "--plot", str(tmp_path / "picture.png")]) == 0
+    rows = json.loads(file.read_text())
+    assert {row["verifier"] for row in rows} == set(hsd.VERIFIERS)
+    lossy = {row["verifier"] for row in rows if row["verdict"] == "lossy, as it says"}
+    assert lossy == {"published"} and not any(row["verdict"] == "NOT LOSSLESS" for row in rows)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_a_foreign_verifier_may_refuse_families(capsys) -> None:
+    assert main(["--families", "quick", "--verifier", "tests.hsd.broken_verifiers:paths_only"]) == 0
+    assert "refuses multi" in capsys.readouterr().out
+
+
+def test_an_unknown_verifier_is_explained() -> None:
+    with pytest.raises(ValueError, match="module:function"):
+        main(["--verifier", "nonsense"])
+
+
+def test_the_optimum_is_reached_where_theory_says_so_and_never_passed() -> None:
+    for family in families("standard"):
+        world = random_world(family.world, 3, 2, 11, **WORLDS[family.world])
+        drafts = enumerate_drafts(world, RECIPES[family.recipe])
+        if len(drafts) > 100:
+            continue
+        best, bound = optimum(world, drafts), coverage_bound(world, drafts)
+        accepted = examine(world, drafts, known("hsd").rule).accepted
+        assert accepted <= best + 1e-8 and best <= bound + 1e-8
+        if family.recipe in ("chosen", "chain"):  # block verification is optimal for one path
+            assert accepted == pytest.approx(best, abs=1e-8)
