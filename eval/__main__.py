@@ -13,6 +13,7 @@ Several methods, alternating question by question, with a report at the end:
 Over several processes or GPUs (one shard file per rank, joined by the report):
 
     accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.report results/run
+    torchrun --nproc-per-node 2 -m eval ...                           the same on a machine without GPUs
 
 Questions come from --question-file, from $HSD_DATA, or are downloaded and checked; `python -m eval.files` lists them.
 """

@@ -5,7 +5,8 @@
     F.meta.json        the settings that make the answers what they are, and the origin of every session that wrote
     F.rank0-of-2.jsonl the first of two shards; `read` puts the shards of a run together again
 
-`choices[0].idxs`, `new_tokens`, `wall_time` (steps, tokens, seconds per turn) are the names EAGLE's scripts read.
+`choices[0].idxs`, `new_tokens`, `wall_time` are what EAGLE's scripts read: the index of a turn's last step (one less
+than its steps), its tokens, its seconds.
 `measured[t]` holds the tokens and, per decoding step, lists: accepted, emitted, expected, nodes, truncated, and the
 seconds of each phase.
 """
@@ -69,7 +70,7 @@ def record(question: Question, model_id: str, texts: list[str], turns: list[Turn
         "choices": [{
             "index": 0,
             "turns": texts,
-            "idxs": [len(turn.steps) for turn in turns],
+            "idxs": [len(turn.steps) - 1 for turn in turns],
             "new_tokens": [len(turn.tokens) for turn in turns],
             "wall_time": [rounded(turn.seconds) for turn in turns],
         }],

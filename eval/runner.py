@@ -110,10 +110,10 @@ def run(task: Task, jobs: list[Job], questions: list[Question], rank: int = 0, w
         for entry in job.answers.done.values():
             tally(totals[job.method.name], entry)
     count = len(mine) * len(jobs)
-    with tqdm(total=count, initial=count - sum(map(len, left.values())), disable=quiet, unit="answer",
-              dynamic_ncols=True) as bar:
-        for index in mine:
-            start = index % len(jobs)
+    with tqdm(total=count, initial=count - sum(map(len, left.values())), disable=quiet or rank > 0,
+              unit="answer", dynamic_ncols=True) as bar:
+        for position, index in enumerate(mine):
+            start = position % len(jobs)
             for job in [*jobs[start:], *jobs[:start]]:
                 if job not in left[index]:
                     continue
