@@ -19,8 +19,7 @@ from eagle.train.config import TrainConfig
 
 # Settings that may differ when a run is continued; everything else would make it another run.
 CHANGEABLE = {
-    "steps", "epochs", "minutes", "log_every", "eval_every", "eval_examples", "save_every", "keep", "accumulation",
-    "checkpointing", "output",
+    "steps", "epochs", "minutes", "log_every", "save_every", "keep", "accumulation", "checkpointing", "output",
 }
 
 

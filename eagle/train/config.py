@@ -51,7 +51,14 @@ class TrainConfig:
 
     log_every: int = 10
     eval_every: int = 200
-    eval_examples: int = 64
+    eval_examples: int = 64  # held-out conversations whose laws are compared
+    eval_prompts: int = 24  # held-out prompts answered for E[accepted]; 0: the sampled chain along the text instead
+    eval_tokens: int = 48
+    eval_temperature: float = 1.0
+    eval_tree: str = "hybrid"
+    eval_verifier: str = "hsd"
+    eval_nodes: int = 60
+    eval_depth: int = 7
     save_every: int = 200
     keep: int = 2  # checkpoints kept for resuming
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
 from eagle.train.data import Batch, Example, collate, epoch_plan, split_rows
+from eagle.train.drafting import DraftingTrial
 from eagle.train.evaluate import evaluate
 from eagle.train.features import OnlineFeatures
 from eagle.train.objective import Objective, align
@@ -40,6 +41,7 @@ class Trainer:
         self.train_set, held_out = split_examples(config, tokenizer)
         self.head = build_head(config, self.target, self.train_set)
         self.source = OnlineFeatures(self.target, self.head.config.taps)
+        self.trial = DraftingTrial(self.target, self.head, held_out, config) if config.eval_prompts else None
         self.held_out = [collate(held_out[i : i + 16]).to(self.device) for i in range(0, len(held_out), 16)]
         self.optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
         self.progress = checkpoint.load_latest(config.output, self.head, self.optimizers, config, self.device)
@@ -174,12 +176,14 @@ class Trainer:
             self.log_path.write_text("".join(kept))
 
     def evaluate(self) -> None:
-        """Held-out acceptance; the head is exported when it is the best so far."""
+        """Held-out laws and E[accepted]; the head is exported when it is the best so far."""
         with self.accelerator.autocast():
             report = evaluate(self.head, self.source, self.held_out, self.config.unroll)
-        self.write_log({"step": self.progress.step, "held_out": report._asdict()})
-        if report.chain > self.progress.best:
-            self.progress.best = report.chain
+        expected = self.trial.expected_accepted(self.head) if self.trial else report.chain
+        row = {"step": self.progress.step, "held_out": report._asdict(), "expected_accepted": round(expected, 4)}
+        self.write_log(row)
+        if expected > self.progress.best:
+            self.progress.best = expected
             self.export(Path(self.config.output))
 
     def export(self, directory: Path) -> None:

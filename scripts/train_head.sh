@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Train an EAGLE-3 draft head for a target, from messages or ShareGPT JSONL.
+#
+#   bash scripts/train_head.sh TARGET DATA.jsonl OUTPUT_DIR [--setting value ...]
+#
+# TARGET is a directory or hub id. The answers are first rewritten by the target itself at temperature 1, then the
+# head is trained on them; both steps continue where they stopped when the command is given again. Settings are those
+# of eagle/train/config.py, e.g. --minutes 40 or --epochs 2 --draft-vocab-size 32000. Several GPUs or machines:
+# LAUNCH="accelerate launch" bash scripts/train_head.sh ...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=$1 data=$2 output=$3
+shift 3
+mkdir -p "$output"
+python -m eagle.train.regenerate --target "$target" --data "$data" --output "$output/regenerated.jsonl"
+${LAUNCH:-python} -m eagle.train --target "$target" --data "$output/regenerated.jsonl" --output "$output" \
+    --epochs 2 "$@"
