@@ -6,12 +6,12 @@
 # TARGET is a directory or hub id. The answers are first rewritten by the target itself at temperature 1, then the
 # head is trained on them; both steps continue where they stopped when the command is given again. Settings are those
 # of eagle/train/config.py, e.g. --minutes 40 or --epochs 2 --draft-vocab-size 32000. Several GPUs or machines:
-# LAUNCH="accelerate launch" bash scripts/train_head.sh ...
+# LAUNCH=".venv/bin/accelerate launch" bash scripts/train_head.sh ...
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/setup.sh" requirements.txt
 target=$1 data=$2 output=$3
 shift 3
 mkdir -p "$output"
-python -m eagle.train.regenerate --target "$target" --data "$data" --output "$output/regenerated.jsonl"
-${LAUNCH:-python} -m eagle.train --target "$target" --data "$output/regenerated.jsonl" --output "$output" \
+"$PYTHON_VENV" -m eagle.train.regenerate --target "$target" --data "$data" --output "$output/regenerated.jsonl"
+${LAUNCH:-$PYTHON_VENV} -m eagle.train --target "$target" --data "$output/regenerated.jsonl" --output "$output" \
     --epochs 2 "$@"
