@@ -59,9 +59,10 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
     group.add_argument("--total-token", "--nodes", type=int, dest="nodes", metavar="N",
                        help="rows of the target's forward per step: drafted tokens and the root")
-    group.add_argument("--depth", type=int, metavar="K", help="longest draft")
+    group.add_argument("--depth", type=int, metavar="K",
+                       help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)")
     group.add_argument("--top-k", "--width", type=int, dest="width", metavar="K",
-                       help="tree width, as in EAGLE's scripts (for sampling see --sampling-top-k)")
+                       help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)")
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +177,7 @@ def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
     limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
     decoding = Decoding(options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes,
-                        options.depth, options.width)
+                        options.depth, options.width).with_defaults_of(engine)
 
     def describe(method: Method) -> dict[str, Any]:
         return settings(options, questions, method, decoding, style.name, device_name(engine.device))

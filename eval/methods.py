@@ -4,6 +4,7 @@ A method's name is `tree+verifier`. Three stand alone: `plain` (token by token o
 denominator of every speedup), `transformers` (that library's own `generate`) and `transformers-assisted` (its assisted
 generation with an ordinary draft model, `--draft-model-path`), the last two as baselines from outside.
 """
+import inspect
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,9 +23,19 @@ class Decoding(NamedTuple):
     depth: int | None = None
     width: int | None = None
 
-    def tree_options(self) -> dict[str, int]:
-        chosen = {"nodes": self.nodes, "depth": self.depth, "width": self.width}
+    def tree_options(self, tree: str) -> dict[str, int]:
+        """What the engine is told about the tree. `width` is EAGLE's and means its own tree only."""
+        chosen = {} if tree == "none" else {"nodes": self.nodes, "depth": self.depth}
+        if tree == "topk":
+            chosen["width"] = self.width
         return {name: value for name, value in chosen.items() if value is not None}
+
+    def with_defaults_of(self, engine: Any) -> "Decoding":
+        """The engine's own defaults where nothing was chosen, so that they are on record."""
+        known = inspect.signature(engine.generate).parameters
+        chosen = {name: known[name].default for name in ("nodes", "depth")
+                  if getattr(self, name) is None and name in known}
+        return self._replace(**chosen)
 
 
 class Turn(NamedTuple):
@@ -53,7 +64,7 @@ def by_engine(engine: Any, method: Method, input_ids: torch.Tensor, decoding: De
     out = engine.generate(
         input_ids.to(engine.device), max_new_tokens=decoding.max_new_tokens, temperature=decoding.temperature,
         top_p=decoding.top_p, top_k=decoding.top_k, tree=method.tree, verifier=method.verifier, generator=generator,
-        return_dict_in_generate=True, **(decoding.tree_options() if method.tree != "none" else {}),
+        return_dict_in_generate=True, **decoding.tree_options(method.tree),
     )
     return Turn(list(out.new_tokens), list(out.steps), out.stop_reason, out.prompt_tokens, out.seconds,
                 out.prefill_seconds)

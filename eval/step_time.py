@@ -27,7 +27,7 @@ from eval.plots import PHASE_COLOURS, png, pyplot
 from eval.provenance import provenance
 from eval.shapes import SHAPES, random_pair
 from eval.storage import write_whole
-from eval.tables import Table, markdown
+from eval.tables import Table, markdown_table
 
 COLUMNS = (*PHASES, "host")
 
@@ -183,7 +183,7 @@ def main() -> None:
     else:
         model = load(args.base_model_path, args.ea_model_path, args.dtype)
     rows = measure(model, args)
-    print(markdown(table(rows)))
+    print(markdown_table(table(rows)))
     if args.output:
         directory = Path(args.output)
         write_whole(directory / "step_time.json", json.dumps({"rows": rows, "origin": provenance()}, indent=1))
