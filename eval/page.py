@@ -26,6 +26,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tbody tr:last-child td { border-bottom: 0; }
 td .interval { color: var(--soft); font-size: 12px; margin-left: 4px; }
 td:first-child { font-weight: 600; }
+table.many td .interval { display: block; margin: 0; }
 table.text td, table.text th { text-align: left; white-space: normal; vertical-align: top;
                                overflow-wrap: anywhere; }
 figure { margin: 0; } img { max-width: 100%; height: auto; display: block; }
@@ -56,8 +57,8 @@ def cell(text: str) -> str:
 def html_table(table: Table) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in table.header)
     body = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>" for row in table.rows)
-    kind = ' class="text"' if table.title in TEXT_TABLES else ""
-    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = "text" if table.title in TEXT_TABLES else "many" if len(table.header) > 8 else "plain"
+    return f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def card(table: Table) -> str:

@@ -111,9 +111,10 @@ def pair(first: Answers, second: Answers) -> Record:
 
 
 def published_for(settings: Record) -> list[Record]:
-    """Published numbers for this very target, drafter, benchmark and temperature."""
+    """Published numbers for this very target, drafter, question set and temperature."""
     target = Path(settings["base_model_path"]).name.lower()
     drafter = Path(settings["ea_model_path"] or settings["draft_model_path"] or "").name.lower()
     return [entry for entry in json.loads(PUBLISHED.read_text(encoding="utf-8"))
             if entry["target"] in target and entry["head"] in drafter and entry["bench"] == settings["bench"]
+            and entry["protocol"] in (None, settings["protocol"])  # null: the source does not say which questions
             and entry["temperature"] == settings["temperature"]]

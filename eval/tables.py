@@ -92,7 +92,7 @@ def by_category(section: Section) -> Table:
     if len(names) < 2:
         return Table("By category", "", [], [])
     rows = [[name(row), *(number(row["categories"].get(category, {}).get("tau")) for category in names)]
-            for row in section["rows"] if row["tau"]]
+            for row in section["rows"] if row["tau"] and row["tree"] != "none"]
     return Table("tau by category", "", ["method", *names], rows)
 
 
@@ -114,7 +114,7 @@ def failures(section: Section) -> Table:
 def published(section: Section) -> Table:
     rows = [[entry["method"], f"{entry['metric']} {entry['value']:g}", entry["definition"], entry["hardware"] or "–",
              entry["source"] + ("" if entry["confirmed"] else " (unconfirmed)")] for entry in section["published"]]
-    return Table("Published numbers", "For the same target, drafter, benchmark and temperature; each with its own "
+    return Table("Published numbers", "For the same target, drafter, question set and temperature; each with its own "
                  "definition.", ["method", "number", "definition", "hardware", "source"], rows)
 
 

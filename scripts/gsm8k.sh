@@ -7,7 +7,8 @@
 #
 # what       the 80 questions EAGLE reports on, zero-shot chat (PROTOCOL=paper263 or full for the others)
 # default    meta-llama/Llama-3.1-8B-Instruct with yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (directories or hub ids)
-# hardware   the official pair: one GPU with 24 GB or more. Several GPUs: LAUNCH="accelerate launch --num_processes 8 -m"
+# hardware   the official pair: one GPU with 24 GB or more. Several GPUs:
+#            LAUNCH=".venv/bin/accelerate launch --num_processes 8 -m"
 # data       $HSD_DATA, else downloaded and checked (python -m eval.files)
 # writes     results/gsm8k-PROTOCOL-tT/; running it again continues where it stopped
 set -euo pipefail
