@@ -1,16 +1,16 @@
 """What one verification costs, in softmaxes of the same logits.
 
     OMP_NUM_THREADS=2 python -m benchmarks.verify                 CPU
-    python -m benchmarks.verify --device cuda --graph             one GPU, `hsd.decide` captured in a CUDA graph
+    python -m benchmarks.verify --device cuda --graph             one GPU, `hsd.decide` in a CUDA graph
 
-A hybrid tree of 60 nodes (7 levels; every level has sampled children, verified first, and chosen ones). Timed in
-one process, alternating, medians of `--repeats`:
+A hybrid tree of 60 nodes (7 levels; every level has sampled children, verified first, and chosen ones).
+Timed in one process, alternating, medians of `--repeats`:
 
-    softmax   torch.softmax of the [60, V] float32 logits: what any method pays to have the target's laws at all
+    softmax   torch.softmax of the [60, V] float32 logits: what any method pays for the target's laws
     verify    hsd.verify(tree, probs, check=False) per verifier: laws, both draws, the path
     tensor loop   accept/reject one child at a time, with a vocabulary-wide tensor operation and a host
                   synchronisation per decision, as HF-level implementations do
-    scalar loop   accept/reject in Python floats (tests/reference/scalar.py), conversion of its inputs excluded
+    scalar loop   accept/reject in Python floats (tests/reference/scalar.py), its inputs' conversion excluded
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = (9, 9, 9, 8, 8, 8, 8)
 
 
 def hybrid_tree(vocabulary: int, draft_vocabulary: int, device: str, seed: int = 0):
-    """-> (DraftTree with its layout, target logits Float32[60, V]). q is p's logits with noise, as a head's is."""
+    """-> (DraftTree with its layout, target logits Float32[60, V]). q is p with noise on its logits."""
     generator = torch.Generator().manual_seed(seed)
     nodes = 1 + sum(SIZES)
     logits = 3 * torch.randn(nodes, vocabulary, generator=generator)
@@ -106,6 +106,7 @@ def clock(action: Callable[[], object], device: str) -> float:
 def captured(action: Callable[[], object]) -> Callable[[], None]:
     """The action as a CUDA graph replay. A host synchronisation inside would make the capture fail."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             action()
@@ -135,24 +136,25 @@ def contestants(tree: hsd.DraftTree, logits: torch.Tensor, args) -> dict[str, Ca
 
 
 def measure(actions: dict[str, Callable[[], object]], args) -> dict[str, list[float]]:
-    """Alternating rounds; the scalar loop takes seconds and gets three."""
+    """Alternating rounds; the scalar loop takes seconds and gets five."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for name, action in actions.items():
         if name != "scalar loop":
             action()
     for turn in range(args.repeats):
         for name, action in actions.items():
-            if name != "scalar loop" or turn < 3:
+            if name != "scalar loop" or turn < 5:
                 times[name].append(clock(action, args.device))
     return times
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--graph", action="store_true", help="also time hsd.decide replayed from a CUDA graph")
+    parser.add_argument("--graph", action="store_true", help="also time hsd.decide from a CUDA graph")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--no-scalar", dest="scalar", action="store_false", help="leave the scalar loop out")
     parser.add_argument("--json", metavar="FILE", help="write medians and the machine to FILE")
@@ -165,13 +167,15 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in times.items()}
         for name, value in medians.items():
             rows.append({"draft_vocabulary": width, "what": name, "median_ms": value,
-                         "softmaxes": value / medians["softmax"], "hsd_verifications": value / medians["verify hsd"]})
-    print(f"60 nodes, {int((tree.proposal_rows >= 0).sum())} of them sampled, {args.vocabulary} tokens, float32; "
-          f"{device_name}, {torch.get_num_threads()} threads, torch {torch.__version__}, n = {args.repeats}\n")
+                         "softmaxes": value / medians["softmax"],
+                         "hsd_verifications": value / medians["verify hsd"]})
+    sampled = int((tree.proposal_rows >= 0).sum())
+    print(f"60 nodes, {sampled} of them sampled, {args.vocabulary:,} tokens, float32; {device_name}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}, n = {args.repeats}\n")
     print("| q lives on | what | median ms | softmaxes | x verify hsd |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['draft_vocabulary']:,} | {row['what']} | {row['median_ms']:.2f} | {row['softmaxes']:.2f} | "
-              f"{row['hsd_verifications']:.2f} |")
+        print(f"| {row['draft_vocabulary']:,} | {row['what']} | {row['median_ms']:.2f} | "
+              f"{row['softmaxes']:.2f} | {row['hsd_verifications']:.2f} |")
     if args.json:
         with open(args.json, "w") as file:
             json.dump({"device": device_name, "threads": torch.get_num_threads(), "torch": torch.__version__,

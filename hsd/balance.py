@@ -7,17 +7,17 @@ For its children i in order, with token x_i and proposal law d_i:
     mass it takes         t_i = sum_x min(a(x), D d_i(x))          (a chosen token: t_i = a(x_i))
     what is left          a <- max(a - D d_i, 0),      D <- D - t_i
 
-This is the recursion of HSD (arXiv 2601.05724) on a tree with the normalisation postponed. With r the residual
-law, e = max(w r - d, 0) and Z = sum(e), one step there is r <- e / Z, w <- Z / (Z + 1 - w); as
-Z + 1 - w = 1 - sum min(w r, d), the product w r is a / D at every step. sum(a) and D lose the same t_i, so
+This is the recursion of HSD (arXiv 2601.05724) on a tree with the normalisation postponed. With r the
+residual law, e = max(w r - d, 0) and Z = sum(e), one step there is r <- e / Z, w <- Z / (Z + 1 - w); as Z +
+1 - w = 1 - sum min(w r, d), the product w r is a / D at every step. sum(a) and D lose the same t_i, so
 sum(a) = w - 1 + D, and after the last child
 
     the node is accepted with h = sum(a) / D = 1 - (1 - w) / D        (the root, w = 1: always)
     its residual law is           a / sum(a)
 
-Chosen children touch single entries of a: they cost scalars. A sampled child costs one sum over the columns of
-`proposals`, as nothing is taken where d_i = 0. All nodes of one depth go together. No joint probability is ever
-formed, so long paths neither under- nor overflow.
+Chosen children touch single entries of a: they cost scalars. A sampled child costs one sum over the columns
+of `proposals`, as nothing is taken where d_i = 0. All nodes of one depth go together. No joint probability
+is ever formed, so long paths neither under- nor overflow.
 
 Shape letters: N nodes, M proposal rows, V vocabulary, Vd columns of `proposals`, n nodes of one round.
 """
@@ -74,7 +74,8 @@ def pose(tree: DraftTree, target: Tensor, layout: Layout) -> Problem:
         d = tree.proposals[rows[:, None], column] * inside
         d_token = torch.where(sampled, d.diagonal(), d_token)
         d_later = d * (topo.earlier.T & sampled[:, None])
-    return Problem(tree, target, layout, topo, earlier, sampled, rows, p_token, d_token, d_later, column, inside)
+    return Problem(tree, target, layout, topo, earlier, sampled, rows, p_token, d_token, d_later,
+                   column, inside)
 
 
 def _columns(tree: DraftTree, vocabulary: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +112,7 @@ def _left_before(problem: Problem, taken: Tensor) -> Tensor:
 
 
 def _try_level(problem: Problem, start: Tensor, rounds: tuple[Slots, ...]) -> tuple[Tensor, Tensor]:
-    """start Float[N], w of each node's parent -> a(x_i) when i is tried Float[N], t_i of sampled i Float[N]."""
+    """start Float[N], w of each node's parent -> Float[N] a(x_i) when i is tried, Float[N] t_i if sampled."""
     value, mass = start * problem.p_token, torch.zeros_like(start)
     measure = previous = None
     for turn, slots in enumerate(rounds):
@@ -141,7 +142,7 @@ def _index(slots: Slots, device: torch.device) -> slice | Tensor:
 
 
 def _target_rows(problem: Problem, nodes: slice | Tensor) -> Tensor:
-    """p of the nodes' parents on the columns of `proposals`, Float[n, Vd]: elsewhere nothing is taken. A copy."""
+    """p of the nodes' parents on the columns of `proposals`, the only ones that lose mass. A copy, Float[n, Vd]."""
     rows = problem.target.index_select(0, problem.topo.parent[nodes])
     return rows if problem.tree.support is None else rows.index_select(1, problem.tree.support)
 
@@ -160,14 +161,15 @@ def _without_chosen(problem: Problem, measure: Tensor, nodes: slice | Tensor) ->
 
 
 def residual(problem: Problem, result: Balance, start: Tensor, node: int | Tensor) -> Tensor:
-    """Law of the bonus token when stopping at `node` Float[V]. start Float[N]: the w that each node began with."""
+    """Law of the bonus token when stopping at `node`, Float[V]. start Float[N]: w at each node's start."""
     node = torch.as_tensor(node, device=start.device).reshape(1)
     p = problem.target.index_select(0, node)[0]
     child = problem.tree.parents == node
+    drawn = child & problem.sampled
+    rank = problem.earlier.mv(problem.sampled.to(p.dtype))
     measure = start.index_select(0, node) * p
     for turn in range(problem.layout.max_draws):
-        rank = problem.earlier.mv(problem.sampled.to(p.dtype))
-        measure = _subtract(problem, measure, result.before, child & problem.sampled & (rank == turn))
+        measure = _subtract(problem, measure, result.before, drawn & (rank == turn))
     cap = torch.where(child & ~problem.sampled, 0.0, torch.inf).to(p.dtype)
     measure = measure.scatter_reduce(0, problem.tree.tokens, cap, "amin")
     return normalised(measure, p)
@@ -185,7 +187,8 @@ def _subtract(problem: Problem, measure: Tensor, before: Tensor, hit: Tensor) ->
 
 
 def normalised(measure: Tensor, fallback: Tensor) -> Tensor:
-    """measure / sum(measure) Float[V]. With nothing left the node is never the stop, up to rounding, and its own
+    """measure / sum(measure) Float[V]. With nothing left the node is never the stop, up to rounding, and
+    its own
     target law is a safe answer: it has no token of probability 0."""
     total = measure.sum()
     return torch.where(total > torch.finfo(measure.dtype).tiny, measure / total, fallback / fallback.sum())

@@ -2,9 +2,8 @@
 
     verify = one draw of v ~ stop, one draw of the bonus token ~ residual(v)
 
-`decide` has fixed shapes and never waits for the device, so it can be captured in a CUDA graph; `stopping_law`
-and `verify` look at values (to check them, and to cut the path to its length).
-"""
+`decide` has fixed shapes and never waits for the device, so it can be captured in a CUDA graph;
+`stopping_law` and `verify` look at values (to check them, and to cut the path to its length). """
 
 from __future__ import annotations
 
@@ -22,7 +21,8 @@ from hsd.types import Decision, DraftTree, Law, StoppingLaw, Verdict
 
 
 @torch.no_grad()
-def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd", check: bool = True) -> StoppingLaw:
+def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
+                 check: bool = True) -> StoppingLaw:
     """The exact law of the stopping node.
 
     target_probs  Float[N, V]  row v: law of the token after node v, after all warpers; float32 or float64 are
@@ -30,9 +30,9 @@ def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd", c
     verifier      a name in hsd.VERIFIERS
     check         look at the values (needs a host sync)
 
-    Raises ValueError: unknown verifier, wrong shapes, a branching tree for a single-path verifier; with `check`
-    also rows that are no laws, tokens out of range, parents out of order, a drawn token with d_i = 0.
-    """
+    Raises ValueError: unknown verifier, wrong shapes, a branching tree for a single-path verifier; with
+    `check` also rows that are no laws, tokens out of range, parents out of order, a drawn token with d_i =
+    0. """
     problem, law = _solve(tree, target_probs, verifier, check)
     return StoppingLaw(law.stop, law.residual, _expected(problem, law))
 
@@ -51,8 +51,8 @@ def decide(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
     slots = problem.layout.depth + 1
     place = torch.where(on_path, problem.topo.depth, slots)
     index = torch.arange(len(tree), device=node.device)
-    path = torch.full((slots + 1,), -1, dtype=torch.int64, device=node.device).scatter(0, place, index)[:slots]
-    return Decision(path, on_path.sum() - 1, node, token, _expected(problem, law))
+    path = index.new_full((slots + 1,), -1).scatter(0, place, index)
+    return Decision(path[:slots], on_path.sum() - 1, node, token, _expected(problem, law))
 
 
 def verify(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",

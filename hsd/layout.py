@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Union
 
-Slots = Union[range, tuple[int, ...]]
+Slots = range | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Layout:
         """An upper bound on the number of sampled children of one node."""
         return max((len(rounds) for rounds in self.rounds), default=0)
 
+    @property
+    def end(self) -> int:
+        """One more than the largest node that it names."""
+        return max((max(slots, default=0) + 1 for level in self.rounds for slots in level), default=1)
+
     @staticmethod
     def chosen(depth: int) -> Layout:
         """Every token chosen (top-k); any order of the nodes; at most `depth` deep."""
@@ -54,7 +58,7 @@ class Layout:
 
     @staticmethod
     def paths(count: int, length: int) -> Layout:
-        """`count` sampled paths of `length` tokens from one root; node 1 + t * count + k is token t of path k."""
+        """`count` paths of `length` sampled tokens; node 1 + t * count + k is token t of path k."""
         first = tuple(range(i, i + 1) for i in range(1, count + 1))
         rest = ((range(1 + t * count, 1 + (t + 1) * count),) for t in range(1, length))
         return Layout((first, *rest)[:length], sampled_first=True)
@@ -67,8 +71,8 @@ class Layout:
         or sampled[t] > sizes[t].
         """
         if len(sizes) != len(sampled) or any(s > n for s, n in zip(sampled, sizes)):
-            raise ValueError(f"sampled = {tuple(sampled)}: expected one count per level, at most the level's size "
-                             f"in {tuple(sizes)}")
+            raise ValueError(f"sampled = {tuple(sampled)}: expected one count per level, at most the "
+                             f"level's size in {tuple(sizes)}")
         rounds, start = [], 1
         for size, count in zip(sizes, sampled):
             rounds.append((range(start, start + count),) if count else ())

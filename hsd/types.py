@@ -29,10 +29,10 @@ class DraftTree:
 
     tokens         Int64[N]      tokens[0] is the root, the last committed token
     parents        Int64[N]      parents[0] = -1 and 0 <= parents[i] < i
-    proposal_rows  Int64[N]      row of `proposals` that holds d_i; -1: the token was chosen (d_i a point mass)
+    proposal_rows  Int64[N]      row of `proposals` that holds d_i; -1: chosen, d_i is a point mass
     proposals      Float[M, V]   the laws d_i; or Float[M, Vd] with `support`; None when nothing was sampled
     support        Int64[Vd]     distinct token ids of the columns of `proposals`
-    layout         Layout        static hints; without them the shape of the tree is read on the host (one sync)
+    layout         Layout        static hints; without them the tree's shape is read on the host (one sync)
 
     d_i must be the law the token was really drawn from, given everything drawn before it: losslessness
     rests on it. It is not recomputed here. A node that repeats the token of an earlier *chosen* sibling is
@@ -77,7 +77,7 @@ class StoppingLaw:
 
 
 class Verdict(NamedTuple):
-    """The outcome: path Int64[k+1], node indices from root to stopping node; token Int64[], the bonus token."""
+    """path Int64[k+1]: node indices from the root to the stopping node.  token Int64[]: the bonus token."""
 
     path: Tensor
     token: Tensor

@@ -1,15 +1,16 @@
 """The losslessness certificate: exact, by enumeration of toy worlds; no sampling, no tolerance for noise.
 
-For every family of drafts (chosen, one path, several paths, with and without replacement, hybrid, ...) and every
-verifier: the error of the joint law it emits, E[accepted], the optimum over all lossless verifiers (a linear
-program, scipy), an upper bound, and the share of the way from token-wise to the optimum that it goes.
+For every family of drafts (chosen, one path, several paths, with and without replacement, hybrid, ...) and
+every verifier: the error of the joint law it emits, E[accepted], the optimum over all lossless verifiers (a
+linear program, scipy), an upper bound, and the share of the way from token-wise to the optimum that it
+goes.
 
 Somebody else's verifier:  --verifier module:function  where
 
     function(tree: hsd.DraftTree, target_probs: Float64[N, V]) -> (stop Float[N], residuals Float[N, V])
 
-or an object with .stop and .residual(node). It has to be exact: give the law, not samples. It is taken to claim
-losslessness. Raising ValueError on a tree refuses its family.
+or an object with .stop and .residual(node). It has to be exact: give the law, not samples. It is taken to
+claim losslessness. Raising ValueError on a tree refuses its family.
 
 Exit code 1 if something that claims losslessness is not lossless.
 """
@@ -28,7 +29,7 @@ from torch import Tensor
 
 import hsd
 from hsd.audit.exact import Rule
-from hsd.audit.report import Subject, audit, families, plot, table
+from hsd.audit.report import HEADER, Row, Subject, audit, families, line, plot
 
 
 def as_rule(function: Callable) -> Rule:
@@ -37,7 +38,9 @@ def as_rule(function: Callable) -> Rule:
         law = function(tree, target)
         if isinstance(law, tuple) and len(law) == 2 and isinstance(law[1], Tensor):
             return law
-        return law.stop, torch.stack([law.residual(node) for node in range(len(tree))])
+        unused = torch.zeros_like(target[0])
+        return law.stop, torch.stack([law.residual(node) if stop > 0 else unused
+                                      for node, stop in enumerate(law.stop.tolist())])
 
     return rule
 
@@ -45,14 +48,16 @@ def as_rule(function: Callable) -> Rule:
 def known(name: str) -> Subject:
     """A verifier of hsd.VERIFIERS."""
     entry = hsd.VERIFIERS[name]
-    return Subject(name, as_rule(lambda tree, p: hsd.stopping_law(tree, p, name)), entry.lossless, entry.scope)
+    rule = as_rule(lambda tree, p: hsd.stopping_law(tree, p, name))
+    return Subject(name, rule, entry.lossless, entry.scope)
 
 
 def foreign(spec: str) -> Subject:
     """From "module:function". Raises ValueError if there is no such thing."""
     module, _, function = spec.partition(":")
     if not module or not function:
-        raise ValueError(f"--verifier {spec!r}: expected a name in {', '.join(hsd.VERIFIERS)}, or module:function")
+        known_names = ", ".join(hsd.VERIFIERS)
+        raise ValueError(f"--verifier {spec!r}: expected one of {known_names}, or module:function")
     sys.path.insert(0, "")
     return Subject(spec, as_rule(getattr(importlib.import_module(module), function)))
 
@@ -61,31 +66,46 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hsd.audit", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verifier", action="append", metavar="NAME", default=[],
-                        help="a name in hsd.VERIFIERS or module:function; may be repeated (default: all names); "
-                             "`token` is always included, as the baseline")
+                        help="a name in hsd.VERIFIERS or module:function; may be repeated (default: all "
+                             "names); `token` is always included, as the baseline")
     parser.add_argument("--families", choices=("quick", "standard", "full"), default="standard",
                         help="quick: four; full: every recipe crossed with every kind of world (minutes)")
     parser.add_argument("--seed", type=int, default=7, help="of the toy models (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the rows to FILE")
-    parser.add_argument("--plot", metavar="FILE", help="write a PNG of E[accepted] to FILE (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE", help="write a PNG of E[accepted] (needs matplotlib)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; return the exit code."""
-    args = arguments().parse_args(argv)
+    parser = arguments()
+    args = parser.parse_args(argv)
     names = list(dict.fromkeys(["token", *(args.verifier or hsd.VERIFIERS)]))
-    subjects = [known(name) if name in hsd.VERIFIERS else foreign(name) for name in names]
-    rows = list(audit(subjects, families(args.families), args.seed))
-    print(table(rows))
+    try:
+        subjects = [known(name) if name in hsd.VERIFIERS else foreign(name) for name in names]
+    except (ValueError, ImportError, AttributeError) as problem:
+        parser.error(str(problem))
+    rows = []
+    print(HEADER)
+    for row in audit(subjects, families(args.families), args.seed):
+        rows.append(row)
+        print(line(row), flush=True)
     if args.json:
         with open(args.json, "w") as file:
             json.dump([{**asdict(row), "verdict": row.verdict} for row in rows], file, indent=1)
     if args.plot:
         plot(rows, args.plot)
-    failures = [row for row in rows if row.failed]
-    for row in failures:
-        print(f"NOT LOSSLESS: {row.verifier} on {row.family}: error {row.error:.2e}, TV {row.variation:.2e}")
+    return _conclude(subjects, rows)
+
+
+def _conclude(subjects: list[Subject], rows: list[Row]) -> int:
+    """Say what failed. Having refused every family certifies nothing, so it is a failure too."""
+    failures = [f"NOT LOSSLESS: {row.verifier} on {row.family}: error {row.error:.2e}, TV {row.variation:.2e}"
+                for row in rows if row.failed]
+    tried = {row.verifier for row in rows}
+    failures += [f"NOT CERTIFIED: no family here suits {subject.name}" for subject in subjects
+                 if subject.name not in tried]
+    print("\n".join(failures))
     return 1 if failures else 0
 
 

@@ -1,13 +1,13 @@
 """The exact consequences of a verifier in a toy world: the joint law it emits, and what it accepts.
 
-One step emits the accepted tokens and the bonus token; the target's own law continues to K + 1 tokens, K the
-depth of the drafts. With E(s) the probability that a step emits exactly s, the law of the first K + 1 tokens z is
+One step emits the accepted tokens and the bonus token; the target's own law continues to K + 1 tokens, K
+the depth of the drafts. With E(s) the probability that a step emits exactly s, the law of the first K + 1
+tokens z is
 
     L(z) = sum over non-empty prefixes s of z of E(s) P(z | s)            lossless:  L = P
 
-and E[accepted] <= sum over s of min(P(s), Pr(s is drafted)): an accepted s must be in the tree, and a lossless
-verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v).
-"""
+and E[accepted] <= sum over s of min(P(s), Pr(s is drafted)): an accepted s must be in the tree, and a
+lossless verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v). """
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ def _not_laws(stop: Tensor, residuals: Tensor) -> float:
     return float(worst) if worst.isfinite() else math.inf
 
 
-def _emit(draft: Draft, stop: list[float], residuals: list[list[float]], emitted: dict[Prefix, float]) -> float:
+def _emit(draft: Draft, stop: list[float], residuals: list[list[float]],
+          emitted: dict[Prefix, float]) -> float:
     """Add this draft's emissions; return its E[accepted]."""
     accepted = 0.0
     for prefix, chance, residual in zip(draft.prefixes, stop, residuals):

@@ -1,17 +1,16 @@
 """The best that any lossless verifier can do in a toy world, by linear programming.
 
-A verifier is a law g(v, y | T) >= 0 of the stopping node v and the bonus token y, given the drafted tree T. With s
-the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
+A verifier is a law g(v, y | T) >= 0 of the stopping node v and the bonus token y, given the drafted tree T.
+With s the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
 
     maximise    sum over T of Pr(T) sum over v, y of g(v, y | T) depth(v)
     subject to  sum over v, y of g(v, y | T) = 1                                for every T
                 sum over prefixes s of z of E(s) / P(s) = 1                     for every z with P(z) > 0
                 E(s) = 0                                                        where P(s) = 0
 
-The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that looks at the
-tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes matters:
-trees with the same set are merged.
-"""
+The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that looks at
+the tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes
+matters: trees with the same set are merged. """
 
 from __future__ import annotations
 
@@ -26,10 +25,7 @@ LIMIT = 60_000
 
 
 def optimum(world: World, drafts: list[Draft]) -> float | None:
-    """E[accepted] of the best lossless verifier; None where the program is too large or the solver gives up.
-
-    Needs scipy.
-    """
+    """E[accepted] of the best lossless verifier; None without scipy, or where the program is too large."""
     trees: dict[frozenset[Prefix], float] = defaultdict(float)
     for draft in drafts:
         trees[frozenset(draft.prefixes)] += draft.probability
@@ -38,8 +34,11 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
                  for prefix in sorted(prefixes) for y in range(world.vocabulary)]
     if len(variables) > LIMIT:
         return None
-    from scipy.optimize import linprog
-    from scipy.sparse import coo_array
+    try:
+        from scipy.optimize import linprog
+        from scipy.sparse import coo_array
+    except ImportError:
+        return None
 
     variables = [(t, s) for t, s in variables if path_probability(world, s) > 0]
     sequences = [z for z in product(range(world.vocabulary), repeat=world.depth + 1)

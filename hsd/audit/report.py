@@ -23,7 +23,8 @@ class Subject:
 
     def applies(self, recipe: str, world: str) -> bool:
         """Whether the verifier says it can verify such trees."""
-        return self.scope == "tree" or (recipe.startswith("chain") if self.scope == "path" else world == "one-hot p")
+        suits = {"tree": True, "path": recipe == "chain", "one-hot": world == "one-hot p"}
+        return suits[self.scope]
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,10 @@ class Family:
 
 
 def families(which: str) -> list[Family]:
-    """"standard": every recipe in a random world, and the edge cases on three. "quick" and "full": fewer, more."""
+    """"standard": every recipe in a random world, the edge cases on three. "quick", "full": fewer, more."""
     if which == "quick":
-        return [Family("chosen", "random"), Family("chain", "random", depth=3), Family("multi", "random", depth=1),
-                Family("hybrid", "one-hot p")]
+        return [Family("chosen", "random"), Family("chain", "random", depth=3),
+                Family("multi", "random", depth=1), Family("hybrid", "one-hot p")]
     if which == "full":
         return [Family(recipe, world) for world in WORLDS for recipe in RECIPES]
     edges = [Family(recipe, world, vocabulary=4 if world == "zeros" else 3)
@@ -79,7 +80,7 @@ def families(which: str) -> list[Family]:
 
 
 def audit(subjects: list[Subject], chosen: list[Family], seed: int) -> Iterator[Row]:
-    """One row per family and applicable verifier; a subject that raises ValueError on a family is skipped there."""
+    """One row per family and applicable verifier; one that raises ValueError is skipped there."""
     for family in chosen:
         world = random_world(family.world, family.vocabulary, family.depth, seed, **WORLDS[family.world])
         drafts = enumerate_drafts(world, RECIPES[family.recipe])
@@ -104,16 +105,18 @@ def _share(accepted: float, base: float | None, best: float | None) -> float | N
     return (accepted - base) / (best - base)
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown."""
-    lines = ["| family | verifier | error | TV | E[accepted] | optimum | bound | share of gain | verdict |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for row in rows:
-        best = "-" if row.best is None else f"{row.best:.4f}"
-        share = "-" if row.share is None else f"{row.share:.0%}"
-        lines.append(f"| {row.family} | {row.verifier} | {row.error:.0e} | {row.variation:.0e} | {row.accepted:.4f} | "
-                     f"{best} | {row.bound:.4f} | {share} | {row.verdict} |")
-    return "\n".join(lines)
+HEADER = """\
+| family | verifier | error | TV | E[accepted] | optimum | bound | share of gain | verdict |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def line(row: Row) -> str:
+    """One line of the Markdown table under HEADER."""
+    best = "-" if row.best is None else f"{row.best:.4f}"
+    share = "-" if row.share is None else f"{row.share:.0%}"
+    cells = (row.family, row.verifier, f"{row.error:.0e}", f"{row.variation:.0e}", f"{row.accepted:.4f}",
+             best, f"{row.bound:.4f}", share, row.verdict)
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(rows: list[Row], path: str) -> None:
@@ -130,8 +133,9 @@ def plot(rows: list[Row], path: str) -> None:
     for k, verifier in enumerate(verifiers):
         mine = [row for row in rows if row.verifier == verifier]
         lossy = any(not row.claims_lossless or row.failed for row in mine)
-        axes.bar([names.index(row.family) + (k + 0.5) * width - 0.4 for row in mine], [row.accepted for row in mine],
-                 width, label=f"{verifier} (lossy)" if lossy else verifier, hatch="///" if lossy else None)
+        where = [names.index(row.family) + (k + 0.5) * width - 0.4 for row in mine]
+        axes.bar(where, [row.accepted for row in mine], width, hatch="///" if lossy else None,
+                 label=f"{verifier} (lossy)" if lossy else verifier)
     for attribute, label, style in (("best", "optimum", "black"), ("bound", "bound", "grey")):
         marks = {row.family: getattr(row, attribute) for row in rows if getattr(row, attribute) is not None}
         where = [names.index(name) for name in marks]

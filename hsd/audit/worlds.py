@@ -1,9 +1,8 @@
 """Toy worlds small enough to enumerate: two language models p, q over a few tokens, and ways to draft.
 
-A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A recipe drafts a tree and asks `Dice` for every
-random token; run once per outcome of the dice, it enumerates all drafts with their probabilities. Each sampled
-token is recorded with the law it was drawn from, as a drafting engine has to.
-"""
+A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A recipe drafts a tree and asks `Dice` for
+every random token; run once per outcome of the dice, it enumerates all drafts with their probabilities.
+Each sampled token is recorded with the law it was drawn from, as a drafting engine has to. """
 
 from __future__ import annotations
 

@@ -28,3 +28,8 @@ def not_a_number(tree, target):
 def paths_only(tree, target):
     """Right on paths, refuses everything else."""
     return hsd.stopping_law(tree, target, "block")
+
+
+def refuses(tree, target):
+    """Certifies nothing."""
+    raise ValueError("no tree is good enough")

@@ -1,4 +1,4 @@
-"""Make `tests.reference` and `benchmarks` importable from the repository root; one thread: the tensors are tiny."""
+"""Make `tests` importable from the repository root. One thread: the tensors are tiny."""
 
 import sys
 from pathlib import Path

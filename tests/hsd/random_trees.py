@@ -1,4 +1,4 @@
-"""Arbitrary draft trees for the tests: any order of chosen and sampled children, repeats, zeros, draft vocabularies."""
+"""Arbitrary draft trees: any order of chosen and sampled children, repeats, zeros, draft vocabularies."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 import hsd
 
 
-def laws(rows: int, vocabulary: int, generator: torch.Generator, temperature: float = 1.0, keep: int = 0) -> Tensor:
+def laws(rows: int, vocabulary: int, generator: torch.Generator, keep: int = 0) -> Tensor:
     """Float64[rows, vocabulary]; `keep` > 0 leaves only that many non-zero entries per row."""
-    logits = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64) / temperature
+    logits = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
     if keep:
         logits = logits.masked_fill(logits < logits.topk(keep).values[:, -1:], -torch.inf)
     return logits.softmax(-1)

@@ -33,9 +33,17 @@ def test_a_foreign_verifier_may_refuse_families(capsys) -> None:
     assert "refuses multi" in capsys.readouterr().out
 
 
-def test_an_unknown_verifier_is_explained() -> None:
-    with pytest.raises(ValueError, match="module:function"):
-        main(["--verifier", "nonsense"])
+@pytest.mark.parametrize("name, message", [
+    ("nonsense", "module:function"), ("no_such_module:f", "no_such_module"), ("math:no_such", "no_such")])
+def test_an_unknown_verifier_is_explained(name: str, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--verifier", name])
+    assert exit_.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_refusing_everything_certifies_nothing(capsys) -> None:
+    assert main(["--families", "quick", "--verifier", "tests.hsd.broken_verifiers:refuses"]) == 1
+    assert "NOT CERTIFIED" in capsys.readouterr().out
 
 
 def test_the_optimum_is_reached_where_theory_says_so_and_never_passed() -> None:

@@ -1,4 +1,4 @@
-"""What callers rely on: shapes, errors that say what to do, layouts, and no host synchronisation in `decide`."""
+"""What callers rely on: shapes, errors that say what to do, layouts, no host synchronisation in `decide`."""
 
 import random
 import re
@@ -20,8 +20,8 @@ def tensor(*values: int) -> torch.Tensor:
 def example() -> tuple[hsd.DraftTree, torch.Tensor]:
     """The tree drawn in hsd/types.py; nodes 1, 3 and 6 are sampled."""
     generator = torch.Generator().manual_seed(0)
-    tree = hsd.DraftTree(tensor(0, 1, 2, 3, 4, 0, 1), tensor(-1, 0, 0, 1, 1, 2, 5), tensor(-1, 0, -1, 1, -1, -1, 2),
-                         laws(3, 5, generator))
+    tree = hsd.DraftTree(tensor(0, 1, 2, 3, 4, 0, 1), tensor(-1, 0, 0, 1, 1, 2, 5),
+                         tensor(-1, 0, -1, 1, -1, -1, 2), laws(3, 5, generator))
     return tree, laws(7, 5, generator)
 
 
@@ -130,8 +130,9 @@ def test_bad_values_are_named(message: str) -> None:
 
 
 @pytest.mark.parametrize("field, value", [
-    ("tokens", torch.zeros(7)), ("parents", tensor(-1, 0)), ("proposal_rows", torch.zeros(7, dtype=torch.int32)),
-    ("proposals", torch.zeros(3)), ("support", tensor(0, 1)), ("tokens", torch.zeros(0, dtype=torch.int64))])
+    ("tokens", torch.zeros(7)), ("parents", tensor(-1, 0)),
+    ("proposal_rows", torch.zeros(7, dtype=torch.int32)), ("proposals", torch.zeros(3)),
+    ("support", tensor(0, 1)), ("tokens", torch.zeros(0, dtype=torch.int64))])
 def test_bad_shapes_and_dtypes_are_named(field: str, value: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=field):
         replace(example()[0], **{field: value})
@@ -163,8 +164,8 @@ def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     q = laws(7, 6, generator)
     rows = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
     tokens = torch.cat((tensor(0), hsd.draw(q[rows[1:]], generator)))
-    return (hsd.DraftTree(tokens, tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6), rows, q, layout=hsd.Layout.paths(3, 3)),
-            laws(10, 6, generator))
+    parents = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
+    return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.paths(3, 3)), laws(10, 6, generator)
 
 
 def chosen_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
@@ -204,10 +205,11 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
     if verifier in ("block", "published") and kind != "chain":
         pytest.skip("single paths only")
     with FakeTensorMode() as mode:
-        fields = {name: mode.from_tensor(getattr(tree, name)) for name in ("tokens", "parents", "proposal_rows")}
-        extra = {name: mode.from_tensor(getattr(tree, name)) for name in ("proposals", "support")
-                 if getattr(tree, name) is not None}
-        decision = hsd.decide(hsd.DraftTree(**fields, **extra, layout=tree.layout), mode.from_tensor(target), verifier)
+        names = ("tokens", "parents", "proposal_rows", "proposals", "support")
+        fields = {name: mode.from_tensor(getattr(tree, name)) for name in names
+                  if getattr(tree, name) is not None}
+        fake = hsd.DraftTree(**fields, layout=tree.layout)
+        decision = hsd.decide(fake, mode.from_tensor(target), verifier)
     assert decision.path.shape == (tree.layout.depth + 1,)
     assert decision.node.shape == decision.token.shape == decision.length.shape == ()
 
@@ -236,4 +238,5 @@ def test_inputs_are_not_changed() -> None:
     copies = [value.clone() for value in (tree.tokens, tree.parents, tree.proposals, target)]
     for verifier in ("hsd", "token", "greedy"):
         hsd.verify(tree, target, verifier)
-    assert all(torch.equal(*pair) for pair in zip(copies, (tree.tokens, tree.parents, tree.proposals, target)))
+    now = (tree.tokens, tree.parents, tree.proposals, target)
+    assert all(torch.equal(*pair) for pair in zip(copies, now))

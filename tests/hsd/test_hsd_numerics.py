@@ -45,7 +45,8 @@ def test_laws_are_laws(seed, nodes, vocabulary, sampled, temperature, keep, dtyp
 
 def _in(proposals, dtype):
     """float64 stays; the others are drawn in float32 at the least, as an engine does."""
-    return None if proposals is None else proposals.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return None if proposals is None else proposals.to(wide)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -57,7 +58,8 @@ def test_paths_of_32_tokens(seed, like_target, dtype) -> None:
     laws = {name: hsd.stopping_law(tree, target.to(dtype), name) for name in PATH_VERIFIERS}
     for name in PATH_VERIFIERS:
         assert_laws(tree, target.to(dtype), name)
-    assert torch.allclose(laws["hsd"].stop, laws["block"].stop, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-6)
+    atol = 1e-12 if dtype == torch.float64 else 2e-6
+    assert torch.allclose(laws["hsd"].stop, laws["block"].stop, rtol=0, atol=atol)
 
 
 def test_hsd_equals_block_on_paths() -> None:
@@ -99,15 +101,16 @@ def test_a_real_vocabulary(dtype, temperature) -> None:
     support = torch.randperm(vocabulary, generator=generator)[:32_000].sort().values
     small, _ = random_tree(3, nodes, 10, sampled=0.6)
     sampled = small.proposal_rows >= 0
-    q = (logits[small.parents[sampled]][:, support] + torch.randn(int(sampled.sum()), 32_000, generator=generator))
-    q = q.softmax(-1)
+    noise = torch.randn(int(sampled.sum()), 32_000, generator=generator)
+    q = (logits[small.parents[sampled]][:, support] + noise).softmax(-1)
     tokens = torch.randint(vocabulary, (nodes,), generator=generator)
     tokens[sampled] = support[hsd.draw(q, generator)]
     rows = torch.where(sampled, sampled.cumsum(0) - 1, -1)
     tree = hsd.DraftTree(tokens, small.parents, rows, q, support)
     for verifier in TREE_VERIFIERS:
         assert_laws(tree, target, verifier)
-        exact = hsd.stopping_law(tree, target.float().double() / target.double().sum(-1, keepdim=True), verifier)
+        wide = target.double() / target.double().sum(-1, keepdim=True)
+        exact = hsd.stopping_law(tree, wide, verifier)
         assert torch.allclose(hsd.stopping_law(tree, target, verifier).stop.double(), exact.stop, atol=2e-5)
 
 

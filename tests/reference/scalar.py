@@ -1,13 +1,15 @@
-"""The verifiers as the papers state them: Python floats, one accept/reject decision at a time, nothing vectorised.
+"""The verifiers as the papers state them: Python floats, one accept/reject decision at a time, nothing
+vectorised.
 
-Slow on purpose, and independent of hsd/: residuals are normalised at every step, coins are tossed one by one.
-A verifier takes `flip(probability) -> bool`, so that one and the same code samples (with a random flip) and gives
-its exact law (`exact_law` plays every sequence of coin outcomes and multiplies their probabilities).
+Slow on purpose, and independent of hsd/: residuals are normalised at every step, coins are tossed one by
+one. A verifier takes `flip(probability) -> bool`, so that one and the same code samples (with a random
+flip) and gives its exact law (`exact_law` plays every sequence of coin outcomes and multiplies their
+probabilities).
 
     hsd    branch-wise, arXiv 2601.05724 on a tree: from the leaves to the root, excess against deficiency
     token  recursive rejection sampling, arXiv 2305.09781: from the root to a leaf
     block  block verification, arXiv 2403.10444: one path, forward scan, the last head wins
-    published  block, but the full draft is accepted by its uncapped joint ratio, as in HSD's released code: lossy
+    published  block, but the full draft is accepted by its uncapped joint ratio, as HSD's released code does
 """
 
 from __future__ import annotations
