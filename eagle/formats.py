@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from transformers import LlamaConfig
 
-from eagle.head import HeadConfig, default_taps
+from eagle.head import DEFAULT_ROPE, HeadConfig, default_taps
 
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Switches that are on in real configs and change nothing in the head's arithmetic.
@@ -81,7 +81,7 @@ def read_taps(config: Mapping, target_layers: int | None) -> tuple[int, ...]:
         inputs = target_layers is not None and tuple(nested) == default_taps(target_layers)
         return tuple(nested) if inputs else tuple(i + 1 for i in nested)
     if target_layers is None:
-        raise ValueError("config.json names no feature taps: the target's layer count is needed for the default ones")
+        raise ValueError("config.json names no feature taps, and the target's layer count is needed for the default ones: give --target")
     return default_taps(target_layers)
 
 
@@ -165,8 +165,6 @@ def family_rope(layer: Mapping, family: str) -> dict:
 
 def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
     """config.json in the SafeAILab style; what is not the published default is written in every engine's spelling."""
-    rope = dict(config.rope_parameters or {"rope_type": "default", "rope_theta": 10000.0})
-    theta = rope.pop("rope_theta", 10000.0)
     written = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -179,8 +177,7 @@ def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None =
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": theta,
-        "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope,
+        **written_rope(config),
         "vocab_size": config.vocab_size,
         "draft_vocab_size": config.draft_vocab_size,
         "tie_word_embeddings": False,
@@ -197,3 +194,50 @@ def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None =
             "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in config.taps],
         }
     return written
+
+
+def speculators_config(config: HeadConfig, dtype: str, verifier: str | None, architectures: list[str]) -> dict:
+    """config.json in the style of the speculators library (which vLLM reads as well)."""
+    return {
+        "architectures": ["Eagle3DraftModel"],
+        "model_type": "speculator_model",
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.3.0",
+        "draft_vocab_size": config.draft_vocab_size,
+        "eagle_aux_hidden_state_layer_ids": list(config.taps),
+        "target_hidden_size": None if config.target_hidden_size == config.hidden_size else config.target_hidden_size,
+        **{flag: getattr(config, flag) for flag in FLAGS},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [
+                {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
+            ],
+            "verifier": {"name_or_path": verifier, "architectures": architectures},
+        },
+        "transformer_layer_config": {
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "hidden_size": config.hidden_size,
+            "intermediate_size": config.intermediate_size,
+            "num_hidden_layers": 1,
+            "num_attention_heads": config.num_attention_heads,
+            "num_key_value_heads": config.num_key_value_heads,
+            "head_dim": config.head_dim,
+            "max_position_embeddings": config.max_position_embeddings,
+            "rms_norm_eps": config.rms_norm_eps,
+            **written_rope(config),
+            "vocab_size": config.vocab_size,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+        },
+        "torch_dtype": dtype,
+    }
+
+
+def written_rope(config: HeadConfig) -> dict:
+    """rope_theta and rope_scaling: the old spelling, which transformers 5 reads as well."""
+    rope = dict(config.rope_parameters or DEFAULT_ROPE)
+    theta = rope.pop("rope_theta", 10000.0)
+    return {"rope_theta": theta, "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope}
