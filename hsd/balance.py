@@ -8,8 +8,8 @@ For its children i in order, with token x_i and proposal law d_i:
     what is left          a <- max(a - D d_i, 0),      D <- D - t_i
 
 This is the recursion of HSD (arXiv 2601.05724) on a tree with the normalisation postponed. With r the
-residual law, e = max(w r - d, 0) and Z = sum(e), one step there is r <- e / Z, w <- Z / (Z + 1 - w); as Z +
-1 - w = 1 - sum min(w r, d), the product w r is a / D at every step. sum(a) and D lose the same t_i, so
+residual law, e = max(w r - d, 0) and Z = sum(e), one step there is r <- e / Z, w <- Z / (Z + 1 - w). As
+Z + 1 - w = 1 - sum min(w r, d), the product w r is a / D at every step. sum(a) and D lose the same t_i, so
 sum(a) = w - 1 + D, and after the last child
 
     the node is accepted with h = sum(a) / D = 1 - (1 - w) / D        (the root, w = 1: always)
@@ -142,7 +142,7 @@ def _index(slots: Slots, device: torch.device) -> slice | Tensor:
 
 
 def _target_rows(problem: Problem, nodes: slice | Tensor) -> Tensor:
-    """p of the nodes' parents on the columns of `proposals`, the only ones that lose mass. A copy, Float[n, Vd]."""
+    """p of the nodes' parents on the columns of `proposals`: no others lose mass. A copy, Float[n, Vd]."""
     rows = problem.target.index_select(0, problem.topo.parent[nodes])
     return rows if problem.tree.support is None else rows.index_select(1, problem.tree.support)
 
@@ -187,8 +187,10 @@ def _subtract(problem: Problem, measure: Tensor, before: Tensor, hit: Tensor) ->
 
 
 def normalised(measure: Tensor, fallback: Tensor) -> Tensor:
-    """measure / sum(measure) Float[V]. With nothing left the node is never the stop, up to rounding, and
-    its own
-    target law is a safe answer: it has no token of probability 0."""
+    """measure / sum(measure) Float[V].
+
+    With nothing left the node is not the stop, up to rounding. Its own target law, `fallback`, is then a safe
+    answer: it never gives a token of probability 0.
+    """
     total = measure.sum()
     return torch.where(total > torch.finfo(measure.dtype).tiny, measure / total, fallback / fallback.sum())

@@ -10,7 +10,8 @@ For a draft x_1 .. x_K with target laws P_i and draft laws Q_i of token i + 1 gi
 Why HSD equals it on a path. There p_i is HSD's weight w: both are the joint ratio with each prefix capped
 at 1. A node of a path has one child, so HSD's excess is max(w p - d, 0), its Z is S_i, and its final weight
 Z / (Z + 1 - w) is h_i; visiting the path from its leaf is taking the longest prefix with heads. The tests
-compare the two at 1e-12; nothing here calls the other. """
+compare the two at 1e-12; nothing here calls the other.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
     verify = one draw of v ~ stop, one draw of the bonus token ~ residual(v)
 
 `decide` has fixed shapes and never waits for the device, so it can be captured in a CUDA graph;
-`stopping_law` and `verify` look at values (to check them, and to cut the path to its length). """
+`stopping_law` and `verify` look at values (to check them, and to cut the path to its length).
+"""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
     check         look at the values (needs a host sync)
 
     Raises ValueError: unknown verifier, wrong shapes, a branching tree for a single-path verifier; with
-    `check` also rows that are no laws, tokens out of range, parents out of order, a drawn token with d_i =
-    0. """
+    `check` also rows that are no laws, tokens out of range, parents out of order, a drawn token with
+    d_i = 0.
+    """
     problem, law = _solve(tree, target_probs, verifier, check)
     return StoppingLaw(law.stop, law.residual, _expected(problem, law))
 

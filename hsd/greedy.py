@@ -5,7 +5,8 @@
 How the draft was made does not matter. It is the limit of `hsd` and `token` as the temperature goes to 0,
 and equals them on one-hot p. Given any other p it preserves the argmax law, not p: ask for it at
 temperature 0 only. Only the order of the entries of p matters, so with check=False float32 logits do as
-well. """
+well.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Branch-wise hierarchical speculative decoding (HSD, arXiv 2601.05724) on any tree, from the leaves to the
-root.
+"""Branch-wise hierarchical speculative decoding (HSD, arXiv 2601.05724) on any tree, from leaves to root.
 
 Every node v has a weight w in [0, 1] and a residual law r; at first r = p_v, and w = 1 at the root.
 For its children i in order, with token x_i and proposal law d_i:

@@ -1,5 +1,4 @@
-"""The rule of the code released with the HSD paper, on one path. LOSSY: here to show what it does, never a
-default.
+"""The rule of the code released with the HSD paper, on one path. LOSSY: shows what it does, never a default.
 
 As block verification (hsd/block.py; the same p_i, S_i and residual laws before the last token), except that
 the full draft is accepted by its joint ratio, in which no prefix was capped:
@@ -9,7 +8,11 @@ the full draft is accepted by its joint ratio, in which no prefix was capped:
 A prefix that the target likes more than the draft does (joint ratio above 1) carries its surplus to the
 end, so full drafts are emitted too often: p_K = joint / max(1, largest prefix ratio) is smaller. The
 emitted law is off by a few hundredths in total variation on random toy models (`python -m hsd.audit` prints
-it), and E[accepted] looks better than any lossless verifier's can be. """
+it), and E[accepted] can exceed the optimum over lossless verifiers.
+
+What is modelled is the decision rule, with prefix ratios capped as the paper defines them (a running maximum);
+other versions of that code cap the joint ratio of each prefix at 1 instead.
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ children i in order:
 
 If no child is accepted, v is the stop and the bonus token is drawn from r. Hence
 
-    stop(v) = prod of a_u over the path to v * prod of (1 - a_u) over the path's earlier siblings and v's
-    children
+    stop(v) = prod of a_u over the path to v
+              * prod of (1 - a_u) over the earlier siblings of the path's nodes and the children of v
 """
 
 from __future__ import annotations

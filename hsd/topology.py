@@ -36,8 +36,7 @@ class Topology(NamedTuple):
 
 
 def topology(parents: Tensor, max_depth: int | None = None) -> Topology:
-    """parents Int64[N] (parents[0] = -1, parents[i] < i) -> Topology. `max_depth` bounds the depth; any N
-    works.
+    """parents Int64[N], parents[0] = -1 and parents[i] < i -> Topology. `max_depth`: a bound on the depth.
 
     `ancestors` is the tree attention mask of the N nodes.
     """
@@ -62,7 +61,7 @@ def _ancestors(index: Tensor, parent: Tensor, max_depth: int) -> Tensor:
 
 
 def post_order_stop(accept: Tensor, post: Tensor) -> Tensor:
-    """stop(v) = h(v) * prod over u before v in post-order of (1 - h(u)). accept: h Float[N], 1 at the root."""
+    """stop(v) = h(v) * prod over u before v in post-order of (1 - h(u)). accept: h Float[N], h(root) = 1"""
     in_order = torch.empty_like(accept).scatter(0, post, 1 - accept)
     reach = torch.cat((torch.ones_like(accept[:1]), in_order[:-1].cumprod(0)))
     return accept * reach[post]

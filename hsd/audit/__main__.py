@@ -2,8 +2,7 @@
 
 For every family of drafts (chosen, one path, several paths, with and without replacement, hybrid, ...) and
 every verifier: the error of the joint law it emits, E[accepted], the optimum over all lossless verifiers (a
-linear program, scipy), an upper bound, and the share of the way from token-wise to the optimum that it
-goes.
+linear program, scipy), an upper bound, and how much of the way from token-wise to the optimum it goes.
 
 Somebody else's verifier:  --verifier module:function  where
 

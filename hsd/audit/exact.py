@@ -7,7 +7,8 @@ tokens z is
     L(z) = sum over non-empty prefixes s of z of E(s) P(z | s)            lossless:  L = P
 
 and E[accepted] <= sum over s of min(P(s), Pr(s is drafted)): an accepted s must be in the tree, and a
-lossless verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v). """
+lossless verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v).
+"""
 
 from __future__ import annotations
 

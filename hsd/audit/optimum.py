@@ -10,7 +10,8 @@ With s the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
 
 The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that looks at
 the tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes
-matters: trees with the same set are merged. """
+matters: trees with the same set are merged.
+"""
 
 from __future__ import annotations
 

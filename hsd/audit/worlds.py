@@ -2,7 +2,8 @@
 
 A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A recipe drafts a tree and asks `Dice` for
 every random token; run once per outcome of the dice, it enumerates all drafts with their probabilities.
-Each sampled token is recorded with the law it was drawn from, as a drafting engine has to. """
+Each sampled token is recorded with the law it was drawn from, as a drafting engine has to.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The verifiers as the papers state them: Python floats, one accept/reject decision at a time, nothing
-vectorised.
+"""The verifiers as the papers state them: Python floats, one accept/reject decision at a time.
 
 Slow on purpose, and independent of hsd/: residuals are normalised at every step, coins are tossed one by
 one. A verifier takes `flip(probability) -> bool`, so that one and the same code samples (with a random
