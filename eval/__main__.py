@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None, load: Any = engines.load) -> int:
     options = build_parser().parse_args(argv)
     try:
         paths = evaluate(options, load)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not options.methods:

@@ -30,5 +30,8 @@ def load(base_model_path: str, ea_model_path: str | None, dtype: str, local_rank
     if draft_model_path:
         from transformers import AutoModelForCausalLM
 
-        engine.assistant = AutoModelForCausalLM.from_pretrained(draft_model_path, **placement).eval()
+        assistant = AutoModelForCausalLM.from_pretrained(draft_model_path, **placement).eval()
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = 0.0  # drafts of one length, as ours are
+        engine.assistant = assistant
     return engine

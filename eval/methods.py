@@ -98,6 +98,8 @@ def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decodi
     options, input_ids = library_options(engine, decoding), input_ids.to(engine.device)
     if method.name == "transformers-assisted":
         options["assistant_model"] = engine.assistant
+        if decoding.depth:
+            engine.assistant.generation_config.num_assistant_tokens = decoding.depth
     cuda = [engine.device] if torch.device(engine.device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):  # the library draws from the global generator
         torch.manual_seed(generator.initial_seed())

@@ -34,11 +34,11 @@ BOOTSTRAP_SEED = 20250101
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval; one question alone has none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def question_sum(entry: Record, name: str) -> float:
@@ -79,6 +79,8 @@ def bootstrap(statistic: Callable[..., Any], *columns: np.ndarray) -> Estimate |
         draws = statistic(*(weights @ values for values in columns))
     if not np.isfinite(value):
         return None
+    if len(columns[0]) == 1:
+        return Estimate(float(value), None, None)
     low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
     return Estimate(float(value), float(low), float(high))
 

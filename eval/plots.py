@@ -43,17 +43,20 @@ def bars(axes: Any, rows: Sequence[Record], key: str, label: str, digits: int) -
     """Horizontal bars with intervals, the first method on top."""
     shown = [row for row in rows if row[key]]
     values = [row[key].value for row in shown]
-    reach = [[row[key].value - row[key].low for row in shown], [row[key].high - row[key].value for row in shown]]
+    lows = [value if row[key].low is None else row[key].low for row, value in zip(shown, values, strict=True)]
+    highs = [value if row[key].high is None else row[key].high for row, value in zip(shown, values, strict=True)]
+    reach = [[value - low for value, low in zip(values, lows, strict=True)],
+             [high - value for value, high in zip(values, highs, strict=True)]]
     axes.barh(range(len(shown)), values, xerr=reach, color=[colour(row) for row in shown], height=0.66,
               error_kw={"elinewidth": 1, "capsize": 3, "ecolor": "#333333"})
     axes.set_yticks(range(len(shown)), [row["method"] for row in shown])
     axes.invert_yaxis()
     axes.set_title(label)
     axes.grid(axis="y", visible=False)
-    ends = max((row[key].high for row in shown), default=1)
-    for place, row in enumerate(shown):
-        axes.text(row[key].high + 0.015 * ends, place, f"{row[key].value:.{digits}f}", va="center", fontsize=9)
-    axes.set_xlim(0, ends * 1.15)
+    end = max(highs, default=1)
+    for place, (value, high) in enumerate(zip(values, highs, strict=True)):
+        axes.text(high + 0.015 * end, place, f"{value:.{digits}f}", va="center", fontsize=9)
+    axes.set_xlim(0, end * 1.15)
 
 
 def overview(section: Section) -> bytes | None:

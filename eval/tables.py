@@ -1,4 +1,5 @@
 """A section's numbers as tables, and tables as Markdown."""
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from eval.answers import PHASES, Record
@@ -14,20 +15,24 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def number(estimate: Any, digits: int = 2, sign: str = "") -> str:
-    """`4.57 [4.41, 4.73]`, or a dash where there is nothing to measure."""
+def interval(estimate: Any, write: Callable[[float], str]) -> str:
+    """`4.57 [4.41, 4.73]`, without brackets where there is no interval, a dash where there is nothing to measure."""
     if estimate is None:
         return "–"
     value, low, high = estimate
-    return f"{value:{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return write(value) + ("" if low is None else f" [{write(low)}, {write(high)}]")
+
+
+def number(estimate: Any, digits: int = 2, sign: str = "") -> str:
+    return interval(estimate, lambda value: f"{value:{sign}.{digits}f}")
 
 
 def times(estimate: Any) -> str:
-    return "–" if estimate is None else f"{estimate[0]:.2f}x [{estimate[1]:.2f}, {estimate[2]:.2f}]"
+    return interval(estimate, lambda value: f"{value:.2f}x")
 
 
 def percent(estimate: Any) -> str:
-    return "–" if estimate is None else f"{estimate[0]:.0%} [{estimate[1]:.0%}, {estimate[2]:.0%}]"
+    return interval(estimate, lambda value: f"{value:.0%}")
 
 
 def name(row: Record) -> str:

@@ -1,17 +1,20 @@
-# Sourced by the other scripts: one virtual environment, installed once and again only when the lists change.
+# One virtual environment, installed once and again only when the lists change. The other scripts source this file.
 #
-#   source scripts/setup.sh [requirements file ...]      afterwards $PYTHON_VENV is the environment's interpreter
+#   bash scripts/setup.sh              set it up and do nothing else
+#   source scripts/setup.sh            afterwards $PYTHON_VENV is the environment's interpreter
 #
+# EXTRA_REQUIREMENTS names further lists beside requirements.txt.
 # HSD_VENV names the environment (default .venv); PYTHON the interpreter that creates it (default python3). Where that
 # interpreter already has a torch that sees a GPU, the environment uses it instead of the pinned CPU build.
 # A stamp in the environment holds the checksum of the lists: with an unchanged stamp nothing is installed and the
 # network is not touched.
+set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 HSD_VENV=${HSD_VENV:-.venv}
 PYTHON_VENV=$HSD_VENV/bin/python
-LISTS=("${@:-requirements.txt}")
+read -ra LISTS <<< "requirements.txt ${EXTRA_REQUIREMENTS:-}"
 STAMP=$HSD_VENV/installed-$(cat "${LISTS[@]}" | sha256sum | cut -d' ' -f1)
 
 if [ ! -f "$STAMP" ]; then

@@ -6,6 +6,7 @@
 # hardware   any CPU; made for 2 cores. One thread per process: two processes with two threads each on two cores slow
 #            each other down many times over.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt requirements-dev.txt
+EXTRA_REQUIREMENTS=requirements-dev.txt
+source "$(dirname "$0")/setup.sh"
 
 OMP_NUM_THREADS=1 "$PYTHON_VENV" -m pytest -q "$@"

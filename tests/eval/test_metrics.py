@@ -58,6 +58,10 @@ def test_equal_questions_have_no_spread():
     assert metrics.ratio_of(same, "emitted", "steps") == (3.0, 3.0, 3.0)
 
 
+def test_one_question_has_no_interval():
+    assert metrics.ratio_of([FIRST], "emitted", "steps") == (3.0, None, None)
+
+
 def test_nothing_to_measure_is_none():
     assert metrics.ratio_of([], "emitted", "steps") is None
     assert metrics.ratio_of([entry(0, turn([]))], "emitted", "steps") is None
