@@ -205,7 +205,8 @@ class Trainer:
         config = self.config
         Path(config.output).mkdir(parents=True, exist_ok=True)
         self.trim_log()
-        bar = tqdm(total=config.steps, initial=self.progress.step, disable=not self.accelerator.is_main_process)
+        hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
+        bar = tqdm(total=config.steps, initial=self.progress.step, disable=hidden)
         for rows in self.batches():
             share = self.share_done()
             if share >= 1:

@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from eagle.train.config import TrainConfig
 from eagle.train.corpus import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 WORDS = [f"w{i}" for i in range(90)]
@@ -54,3 +55,25 @@ def tiny_data(tmp_path_factory):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+@pytest.fixture
+def settings(tiny_target, tiny_data):
+    """TrainConfig of a short run; keyword arguments change it."""
+
+    def build(output, **changes) -> TrainConfig:
+        return TrainConfig(**{
+            "target": str(tiny_target), "data": [str(tiny_data)], "output": str(output), "unroll": 3,
+            "batch_tokens": 160, "steps": 15, "precision": "no", "lr": 3e-3, "warmup": 5, "log_every": 1,
+            "eval_every": 100, "save_every": 100, "eval_examples": 4, "eval_prompts": 0, "held_out_share": 0.1, **changes,
+        })
+
+    return build
+
+
+def read_log(output) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def losses(output) -> list[float]:
+    return [row["loss"] for row in read_log(output) if "loss" in row]

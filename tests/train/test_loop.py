@@ -1,28 +1,71 @@
-"""A whole run on a tiny target."""
+"""Whole runs on a tiny target: learning, choosing, golden losses, accumulation, several processes."""
 import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
 
+import pytest
 import torch
 from transformers import AutoConfig
 
-from eagle.train.config import TrainConfig
 from eagle.train.loop import Trainer
 from eagle.weights import load_head
+from tests.train.conftest import losses, read_log
 
 
-def settings(tiny_target, tiny_data, output, **changes) -> TrainConfig:
-    return TrainConfig(**{
-        "target": str(tiny_target), "data": [str(tiny_data)], "output": str(output), "unroll": 3, "batch_tokens": 160,
-        "steps": 40, "precision": "no", "lr": 3e-3, "warmup": 5, "log_every": 1, "eval_every": 20, "save_every": 20,
-        "eval_examples": 8, "held_out_share": 0.1, **changes,
-    })
-
-
-def test_a_run_learns_and_exports_a_head(tiny_target, tiny_data, tmp_path):
-    Trainer(settings(tiny_target, tiny_data, tmp_path)).run()
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if "loss" in row]
-    assert len(losses) == 40
-    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
-    assert [row["step"] for row in rows if "held_out" in row] == [20, 40]
+def test_a_run_learns_and_exports_the_best_head(tiny_target, settings, tmp_path):
+    config = settings(tmp_path, steps=40, eval_every=20, eval_prompts=4, eval_tokens=8, eval_nodes=8, eval_depth=3)
+    Trainer(config).run()
+    found = losses(tmp_path)
+    assert len(found) == 40
+    assert sum(found[-5:]) < 0.9 * sum(found[:5])
+    trials = {row["step"]: row["expected_accepted"] for row in read_log(tmp_path) if "held_out" in row}
+    assert list(trials) == [20, 40]
     head = load_head(tmp_path, AutoConfig.from_pretrained(tiny_target))
+    last = load_head(tmp_path / "last", AutoConfig.from_pretrained(tiny_target))
     assert head.fc.weight.dtype == torch.bfloat16
+    assert torch.equal(head.fc.weight, last.fc.weight) == (trials[40] > trials[20])
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 2}, {"checkpointing": True}], ids=str)
+def test_accumulation_and_checkpointing_change_nothing(settings, tmp_path, changes):
+    Trainer(settings(tmp_path / "a", batch_tokens=400, warmup=20)).run()
+    Trainer(settings(tmp_path / "b", batch_tokens=400, warmup=20, **changes)).run()
+    assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=1e-4)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_give_the_losses_of_one(settings, tmp_path):
+    Trainer(settings(tmp_path / "one", batch_tokens=400, warmup=20)).run()
+    (tmp_path / "config.json").write_text(json.dumps(asdict(settings(tmp_path / "two", batch_tokens=400, warmup=20))))
+    port = str(free_port())
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "eagle.train", "--config", str(tmp_path / "config.json")],
+            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        )
+        for rank in range(2)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_a_small_draft_vocabulary(tiny_target, settings, tmp_path):
+    Trainer(settings(tmp_path, steps=30, draft_vocab_size=60, acceptance_weight=0.5)).run()
+    found = losses(tmp_path)
+    assert sum(found[-5:]) < 0.97 * sum(found[:5])
+    head = load_head(tmp_path, AutoConfig.from_pretrained(tiny_target))
+    assert head.t2d.sum() == 60
+
+
+def test_batches_too_small_for_the_parts(settings, tmp_path):
+    with pytest.raises(ValueError, match="batch_tokens is 40"):
+        Trainer(settings(tmp_path, batch_tokens=40, accumulation=4))

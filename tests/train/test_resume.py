@@ -1,0 +1,85 @@
+"""A run that was killed gives the losses of one that was not, and never reads half a checkpoint."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+
+import pytest
+
+from eagle.train import checkpoint
+from eagle.train.loop import Trainer
+from tests.train.conftest import losses, read_log
+
+
+def start(config, path) -> subprocess.Popen:
+    path.write_text(json.dumps(asdict(config)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "eagle.train", "--config", str(path)], env=environment, stderr=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_continues_exactly(settings, tmp_path, optimizer):
+    common = {"optimizer": optimizer, "save_every": 7, "log_every": 3, "eval_every": 8, "epochs": 2, "steps": None}
+    Trainer(settings(tmp_path / "whole", **common)).run()
+    stopped = Trainer(settings(tmp_path / "parts", **common))
+    real, stopped.step = stopped.step, None
+
+    def step(rows, share):
+        if stopped.progress.step == 12:
+            raise KeyboardInterrupt
+        real(rows, share)
+
+    stopped.step = step
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    Trainer(settings(tmp_path / "parts", **common)).run()
+    for a, b in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
+        a.pop("seconds", None), b.pop("seconds", None)
+        assert a == b
+
+
+def test_kill_9(settings, tmp_path):
+    config = settings(tmp_path / "killed", steps=60, save_every=5)
+    worker = start(config, tmp_path / "config.json")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed/log.jsonl").exists() or len(losses(tmp_path / "killed")) < 13:
+        assert time.monotonic() < deadline and worker.poll() is None
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    assert worker.returncode == -signal.SIGKILL
+    assert len(checkpoint.directories(tmp_path / "killed")) >= 1
+    Trainer(config).run()
+    Trainer(settings(tmp_path / "whole", steps=60, save_every=5)).run()
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
+    config = settings(tmp_path, steps=10, save_every=4)
+    Trainer(config).run()
+    whole = [path.name for path in checkpoint.directories(tmp_path)]
+    assert whole == ["step-00000004", "step-00000008"]
+
+    def dies(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.torch, "save", dies)
+    with pytest.raises(OSError, match="disk full"):
+        Trainer(settings(tmp_path, steps=14, save_every=4)).run()
+    monkeypatch.undo()
+    assert [path.name for path in checkpoint.directories(tmp_path)] == whole
+    assert (tmp_path / "checkpoints/.step-00000012.tmp").exists()
+    Trainer(settings(tmp_path, steps=14, save_every=4)).run()
+    assert len(losses(tmp_path)) == 14
+    assert [path.name for path in checkpoint.directories(tmp_path)] == ["step-00000008", "step-00000012"]
+
+
+def test_another_runs_checkpoint_is_refused(settings, tmp_path):
+    Trainer(settings(tmp_path, steps=4, save_every=2)).run()
+    with pytest.raises(ValueError, match=r"lr: was 0\.003, is 0\.001"):
+        Trainer(settings(tmp_path, steps=8, save_every=2, lr=1e-3))
