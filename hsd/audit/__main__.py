@@ -104,7 +104,8 @@ def _conclude(subjects: list[Subject], rows: list[Row]) -> int:
     tried = {row.verifier for row in rows}
     failures += [f"NOT CERTIFIED: no family here suits {subject.name}" for subject in subjects
                  if subject.name not in tried]
-    print("\n".join(failures))
+    if failures:
+        print("\n".join(failures))
     return 1 if failures else 0
 
 
