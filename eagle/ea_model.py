@@ -111,6 +111,5 @@ class EaModel:
 
 
 def _finish(rows: Iterator[Generation], log: bool):
-    for row in rows:
-        pass
+    *_, row = rows
     return (row.sequences, len(row.new_tokens), len(row.steps) - 1) if log else row.sequences

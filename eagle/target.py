@@ -138,7 +138,7 @@ class CausalLM:
         return scores
 
     def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
-        """Read `counts` Int64[B] more tokens per row, Int64[B, n] padded on the right; logits [B, 1, V] after the last."""
+        """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
         n, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
         self.cache.window = Window(first=scratch, stop=scratch + self.longest + n, positions=positions)

@@ -177,7 +177,7 @@ def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
     limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
     decoding = Decoding(options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes,
-                        options.depth, options.width).with_defaults_of(engine)
+                        options.depth, options.width).with_defaults()
 
     def describe(method: Method) -> dict[str, Any]:
         return settings(options, questions, method, decoding, style.name, device_name(engine.device))

@@ -26,8 +26,9 @@ def caption(section: dict) -> str:
     hardware, git = session["hardware"], session["git"]
     machine = ", ".join(hardware["gpus"]) or f"{hardware['cpu']}, {hardware['threads']} threads"
     commit = (git["commit"] or "unknown")[:9]
+    title = section["title"]
     return (
-        f"{section['title'][0].upper()}{section['title'][1:]}; seed {settings['seed']}, {settings['dtype']}, {machine}, "
+        f"{title[0].upper()}{title[1:]}; seed {settings['seed']}, {settings['dtype']}, {machine}, "
         f"torch {session['versions']['torch']}, commit {commit}. Brackets: 95 % bootstrap intervals over questions."
     )
 

@@ -4,12 +4,13 @@ A method's name is `tree+verifier`. Three stand alone: `plain` (token by token o
 denominator of every speedup), `transformers` (that library's own `generate`) and `transformers-assisted` (its assisted
 generation with an ordinary draft model, `--draft-model-path`), the last two as baselines from outside.
 """
-import inspect
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+
+from eagle.trees import TreeSettings
 
 
 class Decoding(NamedTuple):
@@ -30,12 +31,11 @@ class Decoding(NamedTuple):
             chosen["width"] = self.width
         return {name: value for name, value in chosen.items() if value is not None}
 
-    def with_defaults_of(self, engine: Any) -> "Decoding":
+    def with_defaults(self) -> "Decoding":
         """The engine's own defaults where nothing was chosen, so that they are on record."""
-        known = inspect.signature(engine.generate).parameters
-        chosen = {name: known[name].default for name in ("nodes", "depth")
-                  if getattr(self, name) is None and name in known}
-        return self._replace(**chosen)
+        defaults = TreeSettings()
+        return self._replace(**{name: getattr(defaults, name) for name in ("nodes", "depth")
+                                if getattr(self, name) is None})
 
 
 class Turn(NamedTuple):

@@ -19,12 +19,16 @@ def multi_slots(settings: TreeSettings) -> int:
     return _multi_width(settings) * (settings.depth - 1)
 
 
-def build_chain(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
+def build_chain(
+    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw
+) -> TreeBatch:
     """One sampled path of min(depth, nodes - 1) tokens."""
     return _build(drafter, root, logits, 1, _chain_length(settings), law, draw)
 
 
-def build_multi(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
+def build_multi(
+    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw
+) -> TreeBatch:
     """`width` sampled paths of `depth` tokens; without a width, as many as `nodes` has room for."""
     return _build(drafter, root, logits, _multi_width(settings), settings.depth, law, draw)
 
