@@ -156,7 +156,7 @@ def score(target: CausalLM, tree: TreeBatch) -> Scores:
 
 def verify(plan: Plan, session: Session, tree: TreeBatch, scores: Scores, generator) -> Outcome:
     """Decide each row's path and bonus token from the exact stopping law; no host synchronisation."""
-    laws = plan.target_law(scores.logits, _node_prefixes(plan, session, tree))
+    laws = plan.target_law(scores.logits.to(tree.tokens.device), _node_prefixes(plan, session, tree))
     rows = []
     for index, law in enumerate(laws):
         decision = hsd.decide(tree.row(index), law, plan.verifier, generator)
@@ -187,7 +187,8 @@ def commit(target: CausalLM, session: Session, scores: Scores, outcome: Outcome)
     target.commit(outcome.path.to(target.device), counts.to(target.device))
     session.pending, session.counts, session.tree_nodes = outcome.tokens, counts, scores.logits.shape[1]
     if scores.features is not None:
-        index = outcome.path[:, :, None].expand(-1, -1, scores.features.shape[-1])
+        path = outcome.path.to(scores.features.device)
+        index = path[:, :, None].expand(-1, -1, scores.features.shape[-1])
         session.features = scores.features.gather(1, index)
 
 

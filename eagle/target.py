@@ -69,7 +69,6 @@ class CausalLM:
             layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
         self.device = model.get_input_embeddings().weight.device
         self._devices = tuple(next(layer.parameters()).device for layer in layers)
-        self.output_device = self._devices[-1]
         self.cache: TransformersCache | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.longest = 0
@@ -113,7 +112,8 @@ class CausalLM:
         )
         hidden = out.last_hidden_state
         if logits_at is not None:
-            hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
+            index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
+            hidden = hidden.gather(1, index)
         features = None
         if self.taps:
             features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)

@@ -42,3 +42,9 @@ def test_named_commands_exist(path):
 def test_help_teaches(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout) > 300
+
+
+def test_the_readmes_python_runs(capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(compile(code.replace("checkpoints/", f"{ROOT}/checkpoints/"), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
