@@ -19,7 +19,8 @@ from eagle.train.config import TrainConfig
 
 # Settings that may differ when a run is continued; everything else would make it another run.
 CHANGEABLE = {
-    "steps", "epochs", "minutes", "log_every", "save_every", "keep", "accumulation", "checkpointing", "output",
+    "steps", "epochs", "minutes", "log_every", "save_every", "keep", "accumulation", "checkpointing",
+    "output", "feature_cache",
 }
 
 

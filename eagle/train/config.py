@@ -36,13 +36,14 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute drafted steps in the backward pass: less memory, more time
+    feature_cache: str | None = None  # directory: compute the target's features once and read them from there
     precision: str = "bf16"
     seed: int = 0
 
     steps: int | None = None  # optimizer steps; training ends at the first limit that is reached
     epochs: float | None = None
     minutes: float | None = None
-    optimizer: str = "muon"
+    optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 50  # steps
     decay: float = 0.4  # share of the run, at its end, with the rate falling linearly to zero
@@ -88,6 +89,8 @@ def from_dict(settings: dict) -> TrainConfig:
     unknown = sorted(settings.keys() - known_keys().keys())
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(known_keys())}")
+    for name, value in settings.items():
+        check_kind(known_keys()[name], value)
     return TrainConfig(**settings)
 
 
@@ -101,21 +104,49 @@ def read_settings(path: str | Path) -> dict:
     return settings
 
 
-def parse_value(text: str):
-    """Command-line text -> JSON value where it is one, else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+# What a setting of each annotated type may be, in words and as a test.
+KINDS = {
+    "str": ("a text", lambda v: isinstance(v, str)),
+    "bool": ("true or false", lambda v: isinstance(v, bool)),
+    "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
+    "float": ("a number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)),
+    "list[str]": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)),
+    "list[int]": ("a list of whole numbers", lambda v: isinstance(v, list) and all(isinstance(x, int) for x in v)),
+}
+
+
+def kind_of(setting: dataclasses.Field) -> str:
+    """The annotation as it is written: "int", "list[str]", "float | None"."""
+    return setting.type.__name__ if str(setting.type).startswith("<class") else str(setting.type)
+
+
+def check_kind(setting: dataclasses.Field, value) -> None:
+    kind, _, optional = kind_of(setting).partition(" | ")
+    words, fits = KINDS[kind]
+    if not (fits(value) or (optional and value is None)):
+        raise ValueError(f"setting {setting.name} is {value!r}; expected {words}")
+
+
+def parser_of(setting: dataclasses.Field):
+    """Command-line text -> value of the setting's kind: names stay text, everything else is read as JSON."""
+
+    def parse(text: str):
+        if kind_of(setting).startswith(("str", "list[str]")):
+            return text
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text  # check_kind says what was expected
+
+    return parse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="JSON file with settings; the options below override it")
     for name, setting in known_keys().items():
-        many = "list" in str(setting.type)
         parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, type=parse_value, nargs="+" if many else None,
-            default=argparse.SUPPRESS, help=f"{setting.type}",
+            f"--{name.replace('_', '-')}", dest=name, type=parser_of(setting), default=argparse.SUPPRESS,
+            nargs="+" if kind_of(setting).startswith("list") else None, help=kind_of(setting),
         )
 
 

@@ -4,6 +4,7 @@ Every process walks the same plan of batches and takes its own rows; the loss is
 positions of the *whole* batch, known from the data alone, so one process, several, and any accumulation give the same
 gradient.
 """
+import contextlib
 import itertools
 import json
 import time
@@ -17,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eagle.train import checkpoint
+from eagle.train.cache import CachedFeatures
 from eagle.train.config import TrainConfig
 from eagle.train.data import Batch, Example, collate, epoch_plan, split_rows
 from eagle.train.drafting import DraftingTrial
@@ -24,6 +26,7 @@ from eagle.train.evaluate import evaluate
 from eagle.train.features import OnlineFeatures
 from eagle.train.objective import Objective, align
 from eagle.train.optim import build_optimizers, rate, set_rate
+from eagle.train.plot import plot
 from eagle.train.setup import build_head, load_target, split_examples
 from eagle.weights import save_head
 
@@ -41,6 +44,7 @@ class Trainer:
         self.train_set, held_out = split_examples(config, tokenizer)
         self.head = build_head(config, self.target, self.train_set)
         self.source = OnlineFeatures(self.target, self.head.config.taps)
+        self.cache = self.open_cache()
         self.trial = DraftingTrial(self.target, self.head, held_out, config) if config.eval_prompts else None
         self.held_out = [collate(held_out[i : i + 16]).to(self.device) for i in range(0, len(held_out), 16)]
         self.optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
@@ -54,6 +58,16 @@ class Trainer:
         self.log_path = Path(config.output, "log.jsonl")
         self.window = self.restore_window()
         self.started = time.monotonic() - self.progress.seconds
+
+    def open_cache(self) -> CachedFeatures | None:
+        if not self.config.feature_cache:
+            return None
+        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
+        cache = CachedFeatures(
+            self.train_set, self.config.feature_cache, self.config.target, self.source.taps, dtype
+        )
+        cache.fill(self.source, self.accelerator)
+        return cache
 
     def check_batches(self) -> None:
         parts = self.accelerator.num_processes * self.config.accumulation
@@ -96,18 +110,23 @@ class Trainer:
 
     # --- one step --------------------------------------------------------------------------------------------------
 
-    def my_parts(self, rows: list[int]) -> list[list[Example]]:
-        """This process's examples of a batch, one list per accumulation round."""
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = split_rows(rows, world * self.config.accumulation)[rank::world]
-        silent = self.train_set[rows[0]]._replace(answer=[False] * len(self.train_set[rows[0]].ids))
-        return [[self.train_set[i] for i in part] or [silent] for part in parts]
+    def my_parts(self, rows: list[int]) -> list[tuple[list[int], Batch]]:
+        """This process's share of a batch, one part per accumulation round: example indices and tokens.
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        Where there are fewer rows than parts, a part gets a row without answers: no loss, but the same collectives.
+        """
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = []
+        for part in split_rows(rows, world * self.config.accumulation)[rank::world]:
+            batch = collate([self.train_set[i] for i in part or rows[:1]])
+            parts.append((part or rows[:1], batch if part else batch._replace(answer=batch.answer & False)))
+        return parts
+
+    def losses(self, indices: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss summed over this batch's positions, and per-step sums [unroll, 4]."""
         where = align(batch.answer, self.config.unroll)
         with self.accelerator.autocast():
-            features = self.source(batch)
+            features = self.cache(indices, self.device) if self.cache else self.source(batch)
             law = self.source.law(features.last, where.predicted, self.head.support())
         return self.objective(features.taps, batch, where, law)
 
@@ -116,13 +135,10 @@ class Trainer:
         set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
         positions = sum(sum(self.train_set[i].answer[2:]) for i in rows)
         parts = self.my_parts(rows)
-        for number, part in enumerate(parts):
-            batch = collate(part).to(self.device)
-            if number + 1 < len(parts):
-                with self.accelerator.no_sync(self.objective):
-                    self.backward(batch, world / positions)
-            else:
-                self.backward(batch, world / positions)
+        for number, (indices, batch) in enumerate(parts):
+            last = number + 1 == len(parts)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
+                self.backward(indices, batch.to(self.device), world / positions)
         self.accelerator.clip_grad_norm_(self.head.parameters(), config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -131,9 +147,9 @@ class Trainer:
         self.progress.step += 1
         self.progress.tokens += sum(len(self.train_set[i].ids) for i in rows)
 
-    def backward(self, batch: Batch, scale: float) -> None:
+    def backward(self, indices: list[int], batch: Batch, scale: float) -> None:
         """`scale` divides by the whole batch's positions, and undoes the averaging over processes."""
-        loss, sums = self.losses(batch)
+        loss, sums = self.losses(indices, batch)
         self.accelerator.backward(loss * scale)
         self.window[:-1] += sums
         self.window[-1, 1] += loss.detach()
@@ -224,3 +240,5 @@ class Trainer:
         if self.progress.step % config.eval_every:
             self.evaluate()
         self.export(Path(config.output, "last"))
+        if self.accelerator.is_main_process:
+            plot(config.output)
