@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import files
+from eval.provenance import portable
 
 SAMPLE = Path(__file__).parent / "data" / "sample.jsonl"
 PAPER_QUESTIONS = 263
@@ -165,7 +166,7 @@ def load(bench: str, protocol: str | None = None, question_file: str | None = No
         raise ValueError(f"--question-file {question_file!r} and --protocol {protocol!r} both name questions; "
                          "leave one of them out")
     if question_file:
-        name, source, questions = "file", question_file, read_file(question_file, chosen.category)
+        name, source, questions = "file", portable(question_file), read_file(question_file, chosen.category)
     else:
         name = protocol or next(iter(chosen.protocols))
         name, questions = questions_of(chosen, name, fall_back=protocol is None)

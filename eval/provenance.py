@@ -50,6 +50,15 @@ def hardware() -> dict[str, Any]:
     return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+def portable(text: str) -> str:
+    """A path or argument without this machine's directories, so that results can be shown to others."""
+    places = {os.environ.get("HSD_DATA"): "$HSD_DATA", str(REPOSITORY): ".", str(Path.home()): "~"}
+    for place, name in places.items():
+        if place and len(place) > 1:
+            text = text.replace(place.rstrip("/"), name)
+    return text
+
+
 def provenance(argv: list[str] | None = None) -> dict[str, Any]:
     """One session's origin: code, versions, machine, command, start time."""
     return {
@@ -58,6 +67,6 @@ def provenance(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": {package: version(package) for package in PACKAGES},
         "hardware": hardware(),
         "platform": platform.platform(),
-        "argv": list(sys.argv if argv is None else argv),
+        "argv": [portable(part) for part in (sys.argv if argv is None else argv)],
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

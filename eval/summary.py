@@ -57,7 +57,8 @@ def section(runs: Sequence[Answers]) -> Section:
 
 def title(settings: Record) -> str:
     sampling = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']:g}"
-    return f"{settings['bench']} ({settings['protocol']}), {settings['num_questions']} questions, {sampling}"
+    named = settings["protocol"] if settings["protocol"] != "file" else Path(settings["questions"]).name
+    return f"{settings['bench']} ({named}), {settings['num_questions']} questions, {sampling}"
 
 
 def rates(entries: Sequence[Record]) -> dict[str, Estimate | None]:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from eval.__main__ import build_parser, main
 from tests.eval.fake import load
 from tests.eval.helpers import arguments, records
 
+ROOT = Path(__file__).parents[2]
 ONE = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "target", "--ea-model-path", "head", "--quiet"]
 
 
@@ -81,11 +83,12 @@ def pair(tmp_path_factory):
 def test_the_real_engine_from_disk(pair, tmp_path):
     """Every tree at temperature 0, through a subprocess: same tokens as plain decoding and as transformers."""
     command = [part if part not in ("target", "head") else str(pair / part) for part in arguments(
-        tmp_path, "--temperature", "0", "--num-questions", "2", "--max-new-tokens", "20", "--total-token", "16",
+        tmp_path, "--temperature", "0", "--num-questions", "2", "--max-new-tokens", "12", "--total-token", "16",
         "--depth", "3", "--dtype", "float32",
         methods=("plain", "transformers", "topk+token", "hybrid+hsd", "chain+block", "multi+hsd"))]
-    done = subprocess.run([sys.executable, "-m", "eval", *command], capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+    quiet_machine = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", "eval", *command], capture_output=True, text=True, timeout=300,
+                          cwd=ROOT, env={**os.environ, **quiet_machine})
     assert done.returncode == 0, done.stderr
     (section,) = json.loads((tmp_path / "report.json").read_text())["sections"]
     for row in section["rows"]:

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from eval import answers, report
 from tests.eval.helpers import arguments, evaluate, numbers, records
 
+ROOT = Path(__file__).parents[2]
 FILES = ("plain.jsonl", "topk+token.jsonl", "hybrid+hsd.jsonl")
 
 
@@ -43,9 +45,10 @@ def test_cut_files_are_completed(unbroken, tmp_path, seed):
 
 def test_kill_9(unbroken, tmp_path):
     command = [sys.executable, "-m", "tests.eval.fake", *arguments(tmp_path)]
-    running = subprocess.Popen(command, env={**os.environ, "FAKE_DELAY": "0.05"}, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command, env={**os.environ, "FAKE_DELAY": "0.05"}, stderr=subprocess.PIPE,
+                               text=True, cwd=ROOT)
     while not (tmp_path / FILES[0]).is_file() or (tmp_path / FILES[0]).read_bytes().count(b"\n") < 3:
-        assert running.poll() is None
+        assert running.poll() is None, running.stderr.read()
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
