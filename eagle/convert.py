@@ -17,9 +17,11 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from eagle.files import write_file, write_json
-from eagle.formats import read_config, safeailab_config, speculators_config
+from eagle.formats import read_config
 from eagle.head import HeadConfig
-from eagle.weights import build_head, canonical, check_target, locate, read_json, read_tensors
+from eagle.head_checks import check_target
+from eagle.layouts import safeailab_config, speculators_config
+from eagle.weights import build_head, canonical, locate, read_json, read_tensors
 
 LAYER_PREFIX = {"safeailab": "midlayer.", "speculators": "layers.0."}
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from transformers import LlamaConfig
 
-from eagle.head import DEFAULT_ROPE, HeadConfig, default_taps
+from eagle.head import HeadConfig, default_taps
 
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Switches that are on in real configs and change nothing in the head's arithmetic.
@@ -50,7 +50,7 @@ def family_of(config: Mapping) -> str:
 
 
 def check_settings(settings: Mapping, where: str) -> None:
-    """Refuse what this head cannot compute: unknown switches that are on, and known settings off their neutral value."""
+    """Refuse what this head cannot compute: unknown switches that are on, known settings off their neutral value."""
     for key, value in settings.items():
         if key in NEUTRAL and value is not None and value != NEUTRAL[key]:
             raise ValueError(f"{where}: {key} is {value!r}; only {NEUTRAL[key]!r} is supported")
@@ -81,7 +81,10 @@ def read_taps(config: Mapping, target_layers: int | None) -> tuple[int, ...]:
         inputs = target_layers is not None and tuple(nested) == default_taps(target_layers)
         return tuple(nested) if inputs else tuple(i + 1 for i in nested)
     if target_layers is None:
-        raise ValueError("config.json names no feature taps, and the target's layer count is needed for the default ones: give --target")
+        raise ValueError(
+            "config.json names no feature taps, and the target's layer count is needed for the default ones: "
+            "give --target"
+        )
     return default_taps(target_layers)
 
 
@@ -93,14 +96,15 @@ def layer_settings(config: Mapping, family: str) -> dict:
     if not isinstance(nested, Mapping):
         raise ValueError(f"config.json: transformer_layer_config is {nested!r}; expected the layer's settings")
     if nested.get("model_type", "llama") != "llama":
-        raise ValueError(f"config.json: transformer_layer_config.model_type is {nested['model_type']!r}; expected 'llama'")
+        found = nested["model_type"]
+        raise ValueError(f"config.json: transformer_layer_config.model_type is {found!r}; expected 'llama'")
     check_settings(nested, "config.json: transformer_layer_config")
     defaults = LlamaConfig().to_dict()  # speculators leaves out what equals the defaults of LlamaConfig
     return {**defaults, "head_dim": None, "num_key_value_heads": None, "rope_parameters": None, **nested}
 
 
 def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """As stated; else hidden / heads, unless q_proj and o_proj agree on another size (some old configs leave it out)."""
+    """As stated; else hidden / heads, unless q_proj and o_proj agree on another size (some configs leave it out)."""
     heads = settings["num_attention_heads"]
     if settings.get("head_dim"):
         return settings["head_dim"]
@@ -121,7 +125,7 @@ def required(settings: Mapping, key: str) -> int:
 def read_config(
     config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_layers: int | None = None
 ) -> HeadConfig:
-    """HeadConfig of a config.json of any family. `shapes` are those of the checkpoint's tensors (`midlayer.*` names)."""
+    """HeadConfig of a config.json of any family. `shapes`: those of the checkpoint's tensors (`midlayer.*` names)."""
     family = family_of(config)
     check_settings(config, "config.json")
     extra = config.get("eagle_config") or {}
@@ -154,90 +158,11 @@ def read_config(
 def family_rope(layer: Mapping, family: str) -> dict:
     rope = rope_parameters(layer)
     if family == "angelslim" and rope["rope_type"] == "default" and rope["rope_theta"] != ANGELSLIM_THETA:
+        stated = f"{rope['rope_theta']:g}"
         warnings.warn(
-            f"config.json states rope_theta {rope['rope_theta']:g}, but AngelSlim's heads accept more with "
-            f"{ANGELSLIM_THETA:g}, which is used; pass rope_theta={rope['rope_theta']:g} to load_head to keep the stated one",
+            f"config.json states rope_theta {stated}, but AngelSlim's heads accept more with {ANGELSLIM_THETA:g}, "
+            f"which is used; pass rope_theta={stated} to load_head to keep the stated one",
             stacklevel=2,
         )
         rope["rope_theta"] = ANGELSLIM_THETA
     return rope
-
-
-def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
-    """config.json in the SafeAILab style; what is not the published default is written in every engine's spelling."""
-    written = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": 1,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        **written_rope(config),
-        "vocab_size": config.vocab_size,
-        "draft_vocab_size": config.draft_vocab_size,
-        "tie_word_embeddings": False,
-        "use_cache": True,
-        "torch_dtype": dtype,
-    }
-    if config.target_hidden_size != config.hidden_size:
-        written["target_hidden_size"] = config.target_hidden_size
-    written.update({flag: True for flag in FLAGS if getattr(config, flag)})
-    if target_layers is None or config.taps != default_taps(target_layers):
-        written["eagle_aux_hidden_state_layer_ids"] = list(config.taps)
-        written["eagle_config"] = {
-            "use_aux_hidden_state": True,
-            "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in config.taps],
-        }
-    return written
-
-
-def speculators_config(config: HeadConfig, dtype: str, verifier: str | None, architectures: list[str]) -> dict:
-    """config.json in the style of the speculators library (which vLLM reads as well)."""
-    return {
-        "architectures": ["Eagle3DraftModel"],
-        "model_type": "speculator_model",
-        "speculators_model_type": "eagle3",
-        "speculators_version": "0.3.0",
-        "draft_vocab_size": config.draft_vocab_size,
-        "eagle_aux_hidden_state_layer_ids": list(config.taps),
-        "target_hidden_size": None if config.target_hidden_size == config.hidden_size else config.target_hidden_size,
-        **{flag: getattr(config, flag) for flag in FLAGS},
-        "speculators_config": {
-            "algorithm": "eagle3",
-            "default_proposal_method": "greedy",
-            "proposal_methods": [
-                {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
-            ],
-            "verifier": {"name_or_path": verifier, "architectures": architectures},
-        },
-        "transformer_layer_config": {
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": 1,
-            "num_attention_heads": config.num_attention_heads,
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "max_position_embeddings": config.max_position_embeddings,
-            "rms_norm_eps": config.rms_norm_eps,
-            **written_rope(config),
-            "vocab_size": config.vocab_size,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-        },
-        "torch_dtype": dtype,
-    }
-
-
-def written_rope(config: HeadConfig) -> dict:
-    """rope_theta and rope_scaling: the old spelling, which transformers 5 reads as well."""
-    rope = dict(config.rope_parameters or DEFAULT_ROPE)
-    theta = rope.pop("rope_theta", 10000.0)
-    return {"rope_theta": theta, "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope}

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from eagle import convert as module
 from eagle.convert import convert
 from eagle.weights import load_head
-
 from tests.test_weights import DRAFT, FAMILIES, LAYERS, TARGET, VOCABULARY, random_head, save_head, write_family
 
 pytestmark = pytest.mark.filterwarnings("ignore:config.json states rope_theta")
@@ -25,7 +24,7 @@ def bits(directory) -> dict[str, tuple]:
     """Name in our spelling -> (dtype, shape, raw bytes)."""
     tensors = load_file(directory / "model.safetensors")
     return {
-        name.replace("layers.0.", "midlayer."): (t.dtype, tuple(t.shape), t.contiguous().flatten().view(torch.uint8).tolist())
+        name.replace("layers.0.", "midlayer."): (t.dtype, tuple(t.shape), t.flatten().view(torch.uint8).tolist())
         for name, t in tensors.items()
     }
 

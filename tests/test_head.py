@@ -69,8 +69,8 @@ def attention(w, config, inputs, rope):
         for h in range(config.num_attention_heads):
             query = rotate(q[h * e : (h + 1) * e], position, rope)
             scores = [math.exp(dot(query, key[h // ratio]) / math.sqrt(e)) for key in keys]
-            for column in range(e):
-                mixed.append(sum(s * val[h // ratio][column] for s, val in zip(scores, values, strict=True)) / sum(scores))
+            seen = [value[h // ratio] for value in values]
+            mixed += [dot(scores, [value[column] for value in seen]) / sum(scores) for column in range(e)]
         outputs.append(times(w["midlayer.self_attn.o_proj.weight"], mixed))
     return outputs
 
@@ -134,7 +134,8 @@ def test_variant_equals_its_reference(changes):
 def test_variants_differ():
     """Each flag changes the result, so a flag that were ignored would be seen above."""
     features, tokens, results = torch.randn(1, N, 3 * F), torch.randint(V, (1, N)), []
-    for changes in ({}, {"norm_before_residual": True}, {"norm_before_fc": True}, {"fc_norm": True}, {"norm_output": True}):
+    for flag in (None, "norm_before_residual", "norm_before_fc", "fc_norm", "norm_output"):
+        changes = {flag: True} if flag else {}
         torch.manual_seed(0)
         config = HeadConfig(**{**BASE, **changes})
         head = Eagle3Head(config)

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from eagle.head import Eagle3Head, HeadConfig
-from eagle.weights import load_head, save_head
+from eagle.weights import load_head, read_json, save_head
 
 LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
 TARGET = LlamaConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, num_hidden_layers=LAYERS, num_attention_heads=4)
@@ -37,7 +37,7 @@ def edit(directory, tensors=None, config=None):
     """Rewrite parts of a saved head; None removes an entry."""
     for path, changes, read, write in (
         (directory / "model.safetensors", tensors, load_file, save_file),
-        (directory / "config.json", config, lambda p: json.loads(p.read_text()), lambda v, p: p.write_text(json.dumps(v))),
+        (directory / "config.json", config, read_json, lambda value, path: path.write_text(json.dumps(value))),
     ):
         merged = {**read(path), **(changes or {})}
         write({key: value for key, value in merged.items() if changes is None or changes.get(key, 0) is not None}, path)

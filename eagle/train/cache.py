@@ -36,7 +36,9 @@ def fingerprint(examples: list[Example], target: str, taps: tuple[int, ...], dty
     digest = hashlib.sha256()
     for example in examples:
         digest.update(torch.tensor(example.ids).numpy().tobytes())
-    return {"target": target, "taps": list(taps), "dtype": str(dtype), "examples": len(examples), "ids": digest.hexdigest()}
+    return {
+        "target": target, "taps": list(taps), "dtype": str(dtype), "examples": len(examples), "ids": digest.hexdigest(),
+    }
 
 
 def shards_of(examples: list[Example], shard_tokens: int) -> list[list[int]]:
@@ -82,8 +84,8 @@ class CachedFeatures:
         free = shutil.disk_usage(self.directory).free
         if size - there > free:
             raise ValueError(
-                f"feature cache {str(self.directory)!r} needs {(size - there) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; "
-                "train with features computed online (leave feature_cache out), or cut the data"
+                f"feature cache {str(self.directory)!r}: {(size - there) / 1e9:.1f} GB needed, {free / 1e9:.1f} GB are "
+                "free; train with features computed online (leave feature_cache out), or cut the data"
             )
 
     def fill(self, source: OnlineFeatures, accelerator: Accelerator) -> None:

@@ -42,7 +42,10 @@ def directories(output: str | Path) -> list[Path]:
     return sorted(Path(output, "checkpoints").glob("step-*"))
 
 
-def save(output: str | Path, head: nn.Module, optimizers: list[Optimizer], progress: Progress, config: TrainConfig) -> None:
+def save(
+    output: str | Path, head: nn.Module, optimizers: list[Optimizer], progress: Progress, config: TrainConfig
+) -> None:
+    """Write the checkpoint of this step and remove all but the last `keep`."""
     path = Path(output, "checkpoints", f"step-{progress.step:08d}")
     if path.exists():
         return
@@ -65,7 +68,7 @@ def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
     changed = [key for key in now if key not in CHANGEABLE and saved.get(key) != now[key]]
     if changed:
         listed = "; ".join(f"{key}: was {saved.get(key)!r}, is {now[key]!r}" for key in changed)
-        raise ValueError(f"{path} belongs to a run with other settings ({listed}); choose another output or restore them")
+        raise ValueError(f"{path} is of a run with other settings ({listed}); choose another output or restore them")
 
 
 def load_latest(

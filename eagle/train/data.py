@@ -69,7 +69,7 @@ def to_messages(record: dict) -> list[dict[str, str]]:
         raise ValueError(f"expected the key 'messages', 'conversations' or 'ids', found {sorted(record)}")
     for role, text in turns:
         if role not in ROLES or not isinstance(text, str):
-            raise ValueError(f"a turn has role {role!r} and content {text!r}; expected one of {sorted(ROLES)} and a text")
+            raise ValueError(f"a turn with role {role!r} and content {text!r}; expected {sorted(ROLES)} and a text")
     if not any(ROLES[role] == "assistant" for role, _ in turns):
         raise ValueError("no assistant turn to learn from")
     return [{"role": ROLES[role], "content": text} for role, text in turns]

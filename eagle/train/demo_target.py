@@ -94,7 +94,8 @@ def train(model: LlamaForCausalLM, documents, held_out, args) -> list[dict]:
                 save(model, args.output)
             curve.append(row)
             print(json.dumps(row), flush=True)
-    curve.append({"step": step, "tokens": step * args.batch * args.length, "seconds": round(time.monotonic() - start, 1),
+    curve.append({"step": step, "tokens": step * args.batch * args.length,
+                  "seconds": round(time.monotonic() - start, 1),
                   "held_out_loss": round(held_out_loss(model, held_out), 4)})
     return curve
 
@@ -130,7 +131,8 @@ def main() -> None:
     tokenizer.save_pretrained(args.output)
     documents = encode(tokenizer, train_set)
     held_out = pack(encode(tokenizer, held_out_set), args.length, torch.Generator().manual_seed(1))
-    print(json.dumps({"documents": len(documents), "tokens": sum(map(len, documents)), "vocab": len(tokenizer)}), flush=True)
+    counts = {"documents": len(documents), "tokens": sum(map(len, documents)), "vocab": len(tokenizer)}
+    print(json.dumps(counts), flush=True)
     model = build_target(tokenizer, args.layers, args.width, args.context)
     print(json.dumps({"parameters": sum(p.numel() for p in model.parameters())}), flush=True)
     curve = train(model, documents, held_out, args)

@@ -13,7 +13,7 @@ from eagle.train.data import Example
 
 
 class DraftingTrial:
-    """Answers to a fixed set of prompts. The trained head is copied: the engine freezes and casts what it decodes with."""
+    """Answers to a fixed set of prompts, with a copy of the head: the engine freezes and casts what it decodes with."""
 
     def __init__(self, target, head: Eagle3Head, held_out: list[Example], config: TrainConfig):
         self.copy = Eagle3Head(head.config).to(target.device, target.dtype)

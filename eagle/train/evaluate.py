@@ -65,7 +65,8 @@ def chain_accepted(
         tokens = following.gather(1, where.origins + step + 2)[valid]
         laws = step_laws(head.logits(hidden[valid]), law.rows(rows[valid]), tokens, support)
         reached = survive[valid]
-        sums.append(torch.stack([valid.sum().float(), laws.accepted.sum(), laws.agree.sum(), (reached * laws.accepted).sum()]))
+        per_origin = torch.stack([torch.ones_like(reached), laws.accepted, laws.agree, reached * laws.accepted])
+        sums.append(per_origin.sum(1))
         survive = torch.zeros_like(survive).masked_scatter(valid, reached * laws.ratio)
     return torch.stack(sums)
 

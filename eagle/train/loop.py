@@ -20,7 +20,7 @@ from tqdm import tqdm
 from eagle.train import checkpoint
 from eagle.train.cache import CachedFeatures
 from eagle.train.config import TrainConfig
-from eagle.train.data import Batch, Example, collate, epoch_plan, split_rows
+from eagle.train.data import Batch, collate, epoch_plan, split_rows
 from eagle.train.drafting import DraftingTrial
 from eagle.train.evaluate import evaluate
 from eagle.train.features import OnlineFeatures

@@ -51,7 +51,9 @@ def align(answer: Tensor, steps: int) -> Alignment:
 class Objective(nn.Module):
     """The head with its loss, as one module, so that data-parallel wrappers see a single forward."""
 
-    def __init__(self, head: Eagle3Head, steps: int, decay: float, acceptance_weight: float, checkpointing: bool = False):
+    def __init__(
+        self, head: Eagle3Head, steps: int, decay: float, acceptance_weight: float, checkpointing: bool = False
+    ):
         super().__init__()
         self.head = head
         self.steps = steps

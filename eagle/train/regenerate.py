@@ -39,7 +39,9 @@ def sample(model, prompts: list[list[int]], limit: int, temperature: float, ends
     rows, running = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     cache, positions = DynamicCache(config=model.config), mask.cumsum(1).sub(1).clamp(min=0)
     for _ in range(limit):
-        out = model(input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        out = model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
+        )
         token = draw(out.logits[:, -1], temperature, generator)
         for row, value, alive in zip(rows, token.tolist(), running.tolist(), strict=True):
             if alive:
@@ -70,7 +72,7 @@ class Dialogue:
         self.text = ""
 
     def prompt(self, turn: int) -> bool:
-        """Bring the ids up to the given assistant turn; False where there is none, or the template rewrites the past."""
+        """Bring the ids up to an assistant turn; False where there is none, or the template rewrites the past."""
         if turn >= len(self.turns) or len(self.spans) < turn:
             return False
         self.messages += self.original[len(self.messages) : self.turns[turn]]
@@ -113,7 +115,7 @@ def regenerate_batch(model, tokenizer, conversations: list, args, seed: int) -> 
 
 
 def batches_of(conversations: list, size: int, seed: int) -> list[list[int]]:
-    """Questions of similar length share a batch; batches come in random order, so that any number of them is a sample."""
+    """Questions of similar length share a batch; batches come in random order: any number of them is a fair sample."""
     lengths = [sum(len(m["content"]) for m in item if m["role"] != "assistant") for item in conversations]
     order = sorted(range(len(conversations)), key=lengths.__getitem__)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -123,10 +125,12 @@ def batches_of(conversations: list, size: int, seed: int) -> list[list[int]]:
 
 def check_same_run(parts: Path, args) -> None:
     """Parts of another run must not be mixed in."""
-    settings = {key: getattr(args, key) for key in ("target", "data", "temperature", "batch", "max_new_tokens", "seed", "limit")}
+    keys = ("target", "data", "temperature", "batch", "max_new_tokens", "seed", "limit", "dtype")
+    settings = {key: getattr(args, key) for key in keys}
     path = parts / "settings.json"
     if path.exists() and json.loads(path.read_text()) != settings:
-        raise ValueError(f"{parts} was begun with other settings ({path.read_text().strip()}); remove it or choose another output")
+        begun = json.dumps(json.loads(path.read_text()))
+        raise ValueError(f"{parts} was begun with other settings ({begun}); remove it or choose another output")
     write_json(path, settings)
 
 
@@ -157,7 +161,8 @@ def regenerate(args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.regenerate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m eagle.train.regenerate", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--target", required=True, help="directory or hub id of the target model")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files, messages or ShareGPT")

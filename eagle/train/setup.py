@@ -40,7 +40,8 @@ def head_config(config: TrainConfig, target_config) -> HeadConfig:
     heads = target_config.num_attention_heads
     draft = config.draft_vocab_size or target_config.vocab_size
     if not 0 < draft <= target_config.vocab_size:
-        raise ValueError(f"draft_vocab_size is {draft}; expected 1 .. {target_config.vocab_size}, the target's vocabulary")
+        size = target_config.vocab_size
+        raise ValueError(f"draft_vocab_size is {draft}; expected 1 .. {size}, the target's vocabulary")
     return HeadConfig(
         hidden_size=target_config.hidden_size,
         intermediate_size=config.intermediate_size or target_config.intermediate_size,

@@ -65,7 +65,8 @@ def settings(tiny_target, tiny_data):
         return TrainConfig(**{
             "target": str(tiny_target), "data": [str(tiny_data)], "output": str(output), "unroll": 3,
             "batch_tokens": 160, "steps": 15, "precision": "no", "lr": 3e-3, "warmup": 5, "log_every": 1,
-            "eval_every": 100, "save_every": 100, "eval_examples": 4, "eval_prompts": 0, "held_out_share": 0.1, **changes,
+            "eval_every": 100, "save_every": 100, "eval_examples": 4, "eval_prompts": 0, "held_out_share": 0.1,
+            **changes,
         })
 
     return build

@@ -45,12 +45,14 @@ def free_port() -> int:
 def test_two_processes_give_the_losses_of_one(settings, tmp_path):
     Trainer(settings(tmp_path / "one", batch_tokens=400, warmup=20)).run()
     (tmp_path / "config.json").write_text(json.dumps(asdict(settings(tmp_path / "two", batch_tokens=400, warmup=20))))
-    port = str(free_port())
+    shared = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "eagle.train", "--config", str(tmp_path / "config.json")],
-            env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
     ]

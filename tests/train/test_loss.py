@@ -12,7 +12,7 @@ def plain_loss(z, target_logits, support, acceptance_weight):
     """The same loss by the book, for autograd."""
     p = target_logits.softmax(-1)
     inside = p if support is None else p[:, support]
-    weight = torch.ones(len(p), dtype=p.dtype) if support is None else torch.isin(target_logits.argmax(-1), support).to(p)
+    weight = torch.ones(len(p)) if support is None else torch.isin(target_logits.argmax(-1), support).float()
     q = z.softmax(-1)
     cross_entropy = -(inside / inside.sum(-1, keepdim=True) * q.log()).sum(-1)
     accepted = torch.minimum(inside, q).sum(-1)

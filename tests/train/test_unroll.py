@@ -13,8 +13,9 @@ STEPS, LENGTH, VOCABULARY, WIDTH = 4, 9, 30, 32
 def tiny_head(**changes) -> Eagle3Head:
     torch.manual_seed(0)
     shape = {
-        "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "vocab_size": VOCABULARY, "draft_vocab_size": VOCABULARY, "taps": (2, 3, 5), "target_hidden_size": WIDTH,
+        "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 8, "vocab_size": VOCABULARY, "draft_vocab_size": VOCABULARY, "taps": (2, 3, 5),
+        "target_hidden_size": WIDTH,
     }
     head = Eagle3Head(HeadConfig(**{**shape, **changes}))
     head.bind_embeddings(nn.Embedding(VOCABULARY, WIDTH))
@@ -52,8 +53,8 @@ def test_attention_equals_the_masked_definition(origins, step):
     keys = [torch.randn(2, groups, width, size, dtype=torch.float64) for width in widths]
     values = [torch.randn(2, groups, width, size, dtype=torch.float64) for width in widths]
     found = attend_from_origins(q, keys, values, torch.tensor(origins).expand(2, m))
-    mask = visible(step, origins, LENGTH)
-    expected = scaled_dot_product_attention(q, torch.cat(keys, 2), torch.cat(values, 2), attn_mask=mask, enable_gqa=True)
+    mask, key, value = visible(step, origins, LENGTH), torch.cat(keys, 2), torch.cat(values, 2)
+    expected = scaled_dot_product_attention(q, key, value, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)  # the softmax is in float32
 
 
