@@ -7,6 +7,7 @@ are trained with Muon, embeddings and norms with AdamW (both from torch.optim). 
 constant, then linear to zero over the last `--decay` share of `--minutes`, so that the run ends where it was told to.
 """
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -102,9 +103,7 @@ def train(model: LlamaForCausalLM, documents, held_out, args) -> list[dict]:
 
 def save(model: LlamaForCausalLM, output: str) -> None:
     """Write a bf16 copy in the Hugging Face layout; the weights in training stay float32."""
-    weights = {name: w.detach().to(torch.bfloat16) for name, w in model.state_dict().items()}
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(output, state_dict=weights)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
 
 
 def main() -> None:
