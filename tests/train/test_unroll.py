@@ -60,7 +60,8 @@ def test_attention_equals_the_masked_definition(origins, step):
 
 def draft_like_a_decoder(head: Eagle3Head, features, tokens, origin: int, steps: int) -> list[torch.Tensor]:
     """Read real features up to `origin` one by one into a cache, then draft with the tokens that truly follow."""
-    cache: list[torch.Tensor] = [torch.empty(1, 2, 0, 8), torch.empty(1, 2, 0, 8)]
+    config = head.config
+    cache = [torch.empty(1, config.num_key_value_heads, 0, config.head_dim) for _ in range(2)]
 
     def attend(q, k, v):
         cache[0], cache[1] = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
