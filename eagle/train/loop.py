@@ -6,7 +6,6 @@ gradient.
 """
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
-from tqdm import tqdm
 
 from eagle.train import checkpoint
 from eagle.train.cache import CachedFeatures
@@ -27,45 +25,48 @@ from eagle.train.features import OnlineFeatures
 from eagle.train.objective import Objective, align
 from eagle.train.optim import build_optimizers, rate, set_rate
 from eagle.train.plot import plot
+from eagle.train.records import Records
 from eagle.train.setup import build_head, load_target, split_examples
 from eagle.weights import save_head
 
 
 class Trainer:
-    """One run. State that a checkpoint must hold is in the head, the optimizers and `progress`; nowhere else."""
+    """One run. State that a checkpoint must hold is in the head, the optimizers, `progress` and the records' window."""
 
     def __init__(self, config: TrainConfig):
         config.check_runnable()
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.precision, step_scheduler_with_optimizer=False)
+        self.accelerator = Accelerator(mixed_precision=config.precision)
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.target, tokenizer = load_target(config, self.device)
         self.train_set, held_out = split_examples(config, tokenizer)
+        self.check_batches()
         self.head = build_head(config, self.target, self.train_set)
         self.source = OnlineFeatures(self.target, self.head.config.taps)
         self.cache = self.open_cache()
         self.trial = DraftingTrial(self.target, self.head, held_out, config) if config.eval_prompts else None
         self.held_out = [collate(held_out[i : i + 16]).to(self.device) for i in range(0, len(held_out), 16)]
-        self.optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
-        self.progress = checkpoint.load_latest(config.output, self.head, self.optimizers, config, self.device)
+        self.prepare()
+        self.started = time.monotonic() - self.progress.seconds
+
+    def prepare(self) -> None:
+        """Optimizers, the last checkpoint's state, and the wrapping of both for this run's processes."""
+        config, accelerator = self.config, self.accelerator
+        optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
+        self.progress = checkpoint.load_latest(config.output, self.head, optimizers, config, self.device)
+        self.records = Records(config.output, config.unroll, accelerator, self.progress, config.steps)
         objective = Objective(
             self.head, config.unroll, config.step_decay, config.acceptance_weight, config.checkpointing
-        ).to(self.device)
-        self.objective = self.accelerator.prepare_model(objective)
-        self.optimizers = [self.accelerator.prepare_optimizer(o) for o in self.optimizers]
-        self.check_batches()
-        self.log_path = Path(config.output, "log.jsonl")
-        self.window = self.restore_window()
-        self.started = time.monotonic() - self.progress.seconds
+        )
+        self.objective = accelerator.prepare_model(objective.to(self.device))
+        self.optimizers = [accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
 
     def open_cache(self) -> CachedFeatures | None:
         if not self.config.feature_cache:
             return None
         dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        cache = CachedFeatures(
-            self.train_set, self.config.feature_cache, self.config.target, self.source.taps, dtype
-        )
+        cache = CachedFeatures(self.train_set, self.config.feature_cache, self.config.target, self.source.taps, dtype)
         cache.fill(self.source, self.accelerator)
         return cache
 
@@ -131,65 +132,26 @@ class Trainer:
         return self.objective(features.taps, batch, where, law)
 
     def step(self, rows: list[int], share: float) -> None:
-        config, world = self.config, self.accelerator.num_processes
+        config = self.config
         set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
         positions = sum(sum(self.train_set[i].answer[2:]) for i in rows)
+        scale = self.accelerator.num_processes / positions  # undoes the averaging over processes
         parts = self.my_parts(rows)
         for number, (indices, batch) in enumerate(parts):
             last = number + 1 == len(parts)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
-                self.backward(indices, batch.to(self.device), world / positions)
+                loss, sums = self.losses(indices, batch.to(self.device))
+                self.accelerator.backward(loss * scale)
+            self.records.count(loss, sums)
         self.accelerator.clip_grad_norm_(self.head.parameters(), config.clip)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self.window[-1, 0] += positions
+        self.records.count_positions(positions)
         self.progress.step += 1
         self.progress.tokens += sum(len(self.train_set[i].ids) for i in rows)
 
-    def backward(self, indices: list[int], batch: Batch, scale: float) -> None:
-        """`scale` divides by the whole batch's positions, and undoes the averaging over processes."""
-        loss, sums = self.losses(indices, batch)
-        self.accelerator.backward(loss * scale)
-        self.window[:-1] += sums
-        self.window[-1, 1] += loss.detach()
-
-    # --- records ---------------------------------------------------------------------------------------------------
-
-    def restore_window(self) -> Tensor:
-        """[unroll + 1, 4]: per-step sums since the last log line, then (positions, loss, -, -)."""
-        window = torch.zeros(self.config.unroll + 1, 4, device=self.device)
-        if self.progress.window and self.accelerator.is_main_process:
-            window += torch.tensor(self.progress.window, device=self.device)
-        return window
-
-    def log_step(self, bar: tqdm) -> None:
-        total = self.accelerator.reduce(self.window, "sum").cpu()
-        total[-1, 0] /= self.accelerator.num_processes
-        self.window.zero_()
-        sums, (positions, loss, _, _) = total[:-1], total[-1].tolist()
-        count = sums[:, 0].clamp(min=1)
-        row = {
-            "step": self.progress.step, "epoch": self.progress.epoch, "tokens": self.progress.tokens,
-            "seconds": round(self.elapsed(), 1), "lr": self.optimizers[0].param_groups[0]["lr"],
-            "loss": loss / max(1, positions), "cross_entropy": (sums[:, 1] / count).tolist(),
-            "accepted": (sums[:, 2] / count).tolist(), "agree": (sums[:, 3] / count).tolist(),
-        }
-        self.write_log(row)
-        shown = " ".join(f"{value:.3f}" for value in row["accepted"])
-        bar.set_postfix_str(f"loss {row['loss']:.3f}  1-TV by step {shown}  best E {self.progress.best:.3f}")
-
-    def write_log(self, row: dict) -> None:
-        if self.accelerator.is_main_process:
-            with self.log_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-    def trim_log(self) -> None:
-        """Drop what was logged after the checkpoint that this run continues from."""
-        if self.accelerator.is_main_process and self.log_path.exists():
-            lines = self.log_path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.progress.step]
-            self.log_path.write_text("".join(kept))
+    # --- what is kept ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> None:
         """Held-out laws and E[accepted]; the head is exported when it is the best so far."""
@@ -197,7 +159,7 @@ class Trainer:
             report = evaluate(self.head, self.source, self.held_out, self.config.unroll)
         expected = self.trial.expected_accepted(self.head) if self.trial else report.chain
         row = {"step": self.progress.step, "held_out": report._asdict(), "expected_accepted": round(expected, 4)}
-        self.write_log(row)
+        self.records.write(row)
         if expected > self.progress.best:
             self.progress.best = expected
             self.export(Path(self.config.output))
@@ -207,36 +169,30 @@ class Trainer:
             save_head(self.head, directory, self.target.config.num_hidden_layers, torch.bfloat16)
 
     def save(self) -> None:
-        window = self.accelerator.reduce(self.window, "sum")
-        window[-1, 0] /= self.accelerator.num_processes
         self.progress.seconds = self.elapsed()
-        self.progress.window = window.tolist()
+        self.progress.window = self.records.total().tolist()
         if self.accelerator.is_main_process:
-            bare = [getattr(o, "optimizer", o) for o in self.optimizers]
+            bare = [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers]
             checkpoint.save(self.config.output, self.head, bare, self.progress, self.config)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         config = self.config
-        Path(config.output).mkdir(parents=True, exist_ok=True)
-        self.trim_log()
-        hidden = None if self.accelerator.is_main_process else True  # None: shown on a terminal only
-        bar = tqdm(total=config.steps, initial=self.progress.step, disable=hidden)
         for rows in self.batches():
             share = self.share_done()
             if share >= 1:
                 break
             self.step(rows, share)
-            bar.update()
+            self.records.bar.update()
             step = self.progress.step
             if step % config.log_every == 0:
-                self.log_step(bar)
+                self.records.write_step(self.elapsed(), self.optimizers[0].param_groups[0]["lr"])
             if step % config.eval_every == 0:
                 self.evaluate()
             if step % config.save_every == 0:
                 self.save()
-        bar.close()
+        self.records.bar.close()
         if self.progress.step % config.eval_every:
             self.evaluate()
         self.export(Path(config.output, "last"))
