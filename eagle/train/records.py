@@ -19,7 +19,9 @@ from eagle.train.checkpoint import Progress
 class Records:
     """The log of one run, written by the main process; sums come from all."""
 
-    def __init__(self, output: str | Path, unroll: int, accelerator: Accelerator, progress: Progress, total: int | None):
+    def __init__(
+        self, output: str | Path, unroll: int, accelerator: Accelerator, progress: Progress, total: int | None
+    ):
         self.path = Path(output, "log.jsonl")
         self.accelerator = accelerator
         self.progress = progress
