@@ -1,68 +1,107 @@
 """Chosen children and one sampled child per node: a tree that leaves the verifier something to balance.
 
-Level by level, `width` slots go to the most valuable candidates. With R the reach of a frontier node v, q its draft
-law and S its chosen tokens:
+Level by level, a set number of slots goes to the most valuable candidates. At a frontier node v let q be its draft
+law, S its chosen tokens, u = 1 - q(S), d = q outside S, renormalised, and R the probability that the accepted path
+passes v, as far as the drafter can tell. A token drawn with probability q(x) is taken to be accepted with probability
 
-    candidate               value               its reach, if it wins a slot
-    one sampled child       beta R              beta R (1 - q(S))        drawn from q outside S, verified first
-    chosen child x          (1 - beta) R q(x)   R q(x)
+    f(x) = 1 - (1 - beta) u (1 - q(x))          beta: how good an unlikely draw is; a certain one is always accepted
 
-Nothing here looks at a drawn token when it decides whether a sampled child exists or what law it has: reaches of
-sampled children are their slot's mass, not q of the token drawn. All nodes are kept, so there is no pruning to get wrong.
-At temperature 0 the builder is not used: the tree is `topk`.
+and chosen tokens to follow with probability q(x). With the sampled child verified first, the children of v pass
+
+    R (1 - (1 - beta) u_S G_S),                 G_S = sum of q(x) (1 - q(x)) over x outside S
+
+    candidate               value: what that grows by           its reach, if it wins a slot
+    one sampled child       R (1 - (1 - beta) G_0)              R u f(x), x being the token drawn for it
+    k-th chosen child       R (1 - beta) (u G before - after)   R q(x)
+
+Nothing here looks at a drawn token when it decides whether that child exists or what law it has; what grows *below*
+the child may depend on it, and does. No node is dropped afterwards: with reaches that know the drawn token, pruning
+by them would not be lossless. See docs/hybrid-trees.md. At temperature 0 the builder is not used: the tree is `topk`.
+
+Shapes: B batch, n frontier nodes, t chosen candidates per node, w slots of a level, Vd draft vocabulary.
 """
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, to_target
+from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, root_only, to_target
 
 TINY = 1e-20  # keeps q outside S a law when S holds all its mass; the law recorded is the one drawn from
 
 
+def level_sizes(settings: TreeSettings) -> list[int]:
+    """Slots of every level: `nodes - 1` in all, each level `growth` times the one above, at least 1, at most `width`.
+
+    A budget below one node per level makes the tree shallower.
+    """
+    budget = settings.nodes - 1
+    depth = min(settings.depth, budget)
+    if depth == 0:
+        return []
+    shares = [settings.growth**level for level in range(depth)]
+    ideal = [1 + (budget - depth) * share / sum(shares) for share in shares]
+    sizes = [int(size) for size in ideal]
+    left_over = sorted(range(depth), key=lambda level: (sizes[level] - ideal[level], level))
+    for level in left_over[: budget - sum(sizes)]:
+        sizes[level] += 1
+    return [min(size, settings.width or size) for size in sizes]
+
+
 def slots(settings: TreeSettings) -> int:
-    return width(settings) * (depth(settings) - 1)
-
-
-def depth(settings: TreeSettings) -> int:
-    """A budget below one node per level makes the tree shallower."""
-    return max(min(settings.depth, settings.nodes - 1), 1)
-
-
-def width(settings: TreeSettings) -> int:
-    """Slots per level: all that `nodes` allows, at most `settings.width`."""
-    room = max((settings.nodes - 1) // depth(settings), 1)
-    return min(room, settings.width) if settings.width else room
+    """Nodes given to the drafter: all but the last level's."""
+    return sum(level_sizes(settings)[:-1])
 
 
 def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd] -> trees of 1 + width * depth nodes."""
-    batch, w, k = len(root), width(settings), depth(settings)
+    """root Int64[B], draft logits after it [B, Vd] -> trees of 1 + sum(level_sizes) nodes."""
+    sizes = level_sizes(settings)
+    if not sizes:
+        return root_only(root)
     grown = _Grown(root, drafter.support)
-    q = law(logits)[:, None]  # [B, 1, Vd]
-    reach = torch.ones(batch, 1, dtype=q.dtype, device=root.device)
-    for level in range(k):
-        picked = _allot(q, reach, w, settings.beta)
+    q = _power(law(logits)[:, None], settings.sharpness)
+    reach = torch.ones_like(q[..., 0])
+    for level, size in enumerate(sizes):
+        picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
         outside = _outside(q, picked)
-        drawn = draw(outside)
-        columns = torch.where(picked.sampled, drawn.gather(1, picked.parent), picked.column)
+        columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
         grown.add(columns, picked, outside)
-        if level + 1 < k:
-            q = law(drafter.grow(grown.parents[-1], grown.tokens[-1]))
-            reach = picked.reach
-    return grown.batch(sampled=[min(1 if level == 0 else w, w) for level in range(k)])
+        if level + 1 < len(sizes):
+            reach = _reach(q, reach, picked, columns, settings.beta)
+            q = _power(law(drafter.grow(grown.parents[-1], grown.tokens[-1])), settings.sharpness)
+    return grown.batch()
 
 
-class _Slots:
+def _power(law: Tensor, exponent: float) -> Tensor:
+    """q to a power, renormalised: flatter below 1."""
+    if exponent == 1:
+        return law
+    law = law**exponent
+    return law / law.sum(-1, keepdim=True)
+
+
+def _candidates(q: Tensor) -> int:
+    """One sampled child and every token, for each frontier node."""
+    return q.shape[1] * (1 + q.shape[2])
+
+
+class _Slots(NamedTuple):
     """The winners of one level, sampled ones first; all [B, w].
 
-    sampled Bool; parent Int64, index within the frontier; column Int64, the chosen token (0 where sampled);
-    reach Float.
+    sampled Bool; parent Int64, index within the frontier; column Int64, the chosen token, and q_column Float, its q
+    (0 where sampled).
     """
 
-    def __init__(self, sampled: Tensor, parent: Tensor, column: Tensor, reach: Tensor):
-        self.sampled, self.parent, self.column, self.reach = sampled, parent, column, reach
+    sampled: Tensor
+    parent: Tensor
+    column: Tensor
+    q_column: Tensor
+
+    def chosen_mass(self, n: int) -> Tensor:
+        """q(S) of every frontier node: [B, n]."""
+        return self.q_column.new_zeros(len(self.parent), n).scatter_add_(1, self.parent, self.q_column)
 
 
 def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
@@ -70,20 +109,20 @@ def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
     n = reach.shape[1]
     top_q, top_columns = q.topk(min(w, q.shape[-1]))  # [B, n, t]
     t = top_q.shape[-1]
-    chosen_reach = (reach[:, :, None] * top_q).flatten(1)
-    values = torch.cat([beta * reach, (1 - beta) * chosen_reach], 1)
-    winners = values.topk(w).indices.sort(1).values  # candidate order: sampled first, then likelier siblings first
+    spread = 1 - q.square().sum(-1, keepdim=True)  # G_0
+    left = (1 - top_q.cumsum(-1)).clamp(min=0) * (spread - (top_q * (1 - top_q)).cumsum(-1)).clamp(min=0)
+    missed = (1 - beta) * torch.cat([spread, left], -1)  # [B, n, t + 1]: what no child covers, after 0 .. t chosen
+    sampled_value = reach * (1 - missed[..., 0])
+    chosen_value = reach[..., None] * (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
+    winners = torch.cat([sampled_value, chosen_value.flatten(1)], 1).topk(w).indices
+    winners = winners.sort(1).values  # candidate order: sampled first, then likelier siblings first
     sampled = winners < n
     chosen = (winners - n).clamp(min=0)
-    parent = torch.where(sampled, winners.clamp(max=n - 1), chosen // t)
-    q_chosen = torch.where(sampled, 0, top_q.flatten(1).gather(1, chosen))
-    q_of_parent = torch.zeros_like(reach).scatter_add_(1, parent, q_chosen)  # q(S) of every frontier node
-    left = beta * reach * (1 - q_of_parent).clamp(min=0)
     return _Slots(
         sampled,
-        parent,
+        torch.where(sampled, winners.clamp(max=n - 1), chosen // t),
         torch.where(sampled, 0, top_columns.flatten(1).gather(1, chosen)),
-        torch.where(sampled, left.gather(1, parent), chosen_reach.gather(1, chosen)),
+        torch.where(sampled, 0, top_q.flatten(1).gather(1, chosen)),
     )
 
 
@@ -97,6 +136,14 @@ def _outside(q: Tensor, picked: _Slots) -> Tensor:
     return outside / outside.sum(-1, keepdim=True)
 
 
+def _reach(q: Tensor, reach: Tensor, picked: _Slots, columns: Tensor, beta: float) -> Tensor:
+    """Reach of the level's nodes [B, w], the drawn tokens being known."""
+    outside = (1 - picked.chosen_mass(q.shape[1])).clamp(min=0).gather(1, picked.parent)  # u
+    q_token = q.flatten(1).gather(1, picked.parent * q.shape[-1] + columns)
+    accepted = outside * (1 - (1 - beta) * outside * (1 - q_token))
+    return reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
+
+
 class _Grown:
     """The tree so far, one entry per level."""
 
@@ -105,19 +152,19 @@ class _Grown:
         self.support = support
         self.tokens, self.parents, self.depths, self.rows = [root[:, None]], [zero - 1], [zero], [zero - 1]
         self.laws: list[Tensor] = []
-        self.first = 0  # node index of the frontier's first node
+        self.first = 0  # node index of the frontier's first node, and row of its law
 
     def add(self, columns: Tensor, picked: _Slots, outside: Tensor) -> None:
-        parents = picked.parent + self.first
-        row = picked.parent + sum(law.shape[1] for law in self.laws)
+        parents = picked.parent + self.first  # laws are kept for the whole frontier: a node's law has the node's index
         self.first += outside.shape[1]
         self.tokens.append(to_target(columns, self.support))
         self.parents.append(parents)
         self.depths.append(torch.full_like(parents, len(self.depths)))
-        self.rows.append(torch.where(picked.sampled, row, -1))
+        self.rows.append(torch.where(picked.sampled, parents, -1))
         self.laws.append(outside)
 
-    def batch(self, sampled: list[int]) -> TreeBatch:
-        sizes = [tokens.shape[1] for tokens in self.tokens[1:]]
+    def batch(self) -> TreeBatch:
+        sizes = [tokens.shape[1] for tokens in self.tokens]
+        most_sampled = [min(above, size) for above, size in zip(sizes, sizes[1:])]
         joined = [torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows)]
-        return TreeBatch(*joined, torch.cat(self.laws, 1), self.support, hsd.Layout.levels(sizes, sampled))
+        return TreeBatch(*joined, torch.cat(self.laws, 1), self.support, hsd.Layout.levels(sizes[1:], most_sampled))

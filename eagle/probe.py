@@ -1,0 +1,165 @@
+"""Compare plans at the same decoding states, exactly: E[accepted] from the stopping law, no verification noise.
+
+    walk = Walk(model, SamplingSettings(temperature=1.0), Room(nodes=60, depth=7, slots=90))
+    for root in walk.along(prompt, steps=20, generator=g):
+        drafted = walk.draft("hybrid", TreeSettings(60))      # the real builder, scored but not committed
+        drafted.expected("hsd"), drafted.expected("token")
+
+At one state every plan drafts from the same root with the same drafter state, so two plans differ by their trees'
+draws alone. The state moves on along the target's own samples, or by the steps of a drafted tree (`follow`), so that
+the states are those a real generation visits.
+
+Shapes: N nodes, V vocabulary, Vd draft vocabulary.
+"""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import hsd
+from eagle.decode import Plan, Session, commit, prefill, score, verify
+from eagle.model import EagleModel
+from eagle.sampling import Law, SamplingSettings
+from eagle.target import Scores
+from eagle.trees import TreeBatch, TreeSettings, find_tree, root_only
+
+
+class Room(NamedTuple):
+    """The largest tree that will be asked for: rows scored, depth, and nodes given to the drafter."""
+
+    nodes: int
+    depth: int
+    slots: int
+
+    @staticmethod
+    def of(plans: list[tuple[str, TreeSettings]]) -> "Room":
+        """Room for all of these (tree, settings)."""
+        return Room(
+            max(settings.nodes for _, settings in plans),
+            max(settings.depth for _, settings in plans),
+            max(find_tree(tree).slots(settings) for tree, settings in plans),
+        )
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """One plan's tree at one state, scored by the target. laws Float[N, V]: p at every node."""
+
+    batch: TreeBatch
+    scores: Scores
+    laws: Tensor
+    _known: dict[str, hsd.StoppingLaw] = field(default_factory=dict)
+
+    @cached_property
+    def tree(self) -> hsd.DraftTree:
+        return self.batch.row(0)
+
+    def stopping_law(self, verifier: str) -> hsd.StoppingLaw:
+        if verifier not in self._known:
+            self._known[verifier] = hsd.stopping_law(self.tree, self.laws, verifier, check=False)
+        return self._known[verifier]
+
+    def expected(self, verifier: str = "hsd") -> float:
+        """E[accepted] of one step: draft tokens, bonus excluded."""
+        return self.stopping_law(verifier).expected_accepted.item()
+
+
+class Walk:
+    """One row's decoding, stopped at each state to look at trees."""
+
+    def __init__(self, model: EagleModel, sampling: SamplingSettings, room: Room):
+        if sampling.needs_prefix:
+            raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
+        self.model, self.sampling, self.room = model, sampling, room
+        self.law = Law(sampling)
+        self.plan = Plan("none", TreeSettings(max(room.nodes, 1), room.depth), "token", self.law, self.law)
+        self.session: Session | None = None
+
+    @torch.inference_mode()
+    def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator) -> None:
+        """Read a prompt and draw the first token, which becomes the root."""
+        self.generator = generator
+        room = min(max_new_tokens, self.model.context_length - len(prompt))
+        widest = Plan("topk", self.plan.settings, "token", self.law, self.law)  # reserves the rows to be scored
+        self.session = prefill(self.model.target, self.model.drafter, widest, [prompt], room, generator)
+        self.model.drafter.reserve(1, self.room.slots, len(prompt) + room, self.room.depth + 1)
+        self._limit = len(prompt) + room
+        self._stops = self.model.eos_ids()
+        self._read()
+
+    @torch.inference_mode()
+    def _read(self) -> None:
+        session = self.session
+        self.logits = self.model.drafter.read(session.pending, session.counts, session.features)
+        self.model.drafter.settle(len(session.sequences[0]))
+
+    @property
+    def ended(self) -> bool:
+        """After an end-of-answer token, or with no room for another step."""
+        sequence = self.session.sequences[0]
+        return sequence[-1] in self._stops or len(sequence) >= self._limit
+
+    @property
+    def root_law(self) -> Tensor:
+        """q at the root under the walk's sampling settings: Float[Vd]."""
+        return self.law(self.logits)[0]
+
+    @torch.inference_mode()
+    def draft(
+        self, tree: str, settings: TreeSettings, draft_sampling: SamplingSettings | None = None,
+        draw: Callable[[Tensor], Tensor] | None = None,
+    ) -> Drafted:
+        """Grow a tree from the current root and score it; the state stays where it is.
+
+        draft_sampling   settings of the draft law, where they should differ from the target's
+        draw             the tree's randomness; None: the walk's generator
+        """
+        drafter = self.model.drafter
+        drafter.lineage.clear()
+        builder = find_tree(tree)
+        root = self.session.root.to(self.logits.device)
+        law = Law(draft_sampling) if draft_sampling else self.law
+        draw = draw or (lambda probs: hsd.draw(probs, self.generator))
+        batch = builder.build(drafter, root, self.logits, settings, law, draw) if builder else root_only(root)
+        return self._score(batch)
+
+    def _score(self, batch: TreeBatch) -> Drafted:
+        scores = score(self.model.target, batch)
+        return Drafted(batch, scores, self.law(scores.logits)[0])
+
+    @torch.inference_mode()
+    def advance(self, drafted: Drafted | None = None, verifier: str = "token") -> Drafted:
+        """Move on: by one token of the target's own, or by one step of the tree drafted *last*.
+
+        The target's scratch area holds one tree: with others drafted in between, `drafted` is scored again.
+        """
+        drafted = self._score(root_only(self.session.root)) if drafted is None else self._score(drafted.batch)
+        session, target = self.session, self.model.target
+        plan = Plan("none", self.plan.settings, verifier, self.law, self.law)
+        outcome = verify(plan, session, drafted.batch, drafted.scores, self.generator)
+        commit(target, session, drafted.scores, outcome)
+        emitted = outcome.tokens[0, : int(outcome.accepted[0]) + 1].tolist()
+        ends = [place for place, token in enumerate(emitted) if token in self._stops]
+        session.sequences[0].extend(emitted[: ends[0] + 1] if ends else emitted)
+        if not self.ended:
+            target.settle(len(session.sequences[0]) - 1)
+            self._read()
+        return drafted
+
+    def along(
+        self, prompt: list[int], max_new_tokens: int, generator: torch.Generator,
+        follow: Callable[["Walk"], tuple[Drafted | None, str]] | None = None,
+    ) -> Iterator[int]:
+        """The states of one answer, by index. `follow(walk)` says how to move on: (drafted, verifier) or (None, ...).
+
+        Without it the states follow the target's own samples, every token of them.
+        """
+        self.begin(prompt, max_new_tokens, generator)
+        index = 0
+        while not self.ended:
+            yield index
+            self.advance(*(follow(self) if follow else (None, "token")))
+            index += 1
