@@ -20,7 +20,7 @@ from eagle.train.config import TrainConfig
 # Settings that may differ when a run is continued; everything else would make it another run.
 CHANGEABLE = {
     "steps", "epochs", "minutes", "log_every", "save_every", "keep", "accumulation", "checkpointing",
-    "output", "feature_cache",
+    "output", "feature_cache", "shard_target",
 }
 
 
@@ -65,9 +65,9 @@ def save(
 
 def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
     now = asdict(config)
-    changed = [key for key in now if key not in CHANGEABLE and saved.get(key) != now[key]]
+    changed = [key for key in saved if key not in CHANGEABLE and key in now and saved[key] != now[key]]
     if changed:
-        listed = "; ".join(f"{key}: was {saved.get(key)!r}, is {now[key]!r}" for key in changed)
+        listed = "; ".join(f"{key}: was {saved[key]!r}, is {now[key]!r}" for key in changed)
         raise ValueError(f"{path} is of a run with other settings ({listed}); choose another output or restore them")
 
 

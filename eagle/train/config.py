@@ -36,6 +36,7 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute drafted steps in the backward pass: less memory, more time
+    shard_target: bool = False  # spread the target's layers over the processes (FSDP) instead of copying them
     feature_cache: str | None = None  # directory: compute the target's features once and read them from there
     precision: str = "bf16"
     seed: int = 0

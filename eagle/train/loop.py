@@ -39,7 +39,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=config.precision)
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
-        self.target, tokenizer = load_target(config, self.device)
+        self.target, tokenizer = load_target(config, self.accelerator)
         self.train_set, held_out = split_examples(config, tokenizer)
         self.check_batches()
         self.head = build_head(config, self.target, self.train_set)

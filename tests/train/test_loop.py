@@ -42,9 +42,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_processes_give_the_losses_of_one(settings, tmp_path):
+@pytest.mark.parametrize("shard_target", [False, True])
+def test_two_processes_give_the_losses_of_one(settings, tmp_path, shard_target):
     Trainer(settings(tmp_path / "one", batch_tokens=400, warmup=20)).run()
-    (tmp_path / "config.json").write_text(json.dumps(asdict(settings(tmp_path / "two", batch_tokens=400, warmup=20))))
+    trial = {"eval_prompts": 2, "eval_tokens": 4, "eval_nodes": 4, "eval_depth": 2}
+    two = settings(tmp_path / "two", batch_tokens=400, warmup=20, shard_target=shard_target, **trial)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(two)))
     shared = {
         "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
