@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run every test.
+# Lint, then run the tests. The slow ones (minutes, more samples) run with: bash scripts/test.sh -m slow
 #
 #   bash scripts/test.sh [pytest arguments, e.g. tests/eval -k resume]
 #
@@ -9,4 +9,5 @@ set -euo pipefail
 EXTRA_REQUIREMENTS=requirements-dev.txt
 source "$(dirname "$0")/setup.sh"
 
+"$HSD_VENV/bin/ruff" check --quiet .
 OMP_NUM_THREADS=1 "$PYTHON_VENV" -m pytest -q "$@"
