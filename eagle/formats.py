@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 
 from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from eagle.head import HeadConfig, default_taps
 
@@ -66,6 +67,9 @@ def rope_parameters(settings: Mapping) -> dict:
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     rope = {key: value for key, value in given.items() if key != "type"}
     rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
+    known = ["default", *ROPE_INIT_FUNCTIONS]
+    if rope["rope_type"] not in known:
+        raise ValueError(f"config.json: rope type is {rope['rope_type']!r}; known: {', '.join(known)}")
     rope["rope_theta"] = float(given.get("rope_theta", settings.get("rope_theta") or 10000.0))
     return rope
 

@@ -209,6 +209,7 @@ BAD_CONFIGS = {
     "bias": ({"attention_bias": True}, ["attention_bias"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
     "layers": ({"num_hidden_layers": 2}, ["num_hidden_layers", "2"]),
+    "rope": ({"rope_scaling": {"type": "mrope"}}, ["rope type", "mrope", "linear"]),
     "no size": ({"hidden_size": None}, ["hidden_size"]),
     "another model": ({"architectures": ["OPTForCausalLM"]}, ["architectures", "OPTForCausalLM", "SpecForge"]),
     "a flag without its tensors": ({"norm_before_fc": True}, ["missing", "input_norm.weight"]),
