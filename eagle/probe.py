@@ -163,3 +163,67 @@ class Walk:
             yield index
             self.advance(*(follow(self) if follow else (None, "token")))
             index += 1
+
+
+class NodeQuantities(NamedTuple):
+    """What decides a tree's shape, at every inner node of a drafted chain (n of them, from the root down).
+
+    passed      Float[n]     probability that the accepted path passes the node: the weight of its row in averages
+    entropy     Float[n]     of p, in nats
+    spread      Float[n]     1 - sum of q squared: how unlikely a draw from q is, on average
+    top_q       Float[n]     q of the likeliest token, and `top_p`, p of the same token
+    top_p       Float[n]
+    overlap     Float[n]     sum of min(p, q): the chance that a token drawn from q is accepted
+    q_drawn     Float[n]     q of the token that was drawn
+    accepted    Float[n]     min(1, p / q) of the same token
+    chosen      Float[n, k]  p covered by the 1 .. k likeliest tokens of q
+    mixed       Float[n, k]  covered by the 0 .. k-1 likeliest and one child drawn outside them
+    """
+
+    passed: Tensor
+    entropy: Tensor
+    spread: Tensor
+    top_q: Tensor
+    top_p: Tensor
+    overlap: Tensor
+    q_drawn: Tensor
+    accepted: Tensor
+    chosen: Tensor
+    mixed: Tensor
+
+
+def node_quantities(chain: Drafted, children: int = 5, sharpness: float = 1.0) -> NodeQuantities:
+    """Quantities at the nodes of a tree drafted as "chain"; q is its proposal law to the power `sharpness`."""
+    batch, law = chain.batch, chain.stopping_law("hsd")
+    q = batch.proposals[0]
+    n = len(q)
+    p_all = chain.laws[:n]
+    p = p_all if batch.support is None else p_all.index_select(1, batch.support)
+    drawn_target = batch.tokens[0, 1 : n + 1]
+    column = drawn_target if batch.support is None else (batch.support == drawn_target[:, None]).int().argmax(-1)
+    q = q**sharpness / (q**sharpness).sum(-1, keepdim=True)
+    pick = lambda rows: rows.gather(1, column[:, None])[:, 0]
+    top_q, top = q.topk(children)
+    top_p = p.gather(1, top)
+    return NodeQuantities(
+        passed=law.stop.flip(0).cumsum(0).flip(0)[:n],
+        entropy=-torch.xlogy(p_all, p_all).sum(-1),
+        spread=1 - q.square().sum(-1),
+        top_q=top_q[:, 0],
+        top_p=top_p[:, 0],
+        overlap=torch.minimum(p, q).sum(-1),
+        q_drawn=pick(q),
+        accepted=(pick(p) / pick(q).clamp(min=1e-30)).clamp(max=1),
+        chosen=top_p.cumsum(-1),
+        mixed=_mixed_coverage(p, q, top),
+    )
+
+
+def _mixed_coverage(p: Tensor, q: Tensor, top: Tensor) -> Tensor:
+    """p(S) + sum of min(p, q outside S renormalised), S being the 0 .. k-1 likeliest tokens: [n, k]."""
+    covered = []
+    for size in range(top.shape[1]):
+        outside = q.scatter(1, top[:, :size], 0.0)
+        outside = outside / outside.sum(-1, keepdim=True).clamp(min=1e-30)
+        covered.append(p.gather(1, top[:, :size]).sum(-1) + torch.minimum(p, outside).sum(-1))
+    return torch.stack(covered, -1)

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from eagle.trees import hybrid, paths, topk
+from eagle.trees import auto, hybrid, paths, topk
 from eagle.trees.base import TreeBatch, TreeSettings, root_only
 
 
@@ -19,6 +19,7 @@ TREES: dict[str, TreeBuilder | None] = {
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
     "hybrid": TreeBuilder(hybrid.build, hybrid.slots),
+    "auto": TreeBuilder(auto.build, auto.slots),
 }
 
 
