@@ -29,6 +29,10 @@ class Example(NamedTuple):
     ids: list[int]
     answer: list[bool]
 
+    def drafted(self) -> int:
+        """How many tokens drafting could predict here: answer tokens that follow an answer token."""
+        return sum(a and b for a, b in zip(self.answer[1:-1], self.answer[2:], strict=True))
+
 
 class Batch(NamedTuple):
     """Right-padded rows. `answer` marks the assistant's tokens, `lengths` the real ones."""
@@ -117,7 +121,7 @@ def encode_by_prefixes(tokenizer, messages: list[dict[str, str]]) -> Example:
 
 
 def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]:
-    """Every conversation of the files, cut at `max_length` tokens; those without an answer token left are dropped."""
+    """Every conversation of the files, cut at `max_length` tokens; those with nothing left to draft are dropped."""
     examples = []
     for path in paths:
         for place, record in read_records(path):
@@ -129,10 +133,10 @@ def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
             example = Example(ids[:max_length], answer[:max_length])
-            if any(example.answer[2:]):
+            if example.drafted():
                 examples.append(example)
     if not examples:
-        raise ValueError(f"training data {paths}: no conversation has an assistant token within {max_length} tokens")
+        raise ValueError(f"training data {paths}: no conversation has an answer to draft within {max_length} tokens")
     return examples
 
 

@@ -57,11 +57,11 @@ def chain_accepted(
 ) -> Tensor:
     """[steps, 4] sums over origins: valid, sum min(p, q), agreement, probability that this draft token is accepted."""
     survive = torch.ones(where.origins.shape, device=features.device)
-    first, sums, support = where.rows_of_step(0) >= 0, [], head.support()
+    sums, support = [], head.support()
     following = torch.nn.functional.pad(batch.tokens, (0, steps + 2))
     for step, hidden in enumerate(unroll(head, features, batch.tokens, where.origins, steps)):
         rows = where.rows_of_step(step)
-        valid = (rows >= 0) & first
+        valid = rows >= 0
         tokens = following.gather(1, where.origins + step + 2)[valid]
         laws = step_laws(head.logits(hidden[valid]), law.rows(rows[valid]), tokens, support)
         reached = survive[valid]
@@ -75,7 +75,7 @@ def chain_accepted(
 def evaluate(head: Eagle3Head, source: OnlineFeatures, batches: list[Batch], steps: int) -> Report:
     total = torch.zeros(steps, 4)
     for batch in batches:
-        where = align(batch.answer, steps)
+        where = align(batch.answer)
         features = source(batch)
         law = source.law(features.last, where.predicted, head.support())
         total += chain_accepted(head, features.taps, batch, where, law, steps).cpu()

@@ -125,7 +125,7 @@ class Trainer:
 
     def losses(self, indices: list[int], batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss summed over this batch's positions, and per-step sums [unroll, 4]."""
-        where = align(batch.answer, self.config.unroll)
+        where = align(batch.answer)
         with self.accelerator.autocast():
             features = self.cache(indices, self.device) if self.cache else self.source(batch)
             law = self.source.law(features.last, where.predicted, self.head.support())
@@ -134,7 +134,7 @@ class Trainer:
     def step(self, rows: list[int], share: float) -> None:
         config = self.config
         set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
-        positions = sum(sum(self.train_set[i].answer[2:]) for i in rows)
+        positions = sum(self.train_set[i].drafted() for i in rows)
         scale = self.accelerator.num_processes / positions  # undoes the averaging over processes
         parts = self.my_parts(rows)
         for number, (indices, batch) in enumerate(parts):

@@ -1,12 +1,14 @@
 """One training batch: which origins draft, which target laws they are compared with, and the weighted loss.
 
-Predicted positions are u with u + 1 an assistant token: there the target's law p( . | x_<=u ) is needed. Step s of
-origin t is compared with the law at u = t + 1 + s. For 8 tokens, answers a at 4..7, two steps:
+What is trained is what decoding drafts. The first token of an answer comes from the prompt's own forward; drafting then
+starts from origin t with x_{t+1} already an answer token, and never leaves the answer. So the laws p( . | x_<=u ) are
+needed where u and u + 1 are both the assistant's, and step s of origin t is compared with the law at u = t + 1 + s as
+long as t + 1 .. u + 1 is one run of answer tokens. For 8 tokens, answers a at 4..7, two steps:
 
     token        0 1 2 3 4 5 6 7
     answer       . . . . a a a a
-    law at u     . . . u u u u .        row of the law     3:0  4:1  5:2  6:3
-    origin t     . o o o o o . .        t = 1 has no prediction at step 0 (u = 2), one at step 1 (u = 3)
+    law at u     . . . . u u u .        row of the law     4:0  5:1  6:2
+    origin t     . . . o o o . .        law rows at step 0: 0 1 2      at step 1: 1 2 -
 
 Shapes: B batch, n tokens, m origins, M predicted positions, D hidden, F target hidden.
 """
@@ -30,21 +32,21 @@ class Alignment(NamedTuple):
 
     def rows_of_step(self, step: int) -> Tensor:
         """Int64[B, m]: law row of every origin at this step, -1 where nothing is predicted."""
-        at = self.origins + step + 1
-        inside = at < self.law_row.shape[1]
-        return torch.where(inside, self.law_row.gather(1, at.clamp(max=self.law_row.shape[1] - 1)), -1)
+        first, last = self.origins + 1, self.law_row.shape[1] - 1
+        start = self.law_row.gather(1, first.clamp(max=last))
+        row = self.law_row.gather(1, (first + step).clamp(max=last))
+        unbroken = (start >= 0) & (row == start + step)  # rows are numbered in reading order: a gap would show
+        return torch.where(unbroken & (first + step <= last), row, -1)
 
 
-def align(answer: Tensor, steps: int) -> Alignment:
-    """answer Bool[B, n] -> which positions the loss needs for `steps` unrolled steps."""
+def align(answer: Tensor) -> Alignment:
+    """answer Bool[B, n] -> the laws and origins that drafting inside these answers needs."""
     predicted = torch.zeros_like(answer)
-    predicted[:, 1:-1] = answer[:, 2:]
+    predicted[:, 1:-1] = answer[:, 1:-1] & answer[:, 2:]
     law_row = (predicted.flatten().cumsum(0) - 1).view_as(answer).masked_fill(~predicted, -1)
-    needed = torch.zeros_like(answer)
-    for step in range(steps):
-        needed[:, : -(step + 1)] |= predicted[:, step + 1 :]
-    widest = max(1, int(needed.sum(1).max()))
-    origins = needed.float().argsort(dim=1, descending=True, stable=True)[:, :widest]
+    drafting = predicted.roll(-1, dims=1)  # predicted[:, 0] is false: nothing wraps around
+    widest = max(1, int(drafting.sum(1).max()))
+    origins = drafting.float().argsort(dim=1, descending=True, stable=True)[:, :widest]
     return Alignment(predicted, law_row, origins)
 
 

@@ -47,7 +47,7 @@ def test_long_conversations_are_cut(tokenizer, tmp_path):
     paths = write(tmp_path / "d.jsonl", {"messages": messages()})
     whole, cut = load_examples(tokenizer, paths, 128)[0], load_examples(tokenizer, paths, 8)[0]
     assert cut.ids == whole.ids[:8]
-    with pytest.raises(ValueError, match="no conversation has an assistant token within 4"):
+    with pytest.raises(ValueError, match="no conversation has an answer to draft within 4"):
         load_examples(tokenizer, paths, 4)
 
 

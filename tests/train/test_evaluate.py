@@ -33,7 +33,7 @@ def by_the_book(head, target, source, item: Example) -> list[tuple[list[float], 
         taps = source(collate([item])).taps
         laws = target(tokens).logits[0].softmax(-1)
         found = []
-        for origin in range(item.answer.index(True) - 2, n - 2):
+        for origin in range(item.answer.index(True) - 1, n - 2):
             states = draft_like_a_decoder(head, taps, tokens, origin, min(STEPS, n - 2 - origin))
             survive, expected, accepted = 1.0, 0.0, []
             for step, hidden in enumerate(states):

@@ -1,39 +1,54 @@
 """Which positions a batch trains, on the example drawn in the module's docstring."""
 import torch
 
+from eagle.train.data import Example
 from eagle.train.objective import align
 
 ANSWER = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.bool)
 
 
 def test_the_drawing():
-    where = align(ANSWER, steps=2)
-    assert where.predicted[0].nonzero().flatten().tolist() == [3, 4, 5, 6]
-    assert where.origins.tolist() == [[1, 2, 3, 4, 5]]
-    assert where.rows_of_step(0).tolist() == [[-1, 0, 1, 2, 3]]
-    assert where.rows_of_step(1).tolist() == [[0, 1, 2, 3, -1]]
+    where = align(ANSWER)
+    assert where.predicted[0].nonzero().flatten().tolist() == [4, 5, 6]
+    assert where.origins.tolist() == [[3, 4, 5]]
+    assert where.rows_of_step(0).tolist() == [[0, 1, 2]]
+    assert where.rows_of_step(1).tolist() == [[1, 2, -1]]
+    assert where.rows_of_step(5).tolist() == [[-1, -1, -1]]
 
 
-def test_every_law_is_used_once_per_step():
+def test_drafting_does_not_cross_into_the_next_answer():
+    where = align(torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1, 1]], dtype=torch.bool))
+    assert where.origins.tolist() == [[0, 1, 4, 5, 6]]
+    assert where.rows_of_step(0).tolist() == [[0, 1, 2, 3, 4]]
+    assert where.rows_of_step(1).tolist() == [[1, -1, 3, 4, -1]]
+    assert where.rows_of_step(4).tolist() == [[-1, -1, -1, -1, -1]]  # origin 0 would be in the second answer
+
+
+def test_against_the_definition():
     torch.manual_seed(0)
-    answer = torch.rand(5, 20) < 0.4
-    answer[:, :8] = False
-    where = align(answer, steps=4)
-    count = int(where.predicted.sum())
+    answer = torch.rand(6, 25) < 0.8
+    where, rows = align(answer), {}
+    for b, u in where.predicted.nonzero().tolist():
+        rows[b, u] = len(rows)
+    assert set(rows) == {(b, u) for b in range(6) for u in range(1, 24) if answer[b, u] and answer[b, u + 1]}
     for step in range(4):
-        rows = where.rows_of_step(step)
-        assert sorted(rows[rows >= 0].tolist()) == list(range(count))
+        found = where.rows_of_step(step)
+        seen = set()
+        for b, column in (found >= 0).nonzero().tolist():
+            t = where.origins[b, column].item()
+            assert answer[b, t + 1 : t + step + 3].all()
+            assert rows[b, t + 1 + step] == found[b, column]
+            seen.add((b, t))
+        expected = {(b, t) for b in range(6) for t in range(25 - step - 2) if answer[b, t + 1 : t + step + 3].all()}
+        assert seen == expected
 
 
-def test_rows_are_independent():
-    answer = torch.cat([ANSWER, torch.roll(ANSWER, -2, dims=1)])
-    where, alone = align(answer, 3), align(answer[1:], 3)
-    rows, first = where.rows_of_step(1)[1], int(where.predicted[0].sum())
-    expected = alone.rows_of_step(1)[0]
-    assert [r - first if r >= 0 else -1 for r in rows[rows >= 0].tolist()] == expected[expected >= 0].tolist()
+def test_rows_count_what_examples_count():
+    answer = [False, True, True, False, True, True, True]
+    assert align(torch.tensor([answer])).predicted.sum() == Example([0] * 7, answer).drafted() == 3
 
 
 def test_a_batch_without_answers():
-    where = align(torch.zeros(2, 6, dtype=torch.bool), 3)
+    where = align(torch.zeros(2, 6, dtype=torch.bool))
     assert where.origins.shape == (2, 1)
     assert (where.rows_of_step(0) == -1).all()
