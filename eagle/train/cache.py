@@ -9,6 +9,7 @@ interrupted run continues with the shards that are missing.
 """
 import hashlib
 import shutil
+from array import array
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def estimate(examples: list[Example], hidden_size: int, taps: int, dtype: torch.
 def fingerprint(examples: list[Example], target: str, taps: tuple[int, ...], dtype: torch.dtype) -> dict:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(torch.tensor(example.ids).numpy().tobytes())
+        digest.update(array("i", example.ids).tobytes())
     return {
         "target": target, "taps": list(taps), "dtype": str(dtype), "examples": len(examples), "ids": digest.hexdigest(),
     }

@@ -71,8 +71,9 @@ class TrainConfig:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
         if not 0 <= self.acceptance_weight <= 1:
             raise ValueError(f"acceptance_weight is {self.acceptance_weight}; expected 0 .. 1")
-        if self.unroll < 1:
-            raise ValueError(f"unroll is {self.unroll}; expected at least 1")
+        for name in ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
 
     def check_runnable(self) -> None:
         missing = [name for name in ("target", "data", "output") if not getattr(self, name)]

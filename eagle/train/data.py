@@ -12,7 +12,8 @@ used; otherwise each assistant turn is what its rendering adds to the prompt bef
 The order of training is a function of (seed, epoch) alone, so a run that is stopped can continue exactly.
 """
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +25,14 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assist
 
 
 class Example(NamedTuple):
-    """One conversation: token ids, and for each whether the assistant said it."""
+    """One conversation: token ids, and for each whether the assistant said it. Five bytes a token once loaded."""
 
-    ids: list[int]
-    answer: list[bool]
+    ids: Sequence[int]
+    answer: Sequence[bool]
 
     def drafted(self) -> int:
         """How many tokens drafting could predict here: answer tokens that follow an answer token."""
-        return sum(a and b for a, b in zip(self.answer[1:-1], self.answer[2:], strict=True))
+        return sum(bool(a and b) for a, b in zip(self.answer[1:-1], self.answer[2:], strict=True))
 
 
 class Batch(NamedTuple):
@@ -132,7 +133,7 @@ def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]
                     ids, answer = encode_messages(tokenizer, to_messages(record))
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
-            example = Example(ids[:max_length], answer[:max_length])
+            example = Example(array("i", ids[:max_length]), bytes(answer[:max_length]))
             if example.drafted():
                 examples.append(example)
     if not examples:
@@ -171,6 +172,6 @@ def collate(examples: list[Example]) -> Batch:
     tokens = torch.zeros(len(examples), longest, dtype=torch.int64)
     answer = torch.zeros(len(examples), longest, dtype=torch.bool)
     for row, example in enumerate(examples):
-        tokens[row, : len(example.ids)] = torch.tensor(example.ids)
-        answer[row, : len(example.ids)] = torch.tensor(example.answer)
+        tokens[row, : len(example.ids)] = torch.tensor(list(example.ids))
+        answer[row, : len(example.ids)] = torch.tensor(list(example.answer), dtype=torch.bool)
     return Batch(tokens, answer, torch.tensor([len(example.ids) for example in examples]))

@@ -18,7 +18,7 @@ class DraftingTrial:
     def __init__(self, target, head: Eagle3Head, held_out: list[Example], config: TrainConfig):
         self.copy = Eagle3Head(head.config).to(target.device, target.dtype)
         self.model = EagleModel.from_head(target, self.copy)
-        self.prompts = [example.ids[: example.answer.index(True)] for example in held_out[: config.eval_prompts]]
+        self.prompts = [list(e.ids[: list(e.answer).index(True)]) for e in held_out[: config.eval_prompts]]
         self.prompts = [prompt for prompt in self.prompts if len(prompt) > 1]
         self.config = config
 

@@ -40,7 +40,8 @@ class Trainer:
         self.device = self.accelerator.device
         torch.manual_seed(config.seed)
         self.target, tokenizer = load_target(config, self.accelerator)
-        self.train_set, held_out = split_examples(config, tokenizer)
+        context = self.target.config.max_position_embeddings
+        self.train_set, held_out = split_examples(config, tokenizer, context)
         self.check_batches()
         self.head = build_head(config, self.target, self.train_set)
         self.source = OnlineFeatures(self.target, self.head.config.taps)

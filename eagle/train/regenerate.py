@@ -138,8 +138,9 @@ def regenerate(args) -> None:
     parts = Path(f"{args.output}.parts")
     check_same_run(parts, args)
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype).eval()
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
+    if args.device_map is None:
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     conversations = [to_messages(record) for path in args.data for _, record in read_records(path)][: args.limit]
     started, tokens = time.monotonic(), 0
@@ -154,7 +155,9 @@ def regenerate(args) -> None:
             write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
             tokens += sum(b - a for record in records for a, b in record["spans"])
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s")
-    write_text(args.output, "".join(part.read_text(encoding="utf-8") for part in sorted(parts.glob("[0-9]*.jsonl"))))
+    lines = [line for part in sorted(parts.glob("[0-9]*.jsonl")) for line in part.read_text("utf-8").splitlines(True)]
+    write_text(args.output, "".join(lines))
+    print(f"{args.output}: {len(lines)} of {len(conversations)} conversations")
     if len(list(parts.glob("[0-9]*.jsonl"))) == len(bar):
         shutil.rmtree(parts)
 
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first conversations")
     parser.add_argument("--minutes", type=float, help="stop after the batch that ends later than this")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--device-map", help="as in transformers, e.g. auto: spread a large target over the GPUs")
     parser.add_argument("--seed", type=int, default=0)
     regenerate(parser.parse_args())
 

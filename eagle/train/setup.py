@@ -8,7 +8,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle.head import Eagle3Head, HeadConfig, default_taps
+from eagle.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
 from eagle.train.config import TrainConfig
 from eagle.train.data import Example, load_examples
 from eagle.weights import load_head
@@ -40,11 +40,12 @@ def shard_layers(target, device: torch.device) -> None:
         fully_shard(layer.to(device), mesh=mesh)
 
 
-def split_examples(config: TrainConfig, tokenizer) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples. Without held-out files, every k-th conversation is held out."""
-    train = load_examples(tokenizer, config.data, config.max_length)
+def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, cut at the target's context. Without held-out files, every k-th is held out."""
+    longest = min(config.max_length, context)
+    train = load_examples(tokenizer, config.data, longest)
     if config.held_out:
-        return train, load_examples(tokenizer, config.held_out, config.max_length)[: config.eval_examples]
+        return train, load_examples(tokenizer, config.held_out, longest)[: config.eval_examples]
     every = max(2, round(1 / config.held_out_share))
     held_out = train[::every]
     return [example for i, example in enumerate(train) if i % every], held_out[: config.eval_examples]
@@ -75,7 +76,7 @@ def head_config(config: TrainConfig, target_config) -> HeadConfig:
         target_hidden_size=target_config.hidden_size,
         max_position_embeddings=target_config.max_position_embeddings,
         rms_norm_eps=target_config.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters=dict(DEFAULT_ROPE),  # whatever the target's: what every engine assumes of a head
     )
 
 

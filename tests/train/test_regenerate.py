@@ -76,6 +76,6 @@ def test_several_turns_and_exact_ids(monkeypatch, tiny_target, tmp_path):
     assert len(record["spans"]) == 2
     tokenizer = AutoTokenizer.from_pretrained(tiny_target)
     (example,) = load_examples(tokenizer, [str(tmp_path / "out.jsonl")], 128)
-    assert example.ids == record["ids"]
+    assert list(example.ids) == record["ids"]
     assert sum(example.answer) == sum(b - a for a, b in record["spans"])
     assert tokenizer.decode(record["ids"]).count("<|assistant|>") == 2
