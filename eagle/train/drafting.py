@@ -22,16 +22,22 @@ class DraftingTrial:
         self.prompts = [prompt for prompt in self.prompts if len(prompt) > 1]
         self.config = config
 
-    def expected_accepted(self, head: Eagle3Head) -> float:
-        """Mean E[accepted] per step over all answers, at `eval_temperature` with `eval_tree` and `eval_verifier`."""
-        config, values = self.config, []
+    def answers(self, head: Eagle3Head) -> list[list[float]]:
+        """E[accepted] of every step of every answer, at `eval_temperature` with `eval_tree` and `eval_verifier`."""
+        config = self.config
         self.copy.load_state_dict(head.state_dict())
         generator = torch.Generator(self.model.device).manual_seed(config.seed)
+        found = []
         for prompt in self.prompts:
             answer = self.model.generate(
                 torch.tensor([prompt]), max_new_tokens=config.eval_tokens, temperature=config.eval_temperature,
                 tree=config.eval_tree, verifier=config.eval_verifier, nodes=config.eval_nodes, depth=config.eval_depth,
                 generator=generator, return_dict_in_generate=True,
             )
-            values += [step.expected_accepted for step in answer.steps]
+            found.append([step.expected_accepted for step in answer.steps])
+        return found
+
+    def expected_accepted(self, head: Eagle3Head) -> float:
+        """Mean over all steps of all answers."""
+        values = [value for answer in self.answers(head) for value in answer]
         return sum(values) / max(1, len(values))
