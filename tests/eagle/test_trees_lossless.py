@@ -19,6 +19,15 @@ CASES = [  # tree, vocabulary, nodes, depth, width, beta
     ("hybrid", 3, 7, 3, 2, 0.6),
     ("hybrid", 4, 7, 2, 3, 0.3),
     ("hybrid", 3, 9, 2, 4, 0.85),
+    ("hybrid", 3, 8, 3, None, 0.2),
+    ("auto", 3, 7, 3, None, 0.85),
+    ("auto", 4, 4, 3, None, 0.85),
+]
+SHAPED = [  # vocabulary, settings of the hybrid tree
+    (3, TreeSettings(9, 3, None, 0.4, growth=1.5)),
+    (4, TreeSettings(8, 2, None, 0.6, growth=0.6, sharpness=0.6)),
+    (3, TreeSettings(7, 3, None, 0.2, growth=1.2, sharpness=1.5)),
+    (3, TreeSettings(30, 2, None, 0.5)),  # more slots than candidates on the first level
 ]
 
 
@@ -36,6 +45,18 @@ def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zero
     outcomes = trees_of(name, TreeSettings(nodes, depth, width, beta), draft)
     assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)
     horizon = depth + 1
+    law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), horizon)
+    assert (law - joint_law(target, horizon)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+@pytest.mark.parametrize("vocab, settings", SHAPED)
+@pytest.mark.parametrize("zeros", [0.0, 0.4])
+def test_growing_levels_and_other_powers_of_q_are_lossless(vocab, settings, zeros, verifier):
+    target, draft = Table(vocab, seed=8, zeros=zeros), Table(vocab, seed=9, zeros=zeros)
+    outcomes = trees_of("hybrid", settings, draft)
+    assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)
+    horizon = settings.depth + 1
     law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), horizon)
     assert (law - joint_law(target, horizon)).abs().max() < 1e-10
 
@@ -71,6 +92,31 @@ def drop_unlikely_draws(tree: hsd.DraftTree, draft: Table) -> hsd.DraftTree:
     return dataclasses.replace(
         tree, tokens=tree.tokens[kept], parents=parents, proposal_rows=tree.proposal_rows[kept], layout=None
     )
+
+
+def drop_by_reach(tree: hsd.DraftTree) -> hsd.DraftTree:
+    """The subtler mistake: prune sampled leaves by a reach that knows their token (right for what grows below)."""
+    reach = [1.0]
+    for node in range(1, len(tree)):
+        row, token = int(tree.proposal_rows[node]), int(tree.tokens[node])
+        worth = 0.3 + 0.7 * tree.proposals[row, token].item() if row >= 0 else 0.5
+        reach.append(reach[int(tree.parents[node])] * worth)
+    parents = tree.parents.tolist()
+    kept = [node for node in range(len(tree)) if node in parents or reach[node] > 0.3]
+    place = {node: index for index, node in enumerate(kept)}
+    new_parents = torch.tensor([-1 if parents[node] < 0 else place[parents[node]] for node in kept])
+    kept = torch.tensor(kept)
+    return dataclasses.replace(
+        tree, tokens=tree.tokens[kept], parents=new_parents, proposal_rows=tree.proposal_rows[kept], layout=None
+    )
+
+
+def test_pruning_by_a_reach_that_knows_the_token_is_caught():
+    target, draft = Table(3, seed=1), Table(3, seed=2)
+    settings = TreeSettings(5, 2, 2, 0.85)
+    outcomes = [(weight, drop_by_reach(tree)) for weight, tree in trees_of("hybrid", settings, draft)]
+    law, _ = emitted_law(target, outcomes, hsd.stopping_law, 3)
+    assert (law - joint_law(target, 3)).abs().max() > 1e-3
 
 
 def test_a_builder_that_looks_at_the_drawn_token_is_caught():
