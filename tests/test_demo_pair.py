@@ -16,7 +16,7 @@ PROMPTS = [
     "A train travels 60 miles in one hour. How far does it travel in 4 hours?",
     "Why do people carry umbrellas?\nOptions:\n- to stay dry\n- to run faster\n- to cook",
 ]
-FALSE_ALARM = 1e-4  # per comparison; 12 comparisons by default, so the file raises a false alarm once in 800 seeds
+FALSE_ALARM = 1e-4  # per comparison; 8 comparisons by default, so the file raises a false alarm for 1 seed in 1,250
 
 
 @pytest.fixture(scope="module")
@@ -69,26 +69,39 @@ def sampled_triples(model, ids, verifier: str, tree: str, count: int) -> torch.T
 
 @torch.no_grad()
 def pair_law(model, ids) -> torch.Tensor:
-    """Float64[V, V]: exact law of the next two tokens; the second is only worked out where the first has p > 1e-4."""
-    first = model.target.model(ids).logits[0, -1].double().softmax(-1)
+    """Float64[V, V]: exact law of the next two tokens, by `transformers` alone.
+
+    The second law is only worked out where the first token has p > 2e-4: the other pairs expect far fewer than 5.
+    """
+    read = model.target.model(ids, use_cache=True)
+    first = read.logits[0, -1].double().softmax(-1)
     law = torch.zeros(len(first), len(first), dtype=torch.float64)
-    likely = (first > 1e-4).nonzero()[:, 0]
-    for chunk in likely.split(64):
-        logits = model.target.model(torch.cat([ids.expand(len(chunk), -1), chunk[:, None]], 1)).logits[:, -1]
-        law[chunk] = first[chunk, None] * logits.double().softmax(-1)
+    likely = (first > 2e-4).nonzero()[:, 0]
+    read.past_key_values.batch_repeat_interleave(len(likely))
+    logits = model.target.model(likely[:, None], past_key_values=read.past_key_values).logits[:, -1]
+    law[likely] = first[likely, None] * logits.double().softmax(-1)
     return law
 
 
 def chi_square_tail(pairs: torch.Tensor, law: torch.Tensor) -> float:
-    """P(a statistic this large) for observed pairs Int64[n, 2]; cells that expect fewer than 5 are pooled."""
-    counts = torch.zeros_like(law).index_put_((pairs[:, 0], pairs[:, 1]), torch.ones(len(pairs)).double(), True)
-    expected = law * len(pairs)
-    own = expected >= 5
-    observed = torch.cat([counts[own], (len(pairs) - counts[own].sum())[None]])
-    wanted = torch.cat([expected[own], (len(pairs) - expected[own].sum())[None]])
-    statistic = ((observed - wanted) ** 2 / wanted).sum().item()
-    assert own.sum() >= 3, "the comparison needs cells to compare"
-    return float(chi2.sf(statistic, df=int(own.sum())))
+    """P(a statistic this large) for observed pairs Int64[n, 2].
+
+    Pairs are pooled, from the likeliest down, into at most 40 cells that expect 8 or more; what the law leaves out
+    is in the last.
+    """
+    size = max(8, len(pairs) / 40)
+    order = law.flatten().argsort(descending=True)
+    reach = law.flatten()[order].cumsum(0) * len(pairs)
+    cell = torch.empty_like(order)
+    cell[order] = (reach / size).ceil().long() - 1
+    cells = int(cell.max()) + 1
+    observed = torch.bincount(cell[pairs[:, 0] * len(law) + pairs[:, 1]], minlength=cells).double()
+    expected = torch.zeros(cells, dtype=torch.float64).index_add_(0, cell, law.flatten()) * len(pairs)
+    expected[-1] += len(pairs) - expected.sum()
+    own = expected > 0
+    assert own.sum() >= 5, "the comparison needs cells to compare"
+    statistic = ((observed[own] - expected[own]) ** 2 / expected[own]).sum().item()
+    return float(chi2.sf(statistic, df=int(own.sum()) - 1))
 
 
 def compare(model, text: str, tree: str, verifier: str, count: int) -> None:
@@ -101,10 +114,10 @@ def compare(model, text: str, tree: str, verifier: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("tree", ["hybrid", "topk"])
-@pytest.mark.parametrize("text", PROMPTS)
+@pytest.mark.parametrize("text", PROMPTS[:2])
 def test_law_of_the_first_tokens(model, text, tree):
     """(t1, t2), and (t2, t3) given the most frequent t1, against the target's exact law at temperature 1."""
-    compare(model, text, tree, "hsd", count=800)
+    compare(model, text, tree, "hsd", count=400)
 
 
 @pytest.mark.slow
@@ -113,7 +126,7 @@ def test_law_of_the_first_tokens(model, text, tree):
 ])
 @pytest.mark.parametrize("text", PROMPTS)
 def test_law_of_the_first_tokens_with_more_samples(model, text, tree, verifier):
-    compare(model, text, tree, verifier, count=6000)
+    compare(model, text, tree, verifier, count=3000)
 
 
 def test_the_chi_square_catches_a_small_shift(model):
