@@ -9,7 +9,7 @@ from eagle.train.corpus import train_tokenizer
 from eagle.trees import TreeSettings, auto
 from eagle.weights import save_head
 from eval import tree_search as search
-from eval import tune_trees
+from eval import tree_table, tune_trees
 from eval.tree_search import Candidate
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
 
@@ -134,3 +134,50 @@ def fake_nodes(sharpness_of_p: float, beta: float):
 def test_the_fit_finds_the_power_and_the_worth_of_a_draw():
     fitted = search.fit(fake_nodes(0.8, 0.6))
     assert fitted["sharpness"] == 0.8 and fitted["beta"] == pytest.approx(0.6, abs=0.01)
+
+
+def table_command(pair, output, *more):
+    return ["--bench", "gsm8k", "--protocol", "sample", "--num-questions", "2", "--base-model-path",
+            str(pair / "target"), "--ea-model-path", str(pair / "head"), "--temperatures", "0", "1", "--budgets", "4",
+            "8", "--depth", "3", "--states", "2", "--stride", "2", "--methods", "topk+token", "hybrid+token",
+            "hybrid+hsd", "auto+hsd", "--output", str(output), "--quiet", "--dtype", "float32", *more]
+
+
+def test_the_table_over_temperatures_and_budgets(pair, tmp_path):
+    assert tree_table.main(table_command(pair, tmp_path)) == 0
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert str(pair) not in (tmp_path / "table.json").read_text()
+    cold, warm = written["tables"]["0"], written["tables"]["1"]
+    assert cold["topk+token@8"]["expected"] == cold["hybrid+hsd@8"]["expected"] == cold["auto+hsd@8"]["expected"]
+    assert warm["hybrid+hsd@8"]["expected"][0] >= 0 and warm["hybrid+hsd@8"]["states"] > 0
+    assert (tmp_path / "table.png").read_bytes()[:4] == b"\x89PNG"
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("| nodes | topk+token |") == 2 and "temperature 1:" in text
+
+
+def test_the_table_resumes_and_refuses_other_settings(pair, tmp_path, monkeypatch, capsys):
+    assert tree_table.main(table_command(pair, tmp_path)) == 0
+    first = json.loads((tmp_path / "table.json").read_text())["tables"]
+    path = tmp_path / "states_T1.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:9])  # killed in the last question
+    asked = []
+    original = tree_table.generator_of
+    monkeypatch.setattr(tree_table, "generator_of", lambda seed, number: asked.append(number) or original(seed, number))
+    assert tree_table.main(table_command(pair, tmp_path)) == 0
+    assert asked == [1]
+    assert json.loads((tmp_path / "table.json").read_text())["tables"] == first
+    assert tree_table.main(table_command(pair, tmp_path, "--seed", "7")) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_intervals_hold_the_mean_and_gains_are_ratios():
+    values, base = [[1.0, 2.0], [3.0]], [[1.0, 1.0], [2.0]]
+    mean, low, high = tree_table.interval(values)
+    assert mean == 2.0 and low <= mean <= high
+    assert tree_table.interval(values, base)[0] == pytest.approx(0.5)
+
+
+def test_a_method_needs_a_tree_and_a_verifier(pair, tmp_path, capsys):
+    assert tree_table.main(table_command(pair, tmp_path, "--methods", "hybrid")) == 2
+    assert "tree+verifier" in capsys.readouterr().err
