@@ -1,6 +1,7 @@
 """A target small enough to train heads for in a test: 6 layers, 64 wide, 96 tokens, with a chat template."""
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from eagle.train.config import TrainConfig
 from eagle.train.corpus import CHAT_TEMPLATE, SPECIAL_TOKENS
 
+ROOT = Path(__file__).parents[2]  # where worker processes run
 WORDS = [f"w{i}" for i in range(90)]
 
 

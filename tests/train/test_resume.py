@@ -11,15 +11,14 @@ import pytest
 
 from eagle.train import checkpoint
 from eagle.train.loop import Trainer
-from tests.train.conftest import losses, read_log
+from tests.train.conftest import ROOT, losses, read_log
 
 
 def start(config, path) -> subprocess.Popen:
     path.write_text(json.dumps(asdict(config)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "eagle.train", "--config", str(path)], env=environment, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "eagle.train", "--config", str(path)]
+    return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -44,18 +43,18 @@ def test_a_stopped_run_continues_exactly(settings, tmp_path, optimizer):
 
 
 def test_kill_9(settings, tmp_path):
-    config = settings(tmp_path / "killed", steps=60, save_every=5)
+    config = settings(tmp_path / "killed", steps=30, save_every=3)
     worker = start(config, tmp_path / "config.json")
     deadline = time.monotonic() + 60
-    while not (tmp_path / "killed/log.jsonl").exists() or len(losses(tmp_path / "killed")) < 13:
+    while not (tmp_path / "killed/log.jsonl").exists() or len(losses(tmp_path / "killed")) < 8:
         assert time.monotonic() < deadline and worker.poll() is None
         time.sleep(0.02)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     assert worker.returncode == -signal.SIGKILL
-    assert len(checkpoint.directories(tmp_path / "killed")) >= 1
+    assert checkpoint.directories(tmp_path / "killed")
     Trainer(config).run()
-    Trainer(settings(tmp_path / "whole", steps=60, save_every=5)).run()
+    Trainer(settings(tmp_path / "whole", steps=30, save_every=3)).run()
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
