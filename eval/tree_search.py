@@ -159,12 +159,34 @@ def better(found: Contest, nodes: int, incumbent: Candidate) -> Candidate:
     return best if gains[best].mean() > error else incumbent
 
 
+def pooled(found: Contest, start: dict[int, Candidate], name: str, errors: float = 2.0) -> Any:
+    """One value of a setting for all budgets: relative gains over the incumbents, averaged over budgets state by state.
+
+    None, for "keep each incumbent's", unless a value wins by more than `errors` standard errors: with a few values to
+    choose from, one standard error is often beaten by chance.
+    """
+    gains = {}
+    for value in {getattr(candidate, name) for _, candidate in found}:
+        rows = []
+        for n, incumbent in start.items():
+            key, base = (n, incumbent._replace(**{name: value})), np.array(found[n, incumbent])
+            if key in found:
+                rows.append((np.array(found[key]) - base) / max(base.mean(), 1e-9))
+        if len(rows) == len(start):
+            gains[value] = np.mean(rows, axis=0)
+    best = max(gains, key=lambda value: gains[value].mean(), default=None)
+    if best is None or len(gains[best]) < 2:
+        return None
+    error = gains[best].std(ddof=1) / math.sqrt(len(gains[best]))
+    return best if gains[best].mean() > errors * error and error > 0 else None
+
+
 def variations(incumbent: Candidate, name: str, values: list[Any]) -> list[Candidate]:
     """The incumbent and its neighbours in one setting."""
     return list(dict.fromkeys([incumbent, *(incumbent._replace(**{name: value}) for value in values)]))
 
 
 def depths_to_try(incumbent: Candidate, nodes: int, deepest: int) -> list[int]:
-    steps = (-2, -1, 1, 2, 3)
+    steps = (-2, -1, 1, 2)
     return [d for d in (incumbent.depth + step for step in steps) if 1 <= d <= min(deepest, nodes - 1)]
 

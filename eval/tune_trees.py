@@ -7,9 +7,9 @@ Four steps; every measured piece is one line of the log, and a run that is start
 1. The target's mean entropy along its own samples, and the temperatures that give the entropies of --nats.
 2. Calibration, along drafted chains: per depth p(top-1), sum min(p, q), what k chosen children cover and what k - 1
    chosen and one sampled cover; from it the power of q to draft from and the worth of an unlikely draw (beta).
-3. Contests at real decoding states, exact E[accepted] on the same states: topk, chain and hybrid; then the hybrid's
-   sharpness, depth, beta and growth, one after the other. A setting gives way only to one that beats it by more than
-   a standard error, so noise moves nothing.
+3. Contests at real decoding states, exact E[accepted] on the same states: the hybrid's sharpness, beta and growth,
+   each one value for all budgets of a temperature, which gives way only to one that beats it by two standard errors;
+   then its depth for every budget (one standard error); at last the hybrid against topk and chain at fresh states.
 4. The result as JSON. `tree="auto"` reads eagle/trees/tuned.json.
 
 The questions are every 20th of gsm8k/train.jsonl (never trained on, see eagle/train/corpus.py), or --prompts, JSON
@@ -108,20 +108,20 @@ def visits(options: argparse.Namespace) -> Visit:
 def tune(job: Job, temperature: float, fitted: dict[str, float]) -> list[dict[str, Any]]:
     """The best tree and settings of each budget at one temperature."""
     budgets, deepest = job.options.budgets, job.options.max_depth
-    start = {n: from_settings("hybrid", rule(temperature, TreeSettings(n, deepest))) for n in budgets}
+    start = {n: from_settings("hybrid", rule(TreeSettings(n, deepest))) for n in budgets}
     others = {n: [Candidate("topk", deepest, *UNUSED), Candidate("chain", min(deepest, n - 1), *UNUSED)]
               for n in budgets}
-    middle = round((1 + fitted["sharpness"]) / 2, 3)
-    stages = {  # setting -> values to try for a budget
-        "sharpness": lambda n: [1.0, middle, fitted["sharpness"]],
-        "depth": lambda n: search.depths_to_try(start[n], n, deepest),
-        "beta": lambda n: [0.5, 0.65, 0.9, 0.95],
-        "growth": lambda n: [0.9, 1.0, 1.25],
-    }
-    for name, values in stages.items():
-        entries = [(n, candidate) for n in budgets for candidate in search.variations(start[n], name, values(n))]
+    shared = {"sharpness": sorted({0.85, 1.0, fitted["sharpness"]}), "beta": [0.6, 0.9], "growth": [1.0, 1.3]}
+    for name, values in shared.items():
+        entries = [(n, candidate) for n in budgets for candidate in search.variations(start[n], name, values)]
         found = run_contest(job, f"{name} T={temperature}", temperature, entries, start[max(budgets)])
-        start = {n: search.better(found, n, start[n]) for n in budgets}
+        value = search.pooled(found, start, name)
+        start = {n: c if value is None else c._replace(**{name: value}) for n, c in start.items()}
+        print(f"  -> {name} " + ("stays" if value is None else f"{value}"))
+    entries = [(n, candidate) for n in budgets for candidate in
+               search.variations(start[n], "depth", search.depths_to_try(start[n], n, deepest))]
+    found = run_contest(job, f"depth T={temperature}", temperature, entries, start[max(budgets)])
+    start = {n: search.better(found, n, start[n]) for n in budgets}
     finals = [(n, c) for n in budgets for c in [start[n], *others[n]]]
     found = run_contest(job, f"final T={temperature}", temperature, finals, start[max(budgets)], seed=1)
     return [cell(temperature, n, found, start[n]) for n in budgets]

@@ -49,19 +49,18 @@ def choose(temperature: float, settings: TreeSettings, cells: list[dict[str, Any
     if temperature < GREEDY or settings.nodes < 2:  # one node is the root alone
         return Choice("topk", settings)
     if not cells:
-        return Choice("hybrid", rule(temperature, settings))
+        return Choice("hybrid", rule(settings))
     cell = min(cells, key=lambda c: (abs(c["temperature"] - temperature), abs(math.log(c["nodes"] / settings.nodes))))
     own = {name: cell[name] for name in ("beta", "growth", "sharpness") if name in cell}
     depth = min(settings.depth, cell["depth"])
     return Choice(cell["tree"], replace(settings, depth=depth, width=None, **own))
 
 
-def rule(temperature: float, settings: TreeSettings) -> TreeSettings:
-    """A hybrid tree for a pair that was not tuned: about two nodes per level at least, q flattened below 1."""
+def rule(settings: TreeSettings) -> TreeSettings:
+    """A hybrid tree for a pair that was not tuned: two nodes per level or more, a little wider further down."""
     drafted = settings.nodes - 1
     depth = min(settings.depth, drafted if drafted < 4 else max(3, drafted // 2))
-    sharpness = min(1.0, max(temperature, 0.2)) ** 0.3
-    return replace(settings, depth=depth, width=None, beta=0.8, growth=1.1, sharpness=sharpness)
+    return replace(settings, depth=depth, width=None, beta=0.8, growth=1.1, sharpness=1.0)
 
 
 def slots(settings: TreeSettings) -> int:

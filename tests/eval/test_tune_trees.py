@@ -107,6 +107,18 @@ def test_budgets_are_decided_apart():
     assert (search.better(found, 8, OLD), search.better(found, 16, OLD)) == (NEW, OLD)
 
 
+def test_a_shared_setting_needs_two_standard_errors_over_all_budgets():
+    start = {8: OLD, 16: OLD._replace(depth=7)}
+    steady = {(n, c._replace(beta=b)): [1.0 + (b > 0.8) * g for g in (0.3, 0.4, 0.5, 0.4)]
+              for n, c in start.items() for b in (0.8, 0.9)}
+    assert search.pooled(steady, start, "beta") == 0.9
+    noisy = {key: [v * w for v, w in zip(values, (1, 3, 0.1, 0.2))] if key[1].beta > 0.8 else values
+             for key, values in steady.items()}
+    assert search.pooled(noisy, start, "beta") is None
+    halves = {key: values for key, values in steady.items() if key[0] == 8 or key[1].beta < 0.9}
+    assert search.pooled(halves, start, "beta") is None, "measured for one budget only"
+
+
 def test_the_temperature_of_an_entropy():
     measured = {0.5: 0.4, 0.7: 0.8, 1.0: 2.0}
     assert search.temperature_for(0.6, measured) == pytest.approx(0.6)
