@@ -32,6 +32,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0  # batches of this epoch already used
     tokens: int = 0
+    examples: int = 0  # conversations trained on: the plan of batches depends on them
     seconds: float = 0.0
     best: float = -1.0
     window: list = field(default_factory=list)

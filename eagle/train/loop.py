@@ -56,6 +56,12 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
         self.progress = checkpoint.load_latest(config.output, self.head, optimizers, config, self.device)
+        if self.progress.step and self.progress.examples not in (0, len(self.train_set)):
+            raise ValueError(
+                f"{config.output} was begun with {self.progress.examples} conversations, now there are "
+                f"{len(self.train_set)}: the batches would be others; choose another output or restore the data"
+            )
+        self.progress.examples = len(self.train_set)
         self.records = Records(config.output, config.unroll, accelerator, self.progress, config.steps)
         objective = Objective(
             self.head, config.unroll, config.step_decay, config.acceptance_weight, config.checkpointing

@@ -5,7 +5,7 @@
 Questions stay, every assistant turn is sampled anew (later turns see the new earlier ones). A line of the output holds
 the messages and the very token ids that were sampled. Batches are seeded by their number and written to OUT.jsonl.parts
 one by one, so a run that is killed continues where it was and gives the same lines; OUT.jsonl appears when all parts
-are there, or when `--minutes` are over, with what there is.
+are there, or when `--minutes` are over, with what there is. A complete OUT.jsonl is left alone.
 """
 import argparse
 import json
@@ -104,11 +104,12 @@ def regenerate_batch(model, tokenizer, conversations: list, args, seed: int) -> 
     generator = torch.Generator(model.device).manual_seed(seed)
     context, ends = model.config.max_position_embeddings, end_tokens(model, tokenizer)
     for turn in range(max(len(d.turns) for d in dialogues)):
-        ready = [d for d in dialogues if d.prompt(turn) and len(d.ids) + args.max_new_tokens <= context]
+        ready = [d for d in dialogues if d.prompt(turn) and len(d.ids) < context]
         if not ready:
             break
         prompts = [d.ids for d in ready]
-        answers = sample(model, prompts, args.max_new_tokens, args.temperature, ends, generator)
+        limit = min(args.max_new_tokens, context - max(map(len, prompts)))
+        answers = sample(model, prompts, limit, args.temperature, ends, generator)
         for dialogue, ids in zip(ready, answers, strict=True):
             dialogue.answer(ids)
     return [dialogue.record() for dialogue in dialogues if dialogue.spans]
@@ -136,6 +137,9 @@ def check_same_run(parts: Path, args) -> None:
 
 def regenerate(args) -> None:
     parts = Path(f"{args.output}.parts")
+    if Path(args.output).exists() and not parts.exists():
+        print(f"{args.output}: complete; remove it to sample again")
+        return
     check_same_run(parts, args)
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
@@ -171,7 +175,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files, messages or ShareGPT")
     parser.add_argument("--output", required=True)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="per answer")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
     parser.add_argument("--batch", type=int, default=128, help="conversations sampled together")
     parser.add_argument("--limit", type=int, help="only the first conversations")
     parser.add_argument("--minutes", type=float, help="stop after the batch that ends later than this")

@@ -82,3 +82,13 @@ def test_another_runs_checkpoint_is_refused(settings, tmp_path):
     Trainer(settings(tmp_path, steps=4, save_every=2)).run()
     with pytest.raises(ValueError, match=r"lr: was 0\.003, is 0\.001"):
         Trainer(settings(tmp_path, steps=8, save_every=2, lr=1e-3))
+
+
+def test_other_data_under_the_same_name_is_refused(settings, tiny_data, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_bytes(tiny_data.read_bytes())
+    config = settings(tmp_path / "run", steps=4, save_every=2, data=[str(data)])
+    Trainer(config).run()
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:40]))
+    with pytest.raises(ValueError, match="begun with 54 conversations, now there are 36"):
+        Trainer(config)
