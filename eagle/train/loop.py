@@ -185,7 +185,7 @@ class Trainer:
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        config = self.config
+        config, begun_at = self.config, self.progress.step
         for rows in self.batches():
             share = self.share_done()
             if share >= 1:
@@ -200,8 +200,11 @@ class Trainer:
             if step % config.save_every == 0:
                 self.save()
         self.records.bar.close()
+        if self.progress.step == begun_at:
+            return  # a finished run was started again
         if self.progress.step % config.eval_every:
             self.evaluate()
+        self.save()
         self.export(Path(config.output, "last"))
         if self.accelerator.is_main_process:
             plot(config.output)

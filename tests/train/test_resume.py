@@ -62,7 +62,7 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
     config = settings(tmp_path, steps=10, save_every=4)
     Trainer(config).run()
     whole = [path.name for path in checkpoint.directories(tmp_path)]
-    assert whole == ["step-00000004", "step-00000008"]
+    assert whole == ["step-00000008", "step-00000010"]
 
     def dies(*args):
         raise OSError("disk full")
@@ -75,7 +75,15 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
     assert (tmp_path / "checkpoints/.step-00000012.tmp").exists()
     Trainer(settings(tmp_path, steps=14, save_every=4)).run()
     assert len(losses(tmp_path)) == 14
-    assert [path.name for path in checkpoint.directories(tmp_path)] == ["step-00000008", "step-00000012"]
+    assert [path.name for path in checkpoint.directories(tmp_path)] == ["step-00000012", "step-00000014"]
+
+
+def test_a_finished_run_stays_finished(settings, tmp_path):
+    Trainer(settings(tmp_path, steps=5, eval_every=3)).run()
+    log, weights = (tmp_path / "log.jsonl").read_text(), (tmp_path / "model.safetensors").stat().st_mtime_ns
+    Trainer(settings(tmp_path, steps=5, eval_every=3)).run()
+    assert (tmp_path / "log.jsonl").read_text() == log
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == weights
 
 
 def test_another_runs_checkpoint_is_refused(settings, tmp_path):
