@@ -1,17 +1,18 @@
 """Chosen children and one sampled child per node: a tree that leaves the verifier something to balance.
 
 Level by level, a set number of slots goes to the most valuable candidates. At a frontier node v let q be its draft
-law, S its chosen tokens, u = 1 - q(S), d = q outside S, renormalised, and R the probability that the accepted path
-passes v, as far as the drafter can tell. A token drawn with probability q(x) is taken to be accepted with probability
+law, S its chosen tokens, u = 1 - q(S), d = q / u outside S, and R the probability that the accepted path passes v, as
+far as the drafter can tell. Chosen tokens are taken to follow with probability q(x), a token x drawn from d to be
+accepted with probability
 
-    f(x) = 1 - (1 - beta) u (1 - q(x))          beta: how good an unlikely draw is; a certain one is always accepted
+    u f(x),     f(x) = 1 - (1 - beta) u (1 - q(x))      beta: how good an unlikely draw is; a certain one is right
 
-and chosen tokens to follow with probability q(x). With the sampled child verified first, the children of v pass
+so that, the drawn child being verified first, the accepted path passes one of v's children with probability
 
-    R (1 - (1 - beta) u_S G_S),                 G_S = sum of q(x) (1 - q(x)) over x outside S
+    R (1 - (1 - beta) u G_S),                           G_S = sum of q(x) (1 - q(x)) over x outside S
 
     candidate               value: what that grows by           its reach, if it wins a slot
-    one sampled child       R (1 - (1 - beta) G_0)              R u f(x), x being the token drawn for it
+    one sampled child       R (1 - (1 - beta) G)                R u f(x), x being the token drawn for it
     k-th chosen child       R (1 - beta) (u G before - after)   R q(x)
 
 Nothing here looks at a drawn token when it decides whether that child exists or what law it has; what grows *below*
