@@ -129,12 +129,10 @@ def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
 
 def _outside(q: Tensor, picked: _Slots) -> Tensor:
     """q of every frontier node outside its chosen tokens, renormalised: [B, n, Vd]."""
-    n, columns = q.shape[1:]
-    spare = columns  # one column more, for the slots that hold no chosen token
-    flat = picked.parent * (columns + 1) + torch.where(picked.sampled, spare, picked.column)
-    keep = torch.ones(len(q), n * (columns + 1), dtype=q.dtype, device=q.device).scatter_(1, flat, 0.0)
-    outside = q * keep.view(len(q), n, columns + 1)[:, :, :columns] + TINY
-    return outside / outside.sum(-1, keepdim=True)
+    place = picked.parent * q.shape[-1] + picked.column
+    cap = torch.where(picked.sampled, torch.inf, 0.0).to(q.dtype)  # what q may at most be there
+    outside = q.flatten(1).scatter_reduce(1, place, cap, "amin").add_(TINY).view_as(q)
+    return outside.div_(outside.sum(-1, keepdim=True))
 
 
 def _reach(q: Tensor, reach: Tensor, picked: _Slots, columns: Tensor, beta: float) -> Tensor:
