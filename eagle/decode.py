@@ -157,6 +157,8 @@ def score(target: CausalLM, tree: TreeBatch) -> Scores:
 def verify(plan: Plan, session: Session, tree: TreeBatch, scores: Scores, generator) -> Outcome:
     """Decide each row's path and bonus token from the exact stopping law; no host synchronisation."""
     laws = plan.target_law(scores.logits.to(tree.tokens.device), _node_prefixes(plan, session, tree))
+    if tree.tokens.shape[1] == 1:
+        return _only_root(laws, generator)
     rows = []
     for index, law in enumerate(laws):
         decision = hsd.decide(tree.row(index), law, plan.verifier, generator)
@@ -166,6 +168,13 @@ def verify(plan: Plan, session: Session, tree: TreeBatch, scores: Scores, genera
         emitted = torch.where(place == decision.length, decision.token, emitted)
         rows.append(Outcome(path, decision.length, emitted, decision.expected_accepted))
     return Outcome(*(torch.stack(parts) for parts in zip(*rows)))
+
+
+def _only_root(laws: Tensor, generator) -> Outcome:
+    """Plain decoding: nothing to accept, one draw from each row's law Float[B, 1, V]."""
+    tokens = hsd.draw(laws, generator)
+    nothing = torch.zeros_like(tokens)
+    return Outcome(nothing, nothing[:, 0], tokens, nothing[:, 0].double())
 
 
 def _node_prefixes(plan: Plan, session: Session, tree: TreeBatch) -> Tensor | None:
