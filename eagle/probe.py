@@ -1,9 +1,11 @@
 """Compare plans at the same decoding states, exactly: E[accepted] from the stopping law, no verification noise.
 
-    walk = Walk(model, SamplingSettings(temperature=1.0), Room(nodes=60, depth=7, slots=90))
-    for root in walk.along(prompt, steps=20, generator=g):
-        drafted = walk.draft("hybrid", TreeSettings(60))      # the real builder, scored but not committed
-        drafted.expected("hsd"), drafted.expected("token")
+    plans = [("topk", TreeSettings(60)), ("hybrid", TreeSettings(60))]
+    walk = Walk(model, SamplingSettings(temperature=1.0), Room.of(plans))
+    for _ in walk.along(prompt, max_new_tokens=100, generator=g):
+        for tree, settings in plans:
+            drafted = walk.draft(tree, settings)      # the real builder; scored, not committed
+            drafted.expected("hsd"), drafted.expected("token")
 
 At one state every plan drafts from the same root with the same drafter state, so two plans differ by their trees'
 draws alone. The state moves on along the target's own samples, or by the steps of a drafted tree (`follow`), so that
@@ -132,9 +134,9 @@ class Walk:
 
     @torch.inference_mode()
     def advance(self, drafted: Drafted | None = None, verifier: str = "token") -> Drafted:
-        """Move on: by one token of the target's own, or by one step of the tree drafted *last*.
+        """Move on by one token of the target's own, or by one verified step of a drafted tree.
 
-        The target's scratch area holds one tree: with others drafted in between, `drafted` is scored again.
+        The target's scratch area holds one tree only, so `drafted` is scored again: others may have come between.
         """
         drafted = self._score(root_only(self.session.root)) if drafted is None else self._score(drafted.batch)
         session, target = self.session, self.model.target
