@@ -1,4 +1,4 @@
-"""The tree for a temperature and a budget: measured choices where the pair was tuned, a rule of thumb elsewhere.
+"""The tree for a temperature and a budget: measured choices where the pair was tuned, the hybrid defaults elsewhere.
 
     python -m eval.tune_trees ... --output eagle/trees/tuned.json      writes the measured choices
 
@@ -57,10 +57,8 @@ def choose(temperature: float, settings: TreeSettings, cells: list[dict[str, Any
 
 
 def rule(settings: TreeSettings) -> TreeSettings:
-    """A hybrid tree for a pair that was not tuned: two nodes per level or more, a little wider further down."""
-    drafted = settings.nodes - 1
-    depth = min(settings.depth, drafted if drafted < 4 else max(3, drafted // 2))
-    return replace(settings, depth=depth, width=None, beta=0.8, growth=1.1, sharpness=1.0)
+    """The hybrid tree of a pair that was not tuned: the defaults, as deep as the budget allows."""
+    return TreeSettings(settings.nodes, min(settings.depth, settings.nodes - 1))
 
 
 def slots(settings: TreeSettings) -> int:
