@@ -8,10 +8,9 @@ from eagle.formats import FLAGS
 from eagle.head import DEFAULT_ROPE, HeadConfig, default_taps
 
 
-def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
-    """config.json in the SafeAILab style. Taps are left out where they are a target of that depth's default ones."""
-    written = {
-        "architectures": ["LlamaForCausalLM"],
+def layer_shape(config: HeadConfig) -> dict:
+    """The keys that both layouts share: the head's one layer as a Llama of one layer."""
+    return {
         "model_type": "llama",
         "hidden_act": "silu",
         "hidden_size": config.hidden_size,
@@ -24,6 +23,14 @@ def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None =
         "rms_norm_eps": config.rms_norm_eps,
         **written_rope(config),
         "vocab_size": config.vocab_size,
+    }
+
+
+def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
+    """config.json in the SafeAILab style. Taps are left out where they are a target of that depth's default ones."""
+    written = {
+        "architectures": ["LlamaForCausalLM"],
+        **layer_shape(config),
         "draft_vocab_size": config.draft_vocab_size,
         "tie_word_embeddings": False,
         "use_cache": True,
@@ -61,18 +68,7 @@ def speculators_config(config: HeadConfig, dtype: str, verifier: str | None, arc
             "verifier": {"name_or_path": verifier, "architectures": architectures},
         },
         "transformer_layer_config": {
-            "model_type": "llama",
-            "hidden_act": "silu",
-            "hidden_size": config.hidden_size,
-            "intermediate_size": config.intermediate_size,
-            "num_hidden_layers": 1,
-            "num_attention_heads": config.num_attention_heads,
-            "num_key_value_heads": config.num_key_value_heads,
-            "head_dim": config.head_dim,
-            "max_position_embeddings": config.max_position_embeddings,
-            "rms_norm_eps": config.rms_norm_eps,
-            **written_rope(config),
-            "vocab_size": config.vocab_size,
+            **layer_shape(config),
             "attention_bias": False,
             "mlp_bias": False,
             "tie_word_embeddings": False,
