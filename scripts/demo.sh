@@ -5,7 +5,9 @@
 #
 # what       plain decoding; EAGLE-3's top-k tree and the hybrid tree, each verified token-wise and by HSD
 # hardware   any CPU; made for 2 cores
-# time       installs once (about 100 s and 1.2 GB with a good connection), then starts at once and works offline
+# time       installs once (about 100 s and 1.2 GB with a good connection), then starts at once and works offline;
+#            2 to 5 minutes of answers, by how busy the machine is
+# gave       the table in README.md is the same run on 40 GSM8K test questions
 # writes     results/demo/: one JSONL of answers per method, report.html, report.md, report.json, PNG plots
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
