@@ -103,7 +103,7 @@ class EagleModel:
     ) -> Iterator[list[Generation]]:
         """Yield the growing rows after the prompts' forward and after every step.
 
-        tree            "none" (plain decoding), "topk", "chain", "multi" or "hybrid"; see `eagle.trees`
+        tree            "none" (plain decoding), "topk", "chain", "multi", "hybrid" or "auto"; see `eagle.trees`
         nodes           rows of the target's scoring forward per step: drafted nodes and the root
         depth, width, beta    see `eagle.trees.TreeSettings`
         verifier        a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same

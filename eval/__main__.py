@@ -28,7 +28,7 @@ from eval import engine as engines
 from eval.answers import AnswerFile, remove, shard_path
 from eval.methods import METHODS, Decoding, Method, from_flags, resolve
 
-TREES = ("none", "topk", "chain", "multi", "hybrid")
+TREES = ("none", "topk", "chain", "multi", "hybrid", "auto")
 VERIFIERS = ("token", "block", "hsd", "published")
 
 
