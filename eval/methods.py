@@ -70,17 +70,9 @@ def by_engine(engine: Any, method: Method, input_ids: torch.Tensor, decoding: De
                 out.prefill_seconds)
 
 
-def stop_tokens(engine: Any) -> list[int]:
-    """The target's end-of-answer tokens, as its generation config names them."""
-    named = engine.target.model.generation_config.eos_token_id
-    if named is None:
-        named = engine.tokenizer.eos_token_id
-    return [] if named is None else [named] if isinstance(named, int) else list(named)
-
-
 def library_options(engine: Any, decoding: Decoding) -> dict[str, Any]:
     """Arguments of `transformers`' generate; penalties that a model's own config may set are switched off."""
-    stops = stop_tokens(engine)
+    stops = sorted(engine.eos_ids())
     options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": decoding.temperature > 0,
                "repetition_penalty": 1.0, "eos_token_id": stops or None, "pad_token_id": stops[0] if stops else 0}
     if decoding.temperature > 0:
@@ -109,7 +101,7 @@ def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decodi
         synchronise(engine.device)
         seconds = time.perf_counter() - start
     tokens = sequences[0, input_ids.shape[1]:].tolist()
-    reason = "eos" if tokens and tokens[-1] in stop_tokens(engine) else "length"
+    reason = "eos" if tokens and tokens[-1] in engine.eos_ids() else "length"
     return Turn(tokens, [], reason, input_ids.shape[1], seconds, None)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from eagle.files import write_file
+
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl: there, nothing stops two runs from writing the same file
@@ -18,14 +20,8 @@ except ImportError:  # Windows has no fcntl: there, nothing stops two runs from 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` so that `path` holds either all of it or what it held before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:

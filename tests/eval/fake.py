@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eagle.generation import StepRecord
 from eval.__main__ import main
 
 ALPHABET = [chr(code) for code in range(32, 127)] + ["\n"]
@@ -33,18 +34,9 @@ class FakeTokenizer:
         return "".join(ALPHABET[token] for token in tokens if token != END)
 
 
-class Step(NamedTuple):
-    accepted: int
-    emitted: int
-    expected_accepted: float
-    nodes: int
-    truncated: bool
-    seconds: dict[str, float]
-
-
 class Generated(NamedTuple):
     new_tokens: list[int]
-    steps: list[Step]
+    steps: list[StepRecord]
     stop_reason: str
     prompt_tokens: int
     seconds: float
@@ -76,13 +68,13 @@ class FakeEngine:
         return Generated(tokens, steps(len(tokens) - 1, gain), reason, input_ids.shape[1], 0.01 * len(tokens), 0.005)
 
 
-def steps(emitted: int, gain: int) -> list[Step]:
+def steps(emitted: int, gain: int) -> list[StepRecord]:
     """Steps that emit `gain` drafts and a bonus each, the last one cut where the answer ends."""
     made = []
     while emitted > 0:
         now = min(gain + 1, emitted)
         phases = {"draft": 0.001, "score": 0.002, "verify": 0.0005, "commit": 0.0001}
-        made.append(Step(min(gain, now), now, gain + 0.25, 60, now < gain + 1, phases))
+        made.append(StepRecord(min(gain, now), now, gain + 0.25, 60, now < gain + 1, phases))
         emitted -= now
     return made
 
