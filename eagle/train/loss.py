@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 512
+BLOCK = 2**18  # logits of one block on a CPU, what its cache holds: 64 rows of a 4,096-token vocabulary
 
 
 class TargetLaw(NamedTuple):
@@ -52,13 +52,19 @@ class StepLoss(NamedTuple):
     agree: Tensor  # positions where both have the same most likely token
 
 
+def block_rows(logits: Tensor) -> int:
+    room = BLOCK if logits.device.type == "cpu" else 256 * BLOCK
+    return max(1, room // logits.shape[-1])
+
+
 class _DraftLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, law, mass, weight, acceptance_weight):
         gradient = torch.empty_like(logits)
         entropy, accepted, agree = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(3))
-        for start in range(0, len(logits), ROWS):
-            block = slice(start, start + ROWS)
+        size = block_rows(logits)
+        for start in range(0, len(logits), size):
+            block = slice(start, start + size)
             z, p, w = logits[block].float(), law[block], weight[block, None]
             log_q = z.log_softmax(-1)
             q, full = log_q.exp(), p * mass[block, None]

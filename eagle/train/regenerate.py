@@ -159,7 +159,7 @@ def regenerate(args) -> None:
             write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
             tokens += sum(b - a for record in records for a, b in record["spans"])
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s")
-    lines = [line for part in sorted(parts.glob("[0-9]*.jsonl")) for line in part.read_text("utf-8").splitlines(True)]
+    lines = [line for part in sorted(parts.glob("[0-9]*.jsonl")) for line in part.open(encoding="utf-8")]
     write_text(args.output, "".join(lines))
     print(f"{args.output}: {len(lines)} of {len(conversations)} conversations")
     if len(list(parts.glob("[0-9]*.jsonl"))) == len(bar):
