@@ -12,6 +12,7 @@ from eagle.head import Eagle3Head
 from eagle.sampling import Law, SamplingSettings
 from eagle.target import CausalLM
 from eagle.trees import TreeSettings, find_tree
+from eagle.weight_order import order_for_decoding
 from eagle.weights import check_target, load_head
 from hsd.registry import find_verifier
 
@@ -57,12 +58,16 @@ class EagleModel:
         dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base_model_path)
         model = _load_lm(base_model_path, dtype, device_map, **model_kwargs)
+        order_for_decoding(model)
         if ea_model_path:
-            return cls.from_head(model, load_head(ea_model_path, model.config, dtype=model.dtype), tokenizer)
+            head = load_head(ea_model_path, model.config, dtype=model.dtype)
+            order_for_decoding(head)
+            return cls.from_head(model, head, tokenizer)
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
         small = _load_lm(draft_model_path, dtype, device_map)
+        order_for_decoding(small)
         return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
 
     def generate(

@@ -1,0 +1,46 @@
+"""Time of a linear layer by rows, its weight row by row against column by column: why `eagle.weight_order` exists.
+
+    python -m benchmarks.weight_order --shape 4096 256 --threads 1
+
+Alternating, the median of many repeats, float32 on the CPU.
+"""
+import argparse
+import statistics
+import time
+
+import torch
+from torch.nn.functional import linear
+
+from eagle.weight_order import column_major
+
+
+def seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
+    began = time.perf_counter()
+    linear(x, weight)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=2, default=(4096, 256), metavar=("OUT", "IN"))
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 2, 5, 13, 21, 60, 500))
+    parser.add_argument("--repeats", type=int, default=201)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    by_row = torch.randn(*args.shape)
+    weights = {"by row": by_row, "by column": column_major(by_row)}
+    print("| rows | " + " | ".join(f"{name}, us" for name in weights) + " | ratio |\n|---|---|---|---|")
+    for rows in args.rows:
+        x, times = torch.randn(rows, args.shape[1]), {name: [] for name in weights}
+        for _ in range(args.repeats):
+            for name, weight in weights.items():
+                times[name].append(seconds(x, weight))
+        median = {name: 1e6 * statistics.median(taken) for name, taken in times.items()}
+        ratio = median["by row"] / median["by column"]
+        print(f"| {rows} | {median['by row']:.1f} | {median['by column']:.1f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        main()
