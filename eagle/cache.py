@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from eagle.memory import check_fits
+
 
 @dataclass(frozen=True)
 class CacheShape:
@@ -29,6 +31,11 @@ class CacheShape:
     devices: tuple[torch.device, ...]
     dtype: torch.dtype
 
+    def bytes_on(self, device: torch.device) -> int:
+        """What the layers of one device take: keys and values of every slot."""
+        slots = self.batch * (self.scratch + self.capacity)
+        return 2 * self.devices.count(device) * slots * self.kv_heads * self.head_dim * self.dtype.itemsize
+
     def fits(self, other: "CacheShape") -> bool:
         """Whether a buffer of this shape can serve a request for `other` as it is."""
         return (
@@ -39,7 +46,10 @@ class CacheShape:
 
 
 class KVBuffer:
-    """The storage. Layers that share a device share one tensor [Y, 2, B, G, S + C, E]."""
+    """The storage. Layers that share a device share one tensor [Y, 2, B, G, S + C, E].
+
+    Raises ValueError when a device has less free memory than its layers need.
+    """
 
     def __init__(self, shape: CacheShape):
         self.shape = shape
@@ -48,6 +58,9 @@ class KVBuffer:
         self.layers: list[Tensor] = []  # per layer: [2, B, G, S + C, E], a view into its store
         by_device = {device: shape.devices.count(device) for device in shape.devices}
         views = {}
+        for device in by_device:
+            what = f"the key/value cache of {shape.batch} rows x {slots} slots"
+            check_fits(shape.bytes_on(device), device, what)
         for device, count in by_device.items():
             store = torch.zeros(
                 count, 2, shape.batch, shape.kv_heads, slots, shape.head_dim, dtype=shape.dtype, device=device

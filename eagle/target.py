@@ -98,6 +98,7 @@ class CausalLM:
             batch, config.num_key_value_heads, head_dim, scratch, capacity + slack, self._devices, self.model.dtype
         )
         if self.cache is None or not self.cache.buffer.shape.fits(shape):
+            self.cache = None  # its memory is free for the new one
             self.cache = TransformersCache(KVBuffer(shape))
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
         self.longest, self._limit = 0, capacity

@@ -23,12 +23,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import benchmarks, prompts, provenance, runner
+from eval import benchmarks, budget, prompts, provenance, runner
 from eval import engine as engines
 from eval.answers import AnswerFile, remove, shard_path
 from eval.methods import METHODS, Decoding, Method, from_flags, resolve
 
 TREES = ("none", "topk", "chain", "multi", "hybrid", "auto")
+AUTO = "auto"  # of --nodes
 VERIFIERS = ("token", "block", "hsd", "published")
 
 
@@ -57,12 +58,17 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--verifier", choices=VERIFIERS, help="which drafts are kept (one method; default hsd); "
                                                              "`published` is the released rule, not lossless")
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
-    group.add_argument("--total-token", "--nodes", type=int, dest="nodes", metavar="N",
-                       help="rows of the target's forward per step: drafted tokens and the root")
+    group.add_argument("--total-token", "--nodes", type=count_or_auto, dest="nodes", metavar="N",
+                       help="rows of the target's forward per step: drafted tokens and the root; `auto` measures "
+                            "which budget and depth are fastest here (python -m eval.budget) and keeps the choice")
     group.add_argument("--depth", type=int, metavar="K",
                        help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)")
     group.add_argument("--top-k", "--width", type=int, dest="width", metavar="K",
                        help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)")
+
+
+def count_or_auto(text: str) -> int | str:
+    return text if text == AUTO else int(text)
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +131,7 @@ def check_numbers(options: argparse.Namespace) -> None:
               "nodes": (2, None), "depth": (1, None), "width": (1, None), "seed": (0, None)}
     for name, (low, high) in limits.items():
         value = getattr(options, name)
-        if value is not None and not (low <= value and (high is None or value <= high)):
+        if value not in (None, AUTO) and not (low <= value and (high is None or value <= high)):
             bound = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected {bound}")
 
@@ -165,6 +171,17 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
+def automatic_budget(options: argparse.Namespace, engine: Any, world: int) -> tuple[int, int]:
+    """(nodes, depth) of `--nodes auto`, kept beside the answers. ValueError where several processes would differ."""
+    place = Path(options.output, "budget.json") if options.output else Path(f"{options.answer_file}.budget.json")
+    if options.fresh:
+        place.unlink(missing_ok=True)
+    if world > 1 and not place.is_file():
+        raise ValueError("--nodes auto: every process would measure its own budget; run python -m eval.budget first "
+                         "and pass its --nodes and --depth")
+    return budget.kept_or_measured(place, engine, options.temperature)
+
+
 def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     """Check everything that can be checked, load the models, answer the questions. Returns the answer files."""
     check_numbers(options)
@@ -175,6 +192,8 @@ def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     engine = load(options.base_model_path, options.ea_model_path, options.dtype,
                   local_rank=int(os.environ.get("LOCAL_RANK", "0")), draft_model_path=options.draft_model_path)
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
+    if options.nodes == AUTO:
+        options.nodes, options.depth = automatic_budget(options, engine, world)
     limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
     decoding = Decoding(options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes,
                         options.depth, options.width).with_defaults()

@@ -27,11 +27,13 @@ class Eagle3Drafter:
             batch, config.num_key_value_heads, config.head_dim, slots, capacity + slack, (self.device,), dtype
         )
         if self.buffer is None or not self.buffer.shape.fits(shape):
+            self.buffer = None  # its memory is free for the new one
             self.buffer = KVBuffer(shape)
+            self.lineage = Lineage(batch, slots, self.device)
+            self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
         self.longest, self._limit = 0, capacity
-        self.lineage = Lineage(batch, slots, self.device)
-        self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
+        self.lineage.clear()
 
     def _advance(self, counts: Tensor) -> None:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""

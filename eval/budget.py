@@ -1,0 +1,107 @@
+"""The node budget for this machine and this head: tokens per second is tau over the time of a step, both measured here.
+
+    python -m eval.budget --base-model-path BASE --ea-model-path HEAD --temperature 1
+    python -m eval --nodes auto ...                          does the same before it begins, and keeps the choice
+
+A larger tree accepts more and takes longer. Each candidate (nodes, depth) answers the first of the bundled problems
+(which belong to no benchmark), alternating; the acceptance curve is 1 + mean E[accepted] over all steps, the cost curve
+the median seconds of a step, and the budget with the largest quotient wins.
+"""
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from eval import benchmarks, prompts
+from eval import engine as engines
+from eval.storage import write_whole
+
+CANDIDATES = ((5, 3), (9, 4), (13, 4), (16, 5), (21, 5), (32, 6), (60, 7))
+
+
+class Point(NamedTuple):
+    """One budget: rows scored, longest draft, 1 + mean E[accepted], median milliseconds of a step, tok/s."""
+
+    nodes: int
+    depth: int
+    tau: float
+    step_ms: float
+    tokens_per_second: float
+
+
+def choose(points: list[Point]) -> Point:
+    """The fastest; of equals the smallest."""
+    return max(points, key=lambda p: (p.tokens_per_second, -p.nodes))
+
+
+def summarise(nodes: int, depth: int, steps: list[Any]) -> Point:
+    """StepRecords of one budget -> its point. Cut-off steps count with what they would have emitted."""
+    if not steps:
+        raise ValueError(f"no step was measured with {nodes} nodes: the problems were answered by their first token")
+    tau = 1 + statistics.fmean(step.expected_accepted for step in steps)
+    seconds = statistics.median(sum(step.seconds.values()) for step in steps)
+    return Point(nodes, depth, tau, 1e3 * seconds, tau / seconds)
+
+
+def measure(engine: Any, temperature: float, tree: str = "hybrid", verifier: str = "hsd", problems: int = 4,
+            tokens: int = 48, seed: int = 0, candidates: tuple[tuple[int, int], ...] = CANDIDATES) -> list[Point]:
+    """Both curves for `engine`, an `eagle.EagleModel` with a drafter; one row of `problems` prompts per candidate."""
+    style = prompts.prompt_format(engine.tokenizer, "")
+    questions = benchmarks.load("gsm8k", "sample", None, problems).questions
+    steps: dict[tuple[int, int], list[Any]] = {candidate: [] for candidate in candidates}
+    for index, question in enumerate([questions[0], *questions]):  # the first time warms up
+        ids = prompts.encode(engine.tokenizer, style, [{"role": "user", "content": question.turns[0]}])
+        for nodes, depth in candidates:
+            generator = torch.Generator(device=engine.device).manual_seed(seed + index)
+            row = engine.generate(ids.to(engine.device), tokens, temperature=temperature, tree=tree, verifier=verifier,
+                                  nodes=nodes, depth=depth, generator=generator, return_dict_in_generate=True)
+            if index:
+                steps[nodes, depth] += row.steps
+    return [summarise(nodes, depth, found) for (nodes, depth), found in steps.items()]
+
+
+def table(points: list[Point]) -> str:
+    best = choose(points)
+    lines = ["| nodes | depth | tau | step, ms | tok/s | |", "|---|---|---|---|---|---|"]
+    for p in points:
+        mark = "chosen" if p == best else ""
+        lines.append(f"| {p.nodes} | {p.depth} | {p.tau:.2f} | {p.step_ms:.1f} | {p.tokens_per_second:.0f} | {mark} |")
+    return "\n".join(lines)
+
+
+def kept_or_measured(path: Path, engine: Any, temperature: float) -> tuple[int, int]:
+    """(nodes, depth) of an earlier choice in `path`, else measured now and written there: a resumed run goes on with
+    the budget it began with."""
+    if path.is_file():
+        chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+        return chosen["nodes"], chosen["depth"]
+    points = measure(engine, temperature)
+    print(table(points))
+    report = {"temperature": temperature, "points": [p._asdict() for p in points], "chosen": choose(points)._asdict()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(report, indent=1) + "\n")
+    return choose(points).nodes, choose(points).depth
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.budget", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-model-path", required=True)
+    parser.add_argument("--ea-model-path", required=True)
+    parser.add_argument("--dtype", choices=tuple(engines.DTYPES), default=engines.default_dtype())
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--tree", default="hybrid")
+    parser.add_argument("--verifier", default="hsd")
+    parser.add_argument("--problems", type=int, default=4, help="bundled problems each budget answers")
+    parser.add_argument("--tokens", type=int, default=48, help="per answer")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    engine = engines.load(args.base_model_path, args.ea_model_path, args.dtype)
+    print(table(measure(engine, args.temperature, args.tree, args.verifier, args.problems, args.tokens, args.seed)))
+
+
+if __name__ == "__main__":
+    main()
