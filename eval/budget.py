@@ -5,7 +5,8 @@
 
 A larger tree accepts more and takes longer. Each candidate (nodes, depth) answers the first of the bundled problems
 (which belong to no benchmark), alternating; the acceptance curve is 1 + mean E[accepted] over all steps, the cost curve
-the median seconds of a step, and the budget with the largest quotient wins.
+the median seconds of a step, and the budget with the largest quotient wins. One node is plain decoding: it is shown
+beside them and never chosen.
 """
 import argparse
 import json
@@ -19,7 +20,8 @@ from eval import benchmarks, prompts
 from eval import engine as engines
 from eval.storage import write_whole
 
-CANDIDATES = ((5, 3), (9, 4), (13, 4), (16, 5), (21, 5), (32, 6), (60, 7))
+PLAIN = (1, 1)
+CANDIDATES = (PLAIN, (5, 3), (9, 4), (13, 4), (16, 5), (21, 5), (32, 6), (60, 7))
 
 
 class Point(NamedTuple):
@@ -33,8 +35,8 @@ class Point(NamedTuple):
 
 
 def choose(points: list[Point]) -> Point:
-    """The fastest; of equals the smallest."""
-    return max(points, key=lambda p: (p.tokens_per_second, -p.nodes))
+    """The fastest that drafts; of equals the smallest."""
+    return max((p for p in points if p.nodes > 1), key=lambda p: (p.tokens_per_second, -p.nodes))
 
 
 def summarise(nodes: int, depth: int, steps: list[Any]) -> Point:
@@ -56,19 +58,22 @@ def measure(engine: Any, temperature: float, tree: str = "hybrid", verifier: str
         ids = prompts.encode(engine.tokenizer, style, [{"role": "user", "content": question.turns[0]}])
         for nodes, depth in candidates:
             generator = torch.Generator(device=engine.device).manual_seed(seed + index)
-            row = engine.generate(ids.to(engine.device), tokens, temperature=temperature, tree=tree, verifier=verifier,
-                                  nodes=nodes, depth=depth, generator=generator, return_dict_in_generate=True)
+            row = engine.generate(
+                ids.to(engine.device), tokens, temperature=temperature, tree=tree if nodes > 1 else "none",
+                verifier=verifier, nodes=nodes, depth=depth, generator=generator, return_dict_in_generate=True,
+            )
             if index:
                 steps[nodes, depth] += row.steps
     return [summarise(nodes, depth, found) for (nodes, depth), found in steps.items()]
 
 
 def table(points: list[Point]) -> str:
-    best = choose(points)
-    lines = ["| nodes | depth | tau | step, ms | tok/s | |", "|---|---|---|---|---|---|"]
+    best, plain = choose(points), next((p for p in points if p.nodes == 1), None)
+    lines = ["| nodes | depth | tau | step, ms | tok/s | speedup | |", "|---|---|---|---|---|---|---|"]
     for p in points:
-        mark = "chosen" if p == best else ""
-        lines.append(f"| {p.nodes} | {p.depth} | {p.tau:.2f} | {p.step_ms:.1f} | {p.tokens_per_second:.0f} | {mark} |")
+        speedup = f"{p.tokens_per_second / plain.tokens_per_second:.2f}x" if plain else "–"
+        numbers = f"{p.nodes} | {p.depth} | {p.tau:.2f} | {p.step_ms:.1f} | {p.tokens_per_second:.0f} | {speedup}"
+        lines.append(f"| {numbers} | {'chosen' if p == best else ''} |")
     return "\n".join(lines)
 
 

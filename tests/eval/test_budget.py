@@ -24,6 +24,12 @@ def test_the_fastest_wins_and_of_equals_the_smallest():
     assert table([slow, same]).count("chosen") == 1
 
 
+def test_plain_decoding_is_shown_and_never_chosen():
+    plain, slow = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0)
+    assert choose([plain, slow]) == slow
+    assert "| 0.75x | chosen |" in table([plain, slow]) and "| 1.00x |  |" in table([plain, slow])
+
+
 def test_no_steps_is_an_error_that_says_so():
     with pytest.raises(ValueError, match="no step was measured with 9 nodes"):
         summarise(9, 4, [])
