@@ -10,6 +10,7 @@
 # hardware   the official pair: one GPU with 24 GB or more. Several GPUs:
 #            LAUNCH=".venv/bin/accelerate launch --num_processes 8 -m"
 # data       $HSD_DATA, else downloaded and checked (python -m eval.files)
+# gave       the demo pair on two CPU cores: docs/reproduction.md, section 6. The official pair has not been run
 # writes     results/gsm8k-PROTOCOL-tT/; running it again continues where it stopped
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
