@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from eagle.files import write_file, write_json
 from eagle.train.data import Example, collate
 from eagle.train.features import Features, OnlineFeatures
+from eagle.train.sharding import is_spread
 from eagle.weights import read_json
 
 SHARD_TOKENS = 65536
@@ -90,15 +91,22 @@ class CachedFeatures:
             )
 
     def fill(self, source: OnlineFeatures, accelerator: Accelerator) -> None:
-        """Compute the shards that are missing; the processes share the work."""
+        """Compute the shards that are missing; the processes share the work, except where the target's layers are
+        spread over them and every forward needs all."""
         size = estimate(self.examples, source.target.config.hidden_size, len(source.taps), self.dtype)
         self.check(size)
         accelerator.print(f"feature cache {self.directory}: {size / 1e9:.3f} GB in {len(self.shards)} files")
         if accelerator.is_main_process:
             write_json(self.directory / "manifest.json", self.manifest)
-        for number in range(accelerator.process_index, len(self.shards), accelerator.num_processes):
-            if not self.path(number).exists():
+        world, rank = accelerator.num_processes, accelerator.process_index
+        missing = [number for number in range(len(self.shards)) if not self.path(number).exists()]
+        accelerator.wait_for_everyone()  # all have looked before the first one writes
+        together = is_spread(source.target)
+        for turn, number in enumerate(missing):
+            mine = turn % world == rank
+            if mine or together:
                 tensors = self.compute(self.shards[number], source, accelerator)
+            if mine:
                 write_file(self.path(number), lambda path, tensors=tensors: save_file(tensors, path))
         accelerator.wait_for_everyone()
 

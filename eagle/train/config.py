@@ -10,8 +10,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from eagle.train.precision import has_bf16
+
 OPTIMIZERS = ("muon", "adamw")
-PRECISIONS = ("bf16", "no")
+PRECISIONS = ("auto", "bf16", "no")
 
 
 @dataclass
@@ -38,7 +42,7 @@ class TrainConfig:
     checkpointing: bool = False  # recompute drafted steps in the backward pass: less memory, more time
     shard_target: bool = False  # spread the target's layers over the processes (FSDP) instead of copying them
     feature_cache: str | None = None  # directory: compute the target's features once and read them from there
-    precision: str = "bf16"
+    precision: str = "auto"  # bf16 where the device multiplies it itself, else no: float32
     seed: int = 0
 
     steps: int | None = None  # optimizer steps; training ends at the first limit that is reached
@@ -74,6 +78,12 @@ class TrainConfig:
         for name in ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+    def for_device(self, device: torch.device) -> "TrainConfig":
+        """These settings with `precision` decided."""
+        if self.precision != "auto":
+            return self
+        return dataclasses.replace(self, precision="bf16" if has_bf16(device) else "no")
 
     def check_runnable(self) -> None:
         missing = [name for name in ("target", "data", "output") if not getattr(self, name)]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate import Accelerator, PartialState
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 from torch import Tensor
 
 from eagle.train import checkpoint
@@ -27,6 +27,7 @@ from eagle.train.optim import build_optimizers, rate, set_rate
 from eagle.train.plot import plot
 from eagle.train.records import Records
 from eagle.train.setup import build_head, load_target, split_examples
+from eagle.train.sharding import Sharding, take_request, trains_on_cpu
 from eagle.weights import save_head
 
 
@@ -35,11 +36,18 @@ class Trainer:
 
     def __init__(self, config: TrainConfig):
         config.check_runnable()
-        self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        sharding = take_request() or (Sharding("shard_target") if config.shard_target else None)
+        cpu = trains_on_cpu()
+        self.config = config = config.for_device(PartialState(cpu=cpu).device)
+        self.accelerator = Accelerator(  # `accumulation` counts, whatever the accelerate config says of it
+            mixed_precision=config.precision, cpu=cpu,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
         self.device = self.accelerator.device
+        if sharding:
+            self.accelerator.print(sharding.describe())
         torch.manual_seed(config.seed)
-        self.target, tokenizer = load_target(config, self.accelerator)
+        self.target, tokenizer = load_target(config, self.device, sharding)
         context = self.target.config.max_position_embeddings
         self.train_set, held_out = split_examples(config, tokenizer, context)
         self.check_batches()

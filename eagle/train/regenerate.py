@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from eagle.files import write_json, write_text
 from eagle.train.data import read_records, to_messages
+from eagle.train.precision import has_bf16
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
@@ -140,11 +141,14 @@ def regenerate(args) -> None:
     if Path(args.output).exists() and not parts.exists():
         print(f"{args.output}: complete; remove it to sample again")
         return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.dtype == "auto":
+        args.dtype = "bf16" if has_bf16(device) else "fp32"  # decided before it is compared with the parts' settings
     check_same_run(parts, args)
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
     if args.device_map is None:
-        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
     conversations = [to_messages(record) for path in args.data for _, record in read_records(path)][: args.limit]
     started, tokens = time.monotonic(), 0
@@ -179,7 +183,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128, help="conversations sampled together")
     parser.add_argument("--limit", type=int, help="only the first conversations")
     parser.add_argument("--minutes", type=float, help="stop after the batch that ends later than this")
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument(
+        "--dtype", choices=("auto", "bf16", "fp32"), default="auto",
+        help="auto: bf16 where the device multiplies it itself, else fp32",
+    )
     parser.add_argument("--device-map", help="as in transformers, e.g. auto: spread a large target over the GPUs")
     parser.add_argument("--seed", type=int, default=0)
     regenerate(parser.parse_args())

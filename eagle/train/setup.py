@@ -2,42 +2,26 @@
 from collections import Counter
 
 import torch
-from accelerate import Accelerator, DistributedType
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
+from eagle.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data import Example, load_examples
+from eagle.train.sharding import Sharding, spread_layers
 from eagle.weights import load_head
 
 
-def load_target(config: TrainConfig, accelerator: Accelerator):
-    """The frozen target, in bfloat16 when training is, and its tokenizer."""
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"the accelerate config asks for {accelerator.distributed_type.value}, which would split the head; use a "
-            "plain multi-process config, and shard_target where one device cannot hold the target"
-        )
-    device = accelerator.device
+def load_target(config: TrainConfig, device: torch.device, sharding: Sharding | None):
+    """The frozen target, in bfloat16 when training is and `device` is no CPU, and its tokenizer."""
     dtype = torch.bfloat16 if config.precision == "bf16" and device.type != "cpu" else torch.float32
     target = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(config.target)
-    if config.shard_target:
-        shard_layers(target, device)
+    check_supported(target.config)
+    if sharding is not None and sharding.spread:
+        spread_layers(target, device, sharding)
     return target.to(device), tokenizer
-
-
-def shard_layers(target, device: torch.device) -> None:
-    """Every process keeps its share of each decoder layer and gathers a layer when it runs. Embeddings and lm_head,
-    which the head reads on its own, stay whole on each."""
-    if not torch.distributed.is_initialized():
-        raise ValueError("shard_target needs several processes; start them with `accelerate launch -m eagle.train`")
-    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for layer in target.model.layers:
-        fully_shard(layer.to(device), mesh=mesh)
 
 
 def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[Example], list[Example]]:

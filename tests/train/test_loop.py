@@ -1,18 +1,11 @@
-"""Whole runs on a tiny target: learning, choosing, golden losses, accumulation, several processes."""
-import json
-import os
-import socket
-import subprocess
-import sys
-from dataclasses import asdict
-
+"""Whole runs on a tiny target: learning, choosing, golden losses, accumulation."""
 import pytest
 import torch
 from transformers import AutoConfig
 
 from eagle.train.loop import Trainer
 from eagle.weights import load_head
-from tests.train.conftest import ROOT, losses, read_log
+from tests.train.conftest import losses, read_log
 
 
 def test_a_run_learns_and_exports_the_best_head(tiny_target, settings, tmp_path):
@@ -34,46 +27,6 @@ def test_accumulation_and_checkpointing_change_nothing(settings, tmp_path, chang
     Trainer(settings(tmp_path / "a", batch_tokens=400, warmup=20)).run()
     Trainer(settings(tmp_path / "b", batch_tokens=400, warmup=20, **changes)).run()
     assert losses(tmp_path / "b") == pytest.approx(losses(tmp_path / "a"), abs=1e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-# One process each for both runs: most of a worker's time is its imports.
-WORKER = """
-import json, sys
-from eagle.train.config import from_dict
-from eagle.train.loop import Trainer
-for path in sys.argv[1:]:
-    Trainer(from_dict(json.load(open(path)))).run()
-"""
-
-
-def test_two_processes_give_the_losses_of_one(settings, tmp_path):
-    """Copied target, then the target's layers sharded over the two; gloo."""
-    common, paths = {"batch_tokens": 400, "warmup": 20}, []
-    trial = {"eval_prompts": 2, "eval_tokens": 4, "eval_nodes": 4, "eval_depth": 2}
-    for name, changes in (("copied", {}), ("sharded", {"shard_target": True, **trial})):
-        paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(json.dumps(asdict(settings(tmp_path / name, **common, **changes))))
-    shared = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, *map(str, paths)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT,
-        )
-        for rank in range(2)
-    ]
-    Trainer(settings(tmp_path / "one", **common)).run()
-    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-    for name in ("copied", "sharded"):
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-4), name
 
 
 def test_a_small_draft_vocabulary(tiny_target, settings, tmp_path):
