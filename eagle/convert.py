@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from eagle.files import write_file, write_json
-from eagle.formats import read_config
 from eagle.head import HeadConfig
 from eagle.head_checks import check_target
 from eagle.layouts import safeailab_config, speculators_config
-from eagle.weights import build_head, canonical, locate, read_json, read_tensors
+from eagle.weights import build_head, locate, naming, read_checkpoint
 
 LAYER_PREFIX = {"safeailab": "midlayer.", "speculators": "layers.0."}
 
@@ -52,13 +51,13 @@ def convert(source: str | Path, output: str | Path, to: str, target_name: str | 
     directory, output = locate(source), Path(output)
     if output.resolve() == directory.resolve():
         raise ValueError(f"output {str(output)!r} is the input directory; choose another, so that the original stays")
-    tensors, target = canonical(read_tensors(directory)), text_config(target_name)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    config = read_config(read_json(directory / "config.json"), shapes, target.num_hidden_layers if target else None)
-    if target is not None:
-        check_target(config, target)
-    build_head(config, dict(tensors))
-    renamed = {name: t.contiguous() for name, t in rename(tensors, LAYER_PREFIX[to]).items()}
+    target = text_config(target_name)
+    with naming(source):
+        config, tensors = read_checkpoint(directory, target)
+        if target is not None:
+            check_target(config, target)
+        build_head(config, dict(tensors))
+    renamed = {name: t.detach().clone().contiguous() for name, t in rename(tensors, LAYER_PREFIX[to]).items()}
     dtype = str(tensors["fc.weight"].dtype).removeprefix("torch.")
     write_file(output / "model.safetensors", lambda path: save_file(renamed, path, metadata={"format": "pt"}))
     write_json(output / "config.json", write_config(to, config, dtype, target, target_name))

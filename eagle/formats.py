@@ -25,11 +25,9 @@ HARMLESS = {
 # Settings that would change it, with the only value for which they do not.
 NEUTRAL = {
     "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "num_hidden_layers": 1,
-    "quantization_config": None, "logit_scale": 1.0, "qkv_bias": False, "bias": False,
+    "quantization_config": None, "logit_scale": 1.0, "qkv_bias": False, "bias": False, "partial_rotary_factor": 1.0,
 }
 ANGELSLIM_THETA = 10000.0
-
-
 
 
 def family_of(config: Mapping) -> str:
@@ -55,6 +53,8 @@ def check_settings(settings: Mapping, where: str) -> None:
     for key, value in settings.items():
         if key in NEUTRAL and value is not None and value != NEUTRAL[key]:
             raise ValueError(f"{where}: {key} is {value!r}; only {NEUTRAL[key]!r} is supported")
+        if key in FLAGS and value is not None and not isinstance(value, bool):
+            raise ValueError(f"{where}: {key} is {value!r}; expected true or false")
         if value is True and key not in FLAGS and key not in HARMLESS:
             raise ValueError(
                 f"{where}: unknown flag {key!r} is true; known flags are {', '.join(FLAGS)}. "
@@ -62,22 +62,39 @@ def check_settings(settings: Mapping, where: str) -> None:
             )
 
 
+def mapping(settings: Mapping, key: str) -> Mapping:
+    """The settings nested under `key`; empty where there are none."""
+    value = settings.get(key)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"config.json: {key} is {value!r}; expected a JSON object")
+    return value or {}
+
+
 def rope_parameters(settings: Mapping) -> dict:
     """{"rope_type", "rope_theta", ...} from rope_parameters (new) or rope_theta and rope_scaling (old)."""
-    given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    given = mapping(settings, "rope_parameters") or mapping(settings, "rope_scaling")
+    if given.get("partial_rotary_factor") not in (None, 1):
+        found = given["partial_rotary_factor"]
+        raise ValueError(f"config.json: partial_rotary_factor is {found!r} in its rope settings; only 1.0 is supported")
+    per_layer = [key for key, value in given.items() if isinstance(value, Mapping)]
+    if per_layer:
+        raise ValueError(f"config.json: rope_parameters differ by layer type ({', '.join(per_layer)}); a head has one")
     rope = {key: value for key, value in given.items() if key != "type"}
     rope["rope_type"] = given.get("rope_type", given.get("type", "default"))
     known = ["default", *ROPE_INIT_FUNCTIONS]
     if rope["rope_type"] not in known:
         raise ValueError(f"config.json: rope type is {rope['rope_type']!r}; known: {', '.join(known)}")
-    rope["rope_theta"] = float(given.get("rope_theta", settings.get("rope_theta") or 10000.0))
+    rope["rope_theta"] = float(number(given, "rope_theta", number(settings, "rope_theta", 10000.0)))
     return rope
 
 
 def read_taps(config: Mapping, target_layers: int | None) -> tuple[int, ...]:
     """Layers whose inputs are read. Top-level ids are inputs, ids in `eagle_config` outputs (one less)."""
-    nested = (config.get("eagle_config") or {}).get("eagle_aux_hidden_state_layer_ids")
-    ids = config.get("eagle_aux_hidden_state_layer_ids")
+    key = "eagle_aux_hidden_state_layer_ids"
+    ids, nested = config.get(key), mapping(config, "eagle_config").get(key)
+    for given in (ids, nested):
+        if given and not (isinstance(given, list) and all(type(i) is int for i in given)):
+            raise ValueError(f"config.json: {key} is {given!r}; expected a list of three layer numbers")
     if ids:
         return tuple(ids)
     if nested:
@@ -107,23 +124,30 @@ def layer_settings(config: Mapping, family: str) -> dict:
     return {**defaults, "head_dim": None, "num_key_value_heads": None, "rope_parameters": None, **nested}
 
 
-def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """As stated; else hidden / heads, unless q_proj and o_proj agree on another size (some configs leave it out)."""
-    heads = settings["num_attention_heads"]
-    if settings.get("head_dim"):
-        return settings["head_dim"]
-    q = shapes.get("midlayer.self_attn.q_proj.weight", (0, 0))
-    o = shapes.get("midlayer.self_attn.o_proj.weight", (0, 0))
-    if q[0] == o[-1] and q[0] > 0 and q[0] % heads == 0:
-        return q[0] // heads
-    return settings["hidden_size"] // heads
-
-
-def required(settings: Mapping, key: str) -> int:
+def number(settings: Mapping, key: str, default: float) -> float:
+    """A positive number; `default` where there is none."""
     value = settings.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+        raise ValueError(f"config.json: {key} is {value!r}; expected a positive number")
+    return default if value is None else value
+
+
+def size(settings: Mapping, key: str, default: int | None = None) -> int:
+    """A positive integer; where there is none `default`, which None means that there must be one."""
+    value = settings.get(key)
+    value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ValueError(f"config.json: {key} is {value!r}; expected a positive integer")
     return value
+
+
+def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """As stated; else hidden / heads, unless q_proj and o_proj agree on another size (some configs leave it out)."""
+    heads = size(settings, "num_attention_heads")
+    q = shapes.get("midlayer.self_attn.q_proj.weight", (0, 0))
+    o = shapes.get("midlayer.self_attn.o_proj.weight", (0, 0))
+    agreed = q[0] // heads if q[0] == o[-1] and q[0] > 0 and q[0] % heads == 0 else None
+    return size(settings, "head_dim", agreed or size(settings, "hidden_size") // heads)
 
 
 def read_config(
@@ -132,27 +156,32 @@ def read_config(
     """HeadConfig of a config.json of any family. `shapes`: those of the checkpoint's tensors (`midlayer.*` names)."""
     family = family_of(config)
     check_settings(config, "config.json")
-    extra = config.get("eagle_config") or {}
+    extra = mapping(config, "eagle_config")
     check_settings(extra, "config.json: eagle_config")
     if extra.get("use_aux_hidden_state") is False:
         raise ValueError("config.json: eagle_config.use_aux_hidden_state is false; an EAGLE-3 head reads three taps")
     layer = layer_settings(config, family)
-    hidden, heads, vocabulary = (required(layer, k) for k in ("hidden_size", "num_attention_heads", "vocab_size"))
-    flags = {flag: bool(config.get(flag) or extra.get(flag)) for flag in FLAGS}
+    hidden, heads, vocabulary = (size(layer, k) for k in ("hidden_size", "num_attention_heads", "vocab_size"))
+    groups, draft = size(layer, "num_key_value_heads", heads), size(config, "draft_vocab_size", vocabulary)
+    if heads % groups:
+        raise ValueError(f"config.json: num_key_value_heads is {groups}; expected a divisor of {heads} attention heads")
+    if draft > vocabulary:
+        raise ValueError(f"config.json: draft_vocab_size is {draft}; expected at most vocab_size = {vocabulary}")
+    flags = {flag: any(place.get(flag) for place in (config, extra, layer)) for flag in FLAGS}
     if flags["norm_before_fc"] and flags["fc_norm"]:
         raise ValueError("config.json: norm_before_fc and fc_norm are both true; they exclude each other")
     return HeadConfig(
         hidden_size=hidden,
-        intermediate_size=required(layer, "intermediate_size"),
+        intermediate_size=size(layer, "intermediate_size"),
         num_attention_heads=heads,
-        num_key_value_heads=layer.get("num_key_value_heads") or heads,
+        num_key_value_heads=groups,
         head_dim=head_dim_of(layer, shapes),
         vocab_size=vocabulary,
-        draft_vocab_size=config.get("draft_vocab_size") or vocabulary,
+        draft_vocab_size=draft,
         taps=read_taps(config, target_layers),
-        target_hidden_size=config.get("target_hidden_size") or hidden,
-        max_position_embeddings=layer.get("max_position_embeddings") or 2048,
-        rms_norm_eps=layer.get("rms_norm_eps") or 1e-6,
+        target_hidden_size=size(config, "target_hidden_size", hidden),
+        max_position_embeddings=size(layer, "max_position_embeddings", 2048),
+        rms_norm_eps=number(layer, "rms_norm_eps", 1e-6),
         rope_parameters=family_rope(layer, family),
         own_embeddings="embed_tokens.weight" in shapes,
         **flags,

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
@@ -60,13 +61,18 @@ class HeadConfig:
         return self.draft_vocab_size != self.vocab_size
 
     def rotary_config(self) -> LlamaConfig:
-        return LlamaConfig(
-            hidden_size=self.hidden_size,
-            num_attention_heads=self.num_attention_heads,
-            head_dim=self.head_dim,
-            max_position_embeddings=self.max_position_embeddings,
-            rope_parameters=dict(self.rope_parameters or DEFAULT_ROPE),
-        )
+        """What the rotary angles depend on. Raises ValueError where `rope_parameters` are incomplete."""
+        rope = dict(self.rope_parameters or DEFAULT_ROPE)
+        try:
+            return LlamaConfig(
+                hidden_size=self.num_attention_heads * self.head_dim,  # transformers wants a multiple of the heads
+                num_attention_heads=self.num_attention_heads,
+                head_dim=self.head_dim,
+                max_position_embeddings=self.max_position_embeddings,
+                rope_parameters=dict(rope),
+            )
+        except (KeyError, StrictDataclassError) as error:
+            raise ValueError(f"rope_parameters {rope}: {error.args[0]}") from error
 
 
 def default_taps(num_layers: int) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@
 
 Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong shape is an error that names it.
 """
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -23,6 +24,8 @@ from eagle.head_checks import check_target, check_tensors, check_vocabulary_map,
 from eagle.layouts import safeailab_config
 
 WANTED = ("*.json", "*.safetensors", "*.bin")
+# Copies of the target's, kept by the speculators library while it trains and by some of its checkpoints.
+TRAINING_ONLY = {"verifier_lm_head.weight", "verifier_norm.weight"}
 
 
 def locate(path_or_hub_id: str | Path) -> Path:
@@ -41,11 +44,20 @@ def locate(path_or_hub_id: str | Path) -> Path:
         ) from error
 
 
+@contextlib.contextmanager
+def naming(path_or_hub_id: str | Path):
+    """Every ValueError raised inside says which head it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
+
+
 def read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise ValueError(f"draft head {str(path.parent)!r}: {path.name} is missing")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing in {str(path.parent)!r}") from error
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -58,11 +70,14 @@ def weight_files(directory: Path) -> list[Path]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = directory / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            return [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{index}: weight_map is {weight_map!r}; expected the file of every tensor")
+            return [directory / name for name in sorted(set(weight_map.values()))]
         single = directory / f"{stem}.{suffix}"
         if single.is_file():
             return [single]
-    raise ValueError(f"draft head {str(directory)!r}: expected model.safetensors or pytorch_model.bin, found neither")
+    raise ValueError("expected model.safetensors or pytorch_model.bin, found neither")
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -94,10 +109,21 @@ def canonical_name(name: str) -> str:
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {canonical_name(name): tensor for name, tensor in tensors.items()}
-    if len(renamed) != len(tensors):
+    """One name per tensor, without what only training needs."""
+    kept = {name: tensor for name, tensor in tensors.items() if name not in TRAINING_ONLY}
+    renamed = {canonical_name(name): tensor for name, tensor in kept.items()}
+    if len(renamed) != len(kept):
         raise ValueError("tensors: the layer is there twice, as midlayer.* and as layers.0.*; remove one")
     return renamed
+
+
+def read_checkpoint(directory: Path, target_config) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """config.json and tensors, not compared yet. `target_config` None: its layer count, which default taps follow
+    from, is not known."""
+    tensors = canonical(read_tensors(directory))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = target_config.num_hidden_layers if target_config is not None else None
+    return read_config(read_json(directory / "config.json"), shapes, layers), tensors
 
 
 def build_head(config: HeadConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Eagle3Head:
@@ -130,11 +156,9 @@ def load_head(
     (`head.bind_embeddings(target.get_input_embeddings())`). Raises ValueError naming the tensor or key at fault.
     """
     directory = locate(path_or_hub_id)
-    tensors = canonical(read_tensors(directory))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     text_config = target_config.get_text_config() if hasattr(target_config, "get_text_config") else target_config
-    try:
-        config = read_config(read_json(directory / "config.json"), shapes, text_config.num_hidden_layers)
+    with naming(path_or_hub_id):
+        config, tensors = read_checkpoint(directory, text_config)
         if taps is not None:
             config = dataclasses.replace(config, taps=tuple(taps))
         if rope_theta is not None:
@@ -142,8 +166,6 @@ def load_head(
             config = dataclasses.replace(config, rope_parameters=rope)
         check_target(config, text_config)
         head = build_head(config, tensors, dtype)
-    except ValueError as error:
-        raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
     return head.to(device) if device is not None else head
 
 

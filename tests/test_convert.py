@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from eagle import convert as module
 from eagle.convert import convert
 from eagle.weights import load_head
-from tests.test_weights import DRAFT, FAMILIES, LAYERS, TARGET, VOCABULARY, random_head, save_head, write_family
+from tests.test_weights import DRAFT, FAMILIES, LAYERS, TARGET, VOCABULARY, edit, random_head, save_head, write_family
 
 pytestmark = pytest.mark.filterwarnings("ignore:config.json states rope_theta")
 
@@ -21,26 +21,54 @@ def target(tmp_path):
 
 
 def bits(directory) -> dict[str, tuple]:
+    return bits_of(load_file(directory / "model.safetensors"))
+
+
+def bits_of(tensors) -> dict[str, tuple]:
     """Name in our spelling -> (dtype, shape, raw bytes)."""
-    tensors = load_file(directory / "model.safetensors")
     return {
         name.replace("layers.0.", "midlayer."): (t.dtype, tuple(t.shape), t.flatten().view(torch.uint8).tolist())
         for name, t in tensors.items()
     }
 
 
+@pytest.mark.parametrize("first", ["speculators", "safeailab"])
+@pytest.mark.parametrize("pickle", [False, True], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_there_and_back_from_every_family(tmp_path, target, family):
-    source = tmp_path / family
+def test_there_and_back_from_every_family(tmp_path, target, family, pickle, first):
+    source, second = tmp_path / family, {"speculators": "safeailab", "safeailab": "speculators"}[first]
     source.mkdir()
-    write_family(source, family)
-    convert(source, tmp_path / "nested", "speculators", target)
-    convert(tmp_path / "nested", tmp_path / "flat", "safeailab", target)
-    convert(tmp_path / "flat", tmp_path / "again", "speculators", target)
-    assert bits(source) == bits(tmp_path / "nested") == bits(tmp_path / "flat") == bits(tmp_path / "again")
-    heads = [load_head(tmp_path / name, TARGET) for name in (family, "nested", "flat", "again")]
+    tensors = write_family(source, family, pickle)
+    convert(source, tmp_path / "one", first, target)
+    convert(tmp_path / "one", tmp_path / "two", second, target)
+    convert(tmp_path / "two", tmp_path / "three", first, target)
+    assert bits_of(tensors) == bits(tmp_path / "one") == bits(tmp_path / "two") == bits(tmp_path / "three")
+    heads = [load_head(tmp_path / name, TARGET) for name in (family, "one", "two", "three")]
     assert all(head.config == heads[0].config for head in heads)
-    assert (tmp_path / "nested" / "config.json").read_text() == (tmp_path / "again" / "config.json").read_text()
+    assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "three" / "config.json").read_text()
+
+
+def test_odd_files_keep_their_bits(tmp_path, target):
+    """Integer maps, half precision, weights of one storage (as torch.save keeps them): all as they were."""
+    head = random_head(own_embeddings=True).half()
+    tensors = dict(head.state_dict())
+    tensors |= {"t2d": head.t2d.to(torch.uint8), "d2t": head.d2t.int()}
+    tensors["midlayer.hidden_norm.weight"] = tensors["midlayer.input_layernorm.weight"]
+    save_head(head, tmp_path / "in", LAYERS)
+    (tmp_path / "in" / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "in" / "pytorch_model.bin")
+    convert(tmp_path / "in", tmp_path / "nested", "speculators", target)
+    convert(tmp_path / "nested", tmp_path / "flat", "safeailab", target)
+    assert bits_of(tensors) == bits(tmp_path / "nested") == bits(tmp_path / "flat")
+    assert load_file(tmp_path / "flat" / "model.safetensors")["t2d"].dtype == torch.uint8
+
+
+def test_a_bad_head_is_not_converted(tmp_path, target):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    edit(tmp_path / "in", tensors={"norm.weight": None})
+    with pytest.raises(ValueError, match=r"draft head '.*in': tensors: missing \['norm.weight'\]"):
+        convert(tmp_path / "in", tmp_path / "out", "speculators", target)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("changes", [

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
+import eagle
 from eagle.head import Eagle3Head, HeadConfig
 from eagle.weights import load_head, read_json, save_head
 
@@ -147,6 +148,70 @@ def test_angelslim_theta_is_replaced_with_a_warning_and_can_be_kept(tmp_path):
         assert load_head(tmp_path, TARGET, rope_theta=1e6).config.rope_parameters["rope_theta"] == 1e6
 
 
+def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
+    """`eagle.load_head` is the public name; only what a head consists of is fetched."""
+    write_family(tmp_path, "safeailab", pickle=True)
+    asked = []
+    monkeypatch.setattr(
+        "eagle.weights.snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path),
+    )
+    assert eagle.load_head("yuhuili/EAGLE3-Tiny", TARGET).config.taps == (2, 4, 5)
+    assert asked == [("yuhuili/EAGLE3-Tiny", ["*.json", "*.safetensors", "*.bin"])]
+
+
+@pytest.mark.parametrize("t2d_dtype", [torch.bool, torch.uint8, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("d2t_dtype", [torch.int32, torch.int64], ids=str)
+def test_maps_of_any_integer_type(saved, t2d_dtype, d2t_dtype):
+    expected = load_head(saved, TARGET)
+    edit(saved, tensors={"t2d": expected.t2d.to(t2d_dtype), "d2t": expected.d2t.to(d2t_dtype)})
+    head = load_head(saved, TARGET)
+    assert (head.t2d.dtype, head.d2t.dtype) == (torch.bool, torch.int64)
+    assert torch.equal(head.support(), expected.support())
+    edit(saved, tensors={"t2d": torch.ones(VOCABULARY, dtype=t2d_dtype)})
+    with pytest.raises(ValueError, match="t2d: sum is 40; expected draft_vocab_size = 24"):
+        load_head(saved, TARGET)
+
+
+def test_the_verifiers_tensors_are_not_the_heads(tmp_path):
+    """Speculators checkpoints carry embed_tokens, which counts, and sometimes copies of the verifier's own."""
+    tensors = write_family(tmp_path, "speculators")
+    copies = {"verifier_lm_head.weight": torch.ones(DRAFT, WIDTH), "verifier_norm.weight": torch.ones(WIDTH)}
+    edit(tmp_path, tensors=copies)
+    head = load_head(tmp_path, TARGET)
+    assert not [name for name in head.state_dict() if "verifier" in name]
+    head.bind_embeddings(torch.nn.Embedding(VOCABULARY, WIDTH))
+    assert torch.equal(head.embed(torch.tensor([7]))[0], tensors["embed_tokens.weight"][7])
+    assert torch.equal(head.lm_head.weight, tensors["lm_head.weight"])
+    edit(tmp_path, tensors={"lm_head.weight": None})
+    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
+        load_head(tmp_path, TARGET)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["parameters", "one storage"])
+def test_a_pickle_of_parameters(saved, tied):
+    tensors = load_file(saved / "model.safetensors")
+    gate, up = "midlayer.mlp.gate_proj.weight", "midlayer.mlp.up_proj.weight"
+    both = torch.nn.Parameter(torch.stack([tensors[gate], tensors[up]]))
+    if tied:
+        tensors[gate], tensors[up] = both.unbind()
+    else:
+        tensors[gate], tensors[up] = map(torch.nn.Parameter, (tensors[gate], tensors[up]))
+    expected = load_head(saved, TARGET).state_dict()
+    (saved / "model.safetensors").unlink()
+    torch.save(tensors, saved / "pytorch_model.bin")
+    found = load_head(saved, TARGET).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", ["eagle_config", "transformer_layer_config"])
+def test_flags_count_where_they_are_nested(tmp_path, place):
+    family = {"eagle_config": "specforge", "transformer_layer_config": "speculators"}[place]
+    write_family(tmp_path, family)
+    edit(tmp_path, config={place: {**FAMILIES[family][place], "norm_output": True}})
+    assert load_head(tmp_path, TARGET).config.norm_output
+
+
 def test_taps_written_as_inputs_in_eagle_config_are_recognised(tmp_path):
     write_family(tmp_path, "specforge")
     edit(tmp_path, config={"eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}})
@@ -163,6 +228,11 @@ def test_rope_in_old_and_new_spelling(saved, spelling):
     edit(saved, config={"rope_theta": None, "rope_scaling": None, **spelling})
     expected = 1 / 5e5 ** (torch.arange(0, 8, 2) / 8) / 2.0
     torch.testing.assert_close(load_head(saved, TARGET).rotary.inv_freq, expected)
+
+
+def test_heads_whose_number_does_not_divide_the_width(tmp_path):
+    save_head(random_head(num_attention_heads=3, num_key_value_heads=1), tmp_path, LAYERS)
+    assert load_head(tmp_path, TARGET).rotary.inv_freq.shape == (4,)
 
 
 def test_head_dim_that_the_config_leaves_out_is_read_off_the_weights(tmp_path):
@@ -211,6 +281,19 @@ BAD_CONFIGS = {
     "layers": ({"num_hidden_layers": 2}, ["num_hidden_layers", "2"]),
     "rope": ({"rope_scaling": {"type": "mrope"}}, ["rope type", "mrope", "linear"]),
     "no size": ({"hidden_size": None}, ["hidden_size"]),
+    "number as text": ({"draft_vocab_size": "24"}, ["draft_vocab_size", "'24'", "positive integer"]),
+    "head_dim as text": ({"head_dim": "8"}, ["head_dim", "'8'"]),
+    "eps as text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps", "positive number"]),
+    "flag as text": ({"norm_output": "false"}, ["norm_output", "'false'", "true or false"]),
+    "groups": ({"num_key_value_heads": 3}, ["num_key_value_heads", "3", "divisor of 4"]),
+    "draft vocabulary": ({"draft_vocab_size": 50}, ["draft_vocab_size", "50", "at most", "40"]),
+    "taps as text": ({"eagle_aux_hidden_state_layer_ids": "2,4,5"}, ["layer_ids is '2,4,5'", "list"]),
+    "eagle_config": ({"eagle_config": [1]}, ["eagle_config", "[1]", "object"]),
+    "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["rope_parameters", "low_freq_factor"]),
+    "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ["rope_parameters", "full_att"]),
+    "part of the rotary": ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),
+    "rope text": ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "object"]),
+    "theta": ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'", "positive number"]),
     "another model": ({"architectures": ["OPTForCausalLM"]}, ["architectures", "OPTForCausalLM", "SpecForge"]),
     "a flag without its tensors": ({"norm_before_fc": True}, ["missing", "input_norm.weight"]),
 }
@@ -229,7 +312,16 @@ def test_bad_configs(saved, change, words):
     edit(saved, config=change)
     with pytest.raises(ValueError) as error:
         load_head(saved, TARGET)
-    assert all(word in str(error.value) for word in words), error.value
+    assert all(word in str(error.value) for word in [*words, f"draft head '{saved}'"]), error.value
+
+
+def test_an_index_without_its_map_and_a_layer_that_is_there_twice(saved):
+    edit(saved, tensors={"layers.0.hidden_norm.weight": torch.ones(WIDTH)})
+    with pytest.raises(ValueError, match=f"draft head '{saved}': tensors: the layer is there twice"):
+        load_head(saved, TARGET)
+    (saved / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="weight_map is None; expected the file of every tensor"):
+        load_head(saved, TARGET)
 
 
 def test_another_targets_head(saved):
