@@ -10,7 +10,7 @@ from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.generation import Generation, Stopping, iterate
 from eagle.head import Eagle3Head
 from eagle.sampling import Law, SamplingSettings
-from eagle.target import CausalLM
+from eagle.target import CausalLM, device_of
 from eagle.trees import TreeSettings, find_tree
 from eagle.weight_order import order_for_decoding
 from eagle.weights import check_target, load_head
@@ -34,9 +34,11 @@ class EagleModel:
         Raises ValueError when the head was not made for a target of this shape.
         """
         check_target(head.config, model.config)
-        device = next(model.model.layers[-1].parameters()).device
+        device = device_of(model.model.layers[-1])
         head.to(device)
         embeddings = model.get_input_embeddings()
+        if embeddings.weight.is_meta and not head.config.own_embeddings:
+            raise ValueError("the target's embed_tokens are offloaded; the head reads them too: keep them on a device")
         if embeddings.weight.device != device:
             embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
         head.bind_embeddings(embeddings)

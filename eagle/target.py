@@ -23,6 +23,7 @@ from torch import Tensor
 from eagle.cache import CacheShape, KVBuffer, TransformersCache, Window
 
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
 
 class Scores(NamedTuple):
@@ -41,12 +42,18 @@ def check_supported(config) -> None:
         )
     layer_types = getattr(config, "layer_types", None) or []
     window = getattr(config, "sliding_window", None)
-    mistral_window = config.model_type in {"mistral", "mixtral"} and window is not None
-    if "sliding_attention" in layer_types or mistral_window:
+    if "sliding_attention" in layer_types or (config.model_type in WINDOW_EVERYWHERE and window is not None):
         raise ValueError(
             f"target with sliding-window attention (sliding_window={window}): tree masks would be wrong beyond the "
-            "window; load it with sliding_window=None in its config and stay below that context length"
+            "window; load it with sliding_window=None in its config (and layer_types, where it has them, all "
+            "full_attention) and stay below that context length"
         )
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes; accelerate holds the weights of an offloaded one elsewhere between its calls."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
 
 
 class CausalLM:
@@ -67,8 +74,8 @@ class CausalLM:
             raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
         for tap in taps:
             layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
-        self.device = model.get_input_embeddings().weight.device
-        self._devices = tuple(next(layer.parameters()).device for layer in layers)
+        self.device = device_of(model.get_input_embeddings())
+        self._devices = tuple(device_of(layer) for layer in layers)
         self.cache: TransformersCache | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.longest = 0

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -60,24 +61,38 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
                 except ValueError as error:
                     raise ValueError(f"{place}: not JSON ({error})") from error
                 if not isinstance(record, dict):
-                    raise ValueError(f"{place}: expected a JSON object, found {type(record).__name__}")
+                    found = type(record).__name__
+                    raise ValueError(f"{place}: expected a JSON object, one conversation per line; found {found}")
                 yield place, record
 
 
 def to_messages(record: dict) -> list[dict[str, str]]:
     """Messages with the roles system, user, assistant, tool, from either form of text."""
-    if "messages" in record:
-        turns = [(turn.get("role"), turn.get("content")) for turn in record["messages"]]
-    elif "conversations" in record:
-        turns = [(turn.get("from"), turn.get("value")) for turn in record["conversations"]]
-    else:
+    forms = {"messages": ("role", "content"), "conversations": ("from", "value")}
+    form = next((key for key in forms if key in record), None)
+    if form is None:
         raise ValueError(f"expected the key 'messages', 'conversations' or 'ids', found {sorted(record)}")
+    if not isinstance(record[form], list) or not all(isinstance(turn, dict) for turn in record[form]):
+        raise ValueError(f"{form}: expected a list of turns with {' and '.join(map(repr, forms[form]))}")
+    turns = [tuple(turn.get(key) for key in forms[form]) for turn in record[form]]
     for role, text in turns:
-        if role not in ROLES or not isinstance(text, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
             raise ValueError(f"a turn with role {role!r} and content {text!r}; expected {sorted(ROLES)} and a text")
     if not any(ROLES[role] == "assistant" for role, _ in turns):
         raise ValueError("no assistant turn to learn from")
     return [{"role": ROLES[role], "content": text} for role, text in turns]
+
+
+def read_messages(paths: list[str]) -> list[list[dict[str, str]]]:
+    """The messages of every conversation of the files; ValueError naming the line that has none."""
+    found = []
+    for path in paths:
+        for place, record in read_records(path):
+            try:
+                found.append(to_messages(record))
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+    return found
 
 
 def from_ids(record: dict, vocab_size: int) -> Example:
@@ -86,6 +101,8 @@ def from_ids(record: dict, vocab_size: int) -> Example:
             f"ids are of a vocabulary of {record.get('vocab_size')} tokens, the target's tokenizer has {vocab_size}; "
             "regenerate the answers with this target"
         )
+    if not isinstance(record.get("spans"), list):
+        raise ValueError(f"spans is {record.get('spans')!r}; expected the ranges [a, b] of ids that the assistant said")
     answer = [any(a <= i < b for a, b in record["spans"]) for i in range(len(record["ids"]))]
     return Example(record["ids"], answer)
 
@@ -131,7 +148,7 @@ def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]
                     ids, answer = from_ids(record, len(tokenizer))
                 else:
                     ids, answer = encode_messages(tokenizer, to_messages(record))
-            except ValueError as error:
+            except (ValueError, TemplateError) as error:  # templates refuse, for example, two user turns in a row
                 raise ValueError(f"{place}: {error}") from error
             example = Example(array("i", ids[:max_length]), bytes(answer[:max_length]))
             if example.drafted():

@@ -25,6 +25,7 @@ class Records:
         self.path = Path(output, "log.jsonl")
         self.accelerator = accelerator
         self.progress = progress
+        self.expected: float | None = None  # E[accepted] of the last evaluation
         self.window = torch.zeros(unroll + 1, 4, device=accelerator.device)
         if progress.window and accelerator.is_main_process:
             self.window += torch.tensor(progress.window, device=accelerator.device)
@@ -38,10 +39,14 @@ class Records:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines = self.path.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            write_text(self.path, "".join(line for line in whole if json.loads(line)["step"] <= self.progress.step))
+            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+            kept = [(line, row) for line, row in whole if row["step"] <= self.progress.step]
+            write_text(self.path, "".join(line for line, _ in kept))
+            for _, row in kept:
+                self.expected = row.get("expected_accepted", self.expected)
 
     def write(self, row: dict) -> None:
+        self.expected = row.get("expected_accepted", self.expected)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -73,5 +78,12 @@ class Records:
             "agree": (sums[:, 3] / count).tolist(),
         }
         self.write(row)
-        shown = " ".join(f"{value:.3f}" for value in row["accepted"])
-        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, 1-TV by step {shown}, best E[acc] {self.progress.best:.3f}")
+        self.bar.set_postfix_str(self.shown(row))
+
+    def shown(self, row: dict) -> str:
+        """What the bar says of a line: loss, 1 - TV by draft step, and E[accepted] on held-out prompts once known."""
+        accepted = " ".join(f"{value:.3f}" for value in row["accepted"])
+        text = f"loss {row['loss']:.3f}, 1-TV by step {accepted}"
+        if self.expected is None:
+            return text
+        return f"{text}, E[accepted] held out {self.expected:.3f} (best {self.progress.best:.3f})"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from eagle.files import write_json, write_text
-from eagle.train.data import read_records, to_messages
+from eagle.train.data import read_messages
 from eagle.train.precision import has_bf16
 
 
@@ -150,7 +150,7 @@ def regenerate(args) -> None:
     if args.device_map is None:
         model = model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(args.target)
-    conversations = [to_messages(record) for path in args.data for _, record in read_records(path)][: args.limit]
+    conversations = read_messages(args.data)[: args.limit]
     started, tokens = time.monotonic(), 0
     bar = tqdm(batches_of(conversations, args.batch, args.seed), unit="batch")
     for number, rows in enumerate(bar):

@@ -3,7 +3,7 @@ from collections import Counter
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from eagle.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
 from eagle.target import check_supported
@@ -16,9 +16,9 @@ from eagle.weights import load_head
 def load_target(config: TrainConfig, device: torch.device, sharding: Sharding | None):
     """The frozen target, in bfloat16 when training is and `device` is no CPU, and its tokenizer."""
     dtype = torch.bfloat16 if config.precision == "bf16" and device.type != "cpu" else torch.float32
+    check_supported(AutoConfig.from_pretrained(config.target))
     target = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
     tokenizer = AutoTokenizer.from_pretrained(config.target)
-    check_supported(target.config)
     if sharding is not None and sharding.spread:
         spread_layers(target, device, sharding)
     return target.to(device), tokenizer

@@ -1,6 +1,7 @@
 """Scoring a tree in one forward equals reading each path token by token, in every supported family."""
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from eagle.target import CausalLM
 from tests.eagle.tiny import FAMILIES, LAYERS, tiny_target
@@ -32,8 +33,16 @@ def path_to(node: int) -> list[int]:
     return [*(path_to(PARENTS[node]) if PARENTS[node] >= 0 else []), node]
 
 
-def loaded(family: str, prompt: list[int]) -> CausalLM:
-    lm = CausalLM(tiny_target(family), TAPS)
+# Every family as it is published, and the one whose small members tie their embeddings (Llama 3.2) tied as well.
+TARGETS = {**{family: {} for family in FAMILIES}, "llama tied": {"tie_word_embeddings": True}}
+
+
+def loaded(name: str, prompt: list[int]) -> CausalLM:
+    model = tiny_target(name.split()[0], **TARGETS[name])
+    assert model.config.num_key_value_heads < model.config.num_attention_heads  # grouped queries
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == (name in {"qwen2", "qwen3", "llama tied"})
+    lm = CausalLM(model, TAPS)
     lm.reserve(batch=1, scratch=len(TREE) + 2, capacity=40, slack=8)
     lm.prefill(torch.tensor([prompt]), torch.tensor([len(prompt)]))
     return lm
@@ -47,7 +56,7 @@ def sequential(model, tokens: list[int]):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TARGETS)
 def test_tree_scores_equal_token_by_token(family):
     prompt = [3, 1, 4, 1, 9, 2]
     lm = loaded(family, prompt)
@@ -60,7 +69,7 @@ def test_tree_scores_equal_token_by_token(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TARGETS)
 def test_committed_path_is_as_if_read_in_order(family):
     prompt, node = [3, 1, 4, 1, 9, 2], 6
     lm = loaded(family, prompt)
@@ -89,10 +98,29 @@ def test_rows_of_different_lengths_do_not_see_each_other():
         assert torch.allclose(scores.logits[row, 0], logits, atol=1e-4)
 
 
-def test_unknown_architectures_and_windows_are_refused():
+def test_unknown_architectures_and_taps_are_refused():
     with pytest.raises(ValueError, match="gpt2.*known: llama"):
         CausalLM(type("M", (), {"config": type("C", (), {"model_type": "gpt2"})})())
-    with pytest.raises(ValueError, match="sliding_window=16"):
-        CausalLM(tiny_target("mistral", sliding_window=16))
     with pytest.raises(ValueError, match=rf"\[99\].*0 .. {LAYERS - 1}"):
         CausalLM(tiny_target(), taps=(2, 4, 99))
+
+
+WINDOW = {"sliding_window": 4, "max_window_layers": 2}
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
+def test_sliding_windows_are_refused(family):
+    """Whether the config has one layer type per layer (Qwen 2 and 3) or one window for all."""
+    with pytest.raises(ValueError, match="sliding_window=4.*stay below that context length"):
+        CausalLM(tiny_target(family, use_sliding_window=True, **WINDOW))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
+def test_a_window_that_is_switched_off_is_none(family):
+    """As published: the config names a window and does not use it."""
+    CausalLM(tiny_target(family, use_sliding_window=False, **WINDOW))
+
+
+def test_the_remedy_for_a_window(tmp_path):
+    tiny_target("mistral", sliding_window=4).save_pretrained(tmp_path)
+    CausalLM(AutoModelForCausalLM.from_pretrained(tmp_path, sliding_window=None))

@@ -56,6 +56,9 @@ BAD = {
     "not an object": ([1], ["line 2", "list"]),
     "no turns": ({"text": "x"}, ["line 2", "'messages'", "text"]),
     "role": ({"messages": [{"role": "robot", "content": "x"}]}, ["line 2", "robot", "assistant"]),
+    "no list": ({"messages": "w1"}, ["line 2", "messages", "list of turns", "'role'", "'content'"]),
+    "turns of text": ({"conversations": ["w1"]}, ["line 2", "conversations", "'from'", "'value'"]),
+    "no spans": ({"ids": [1, 2], "vocab_size": 96}, ["line 2", "spans", "None"]),
     "no text": ({"messages": [{"role": "user"}]}, ["line 2", "None"]),
     "no answer": ({"messages": [{"role": "user", "content": "w1"}]}, ["line 2", "no assistant turn"]),
     "other vocabulary": ({"ids": [1, 2], "spans": [[1, 2]], "vocab_size": 7}, ["line 2", "7", "96", "regenerate"]),
@@ -75,6 +78,14 @@ def test_missing_file_and_template(tokenizer, tmp_path):
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         encode_messages(tokenizer, messages())
+
+
+def test_what_the_template_refuses_is_named(tokenizer, tmp_path):
+    refusal = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    tokenizer.chat_template = refusal + PLAIN_TEMPLATE
+    paths = write(tmp_path / "d.jsonl", {"messages": messages()}, {"messages": messages()[1:]})
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: roles must alternate"):
+        load_examples(tokenizer, paths, 128)
 
 
 def test_a_template_that_rewrites_the_past_is_refused(tokenizer):

@@ -79,3 +79,10 @@ def test_several_turns_and_exact_ids(monkeypatch, tiny_target, tmp_path):
     assert list(example.ids) == record["ids"]
     assert sum(example.answer) == sum(b - a for a, b in record["spans"])
     assert tokenizer.decode(record["ids"]).count("<|assistant|>") == 2
+
+
+def test_a_bad_line_is_named(monkeypatch, tiny_target, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"conversations": [{"from": "human", "value": "w1"}]}\n')
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 1: no assistant turn"):
+        run(monkeypatch, tiny_target, data, tmp_path / "out.jsonl")
