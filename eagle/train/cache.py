@@ -109,6 +109,12 @@ class CachedFeatures:
             if mine:
                 write_file(self.path(number), lambda path, tensors=tensors: save_file(tensors, path))
         accelerator.wait_for_everyone()
+        lost = [self.path(number).name for number in missing if not self.path(number).exists()]
+        if lost:
+            raise ValueError(
+                f"feature cache {str(self.directory)!r}: {lost} of other processes are not here; it must lie on a file "
+                "system that all machines see"
+            )
 
     def compute(self, shard: list[int], source: OnlineFeatures, accelerator: Accelerator) -> dict[str, Tensor]:
         tensors = {}

@@ -72,10 +72,11 @@ def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
         raise ValueError(f"{path} is of a run with other settings ({listed}); choose another output or restore them")
 
 
-def load_latest(
-    output: str | Path, head: nn.Module, optimizers: list[Optimizer], config: TrainConfig, device: torch.device
-) -> Progress:
-    """Restore the newest checkpoint into `head` and `optimizers`; a fresh Progress where there is none."""
+def load_latest(output: str | Path, head: nn.Module, optimizers: list[Optimizer], config: TrainConfig) -> Progress:
+    """Restore the newest checkpoint into `head` and `optimizers`; a fresh Progress where there is none.
+
+    Raises ValueError where it is of a run with other settings.
+    """
     found = directories(output)
     if not found:
         return Progress()
@@ -83,7 +84,7 @@ def load_latest(
     state = json.loads((path / "state.json").read_text())
     check_same_run(state["config"], config, path)
     head.load_state_dict(load_file(path / "head.safetensors"))
-    states = torch.load(path / "optimizer.pt", map_location=device, weights_only=True)
+    states = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
     for optimizer, saved in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(saved)
     return Progress(**state["progress"])

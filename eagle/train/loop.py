@@ -63,13 +63,19 @@ class Trainer:
         """Optimizers, the last checkpoint's state, and the wrapping of both for this run's processes."""
         config, accelerator = self.config, self.accelerator
         optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
-        self.progress = checkpoint.load_latest(config.output, self.head, optimizers, config, self.device)
+        self.progress = checkpoint.load_latest(config.output, self.head, optimizers, config)
         if self.progress.step and self.progress.examples not in (0, len(self.train_set)):
             raise ValueError(
                 f"{config.output} was begun with {self.progress.examples} conversations, now there are "
                 f"{len(self.train_set)}: the batches would be others; choose another output or restore the data"
             )
         self.progress.examples = len(self.train_set)
+        steps = accelerator.gather(torch.tensor([self.progress.step], device=self.device)).tolist()
+        if min(steps) != max(steps):
+            raise ValueError(
+                f"{config.output}: the processes found checkpoints of the steps {sorted(set(steps))}; the output must "
+                "lie on a file system that all machines see"
+            )
         self.records = Records(config.output, config.unroll, accelerator, self.progress, config.steps)
         objective = Objective(
             self.head, config.unroll, config.step_decay, config.acceptance_weight, config.checkpointing
@@ -197,6 +203,7 @@ class Trainer:
         for rows in self.batches():
             share = self.share_done()
             if share >= 1:
+                self.progress.batch -= 1  # a run that is continued with higher limits begins with this batch
                 break
             self.step(rows, share)
             self.records.bar.update()

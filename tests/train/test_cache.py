@@ -38,3 +38,10 @@ def test_an_interrupted_cache_is_completed_and_another_one_refused(settings, tmp
     assert torch.equal(again.read("taps", 0), before)
     with pytest.raises(ValueError, match="another target, data set or precision"):
         Trainer(settings(tmp_path / "b", feature_cache=str(directory), taps=[1, 2, 3]))
+
+
+def test_files_that_another_machine_kept_to_itself(settings, tmp_path, monkeypatch):
+    """As if each of two machines had a disk of its own: what was written cannot be seen."""
+    monkeypatch.setattr(module, "write_file", lambda path, write: None)
+    with pytest.raises(ValueError, match="features-00000.safetensors.*file system that all machines see"):
+        Trainer(settings(tmp_path / "a", feature_cache=str(tmp_path / "cache")))

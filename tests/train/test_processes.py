@@ -27,7 +27,7 @@ for path in sys.argv[1:]:
     assert not is_spread(trainer.head), path
     trainer.run()
 """
-COMMON = {"batch_tokens": 400, "warmup": 20, "steps": 8}
+COMMON = {"batch_tokens": 400, "warmup": 20, "steps": 8, "decay": 0.0}
 TRIAL = {"eval_prompts": 2, "eval_tokens": 4, "eval_nodes": 4, "eval_depth": 2}
 
 
@@ -38,11 +38,13 @@ def free_port() -> int:
 
 
 def test_two_processes_give_the_losses_of_one(settings, tmp_path):
-    """A copied target, then its layers spread in every way that can be asked for; a feature cache; a drafting trial."""
+    """A copied target, stopped and continued with accumulation; then its layers spread in every way that can be asked
+    for, with a drafting trial and a feature cache."""
     deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
     hybrid = {"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "HYBRID_SHARD", "LOCAL_WORLD_SIZE": "1"}
     runs = {
-        "copied": (False, {}, {}),
+        "begun": (False, {}, {"steps": 5, "save_every": 2, "output": str(tmp_path / "copied")}),
+        "copied": (False, {}, {"save_every": 2, "accumulation": 2}),
         "spread": (True, {}, {"shard_target": True, **TRIAL}),
         "spread and cached": (True, {}, {"shard_target": True, "feature_cache": str(tmp_path / "cache")}),
         "DeepSpeed": (True, deepspeed, {}),
@@ -50,7 +52,7 @@ def test_two_processes_give_the_losses_of_one(settings, tmp_path):
     }
     paths = []
     for name, (spread, environment, changes) in runs.items():
-        run = asdict(settings(tmp_path / name, **COMMON, **changes))
+        run = asdict(settings(**{"output": tmp_path / name, **COMMON, **changes}))
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(json.dumps({"spread": spread, "environment": environment, "settings": run}))
     shared = {
@@ -65,8 +67,8 @@ def test_two_processes_give_the_losses_of_one(settings, tmp_path):
         for rank in range(2)
     ]
     Trainer(settings(tmp_path / "one", **COMMON)).run()
-    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
-    for name in runs:
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0]
+    for name in runs.keys() - {"begun"}:
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-4), name
 
 
@@ -95,7 +97,7 @@ def test_an_fsdp_config_spreads_the_target_and_copies_the_head(tiny_target, sett
     config.write_text(FSDP_CONFIG.format(port=free_port()))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "eagle.train"]
     done = subprocess.run(
-        [*map(str, command), "--config", str(run)], env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=240,
+        [*map(str, command), "--config", str(run)], env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=600,
         capture_output=True, text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]

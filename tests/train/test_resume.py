@@ -8,6 +8,7 @@ import time
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from eagle.train import checkpoint
 from eagle.train.loop import Trainer
@@ -78,6 +79,14 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
     assert [path.name for path in checkpoint.directories(tmp_path)] == ["step-00000012", "step-00000014"]
 
 
+def test_a_finished_run_goes_on_where_it_ended(settings, tmp_path):
+    """With a higher limit, as if that had been the limit from the start (the rate of the last steps aside)."""
+    for steps in (5, 9):
+        Trainer(settings(tmp_path / "parts", steps=steps, decay=0.0)).run()
+    Trainer(settings(tmp_path / "whole", steps=9, decay=0.0)).run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_a_finished_run_stays_finished(settings, tmp_path):
     Trainer(settings(tmp_path, steps=5, eval_every=3)).run()
     log, weights = (tmp_path / "log.jsonl").read_text(), (tmp_path / "model.safetensors").stat().st_mtime_ns
@@ -100,3 +109,10 @@ def test_other_data_under_the_same_name_is_refused(settings, tiny_data, tmp_path
     data.write_text("".join(data.read_text().splitlines(keepends=True)[:40]))
     with pytest.raises(ValueError, match="begun with 54 conversations, now there are 36"):
         Trainer(config)
+
+
+def test_processes_that_see_other_checkpoints(settings, tmp_path, monkeypatch):
+    """As if a second machine, without the first one's disk, had found none."""
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda accelerator, steps: torch.tensor([*steps.tolist(), 8]))
+    with pytest.raises(ValueError, match=r"steps \[0, 8\].*file system that all machines see"):
+        Trainer(settings(tmp_path))
