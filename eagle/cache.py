@@ -59,8 +59,7 @@ class KVBuffer:
         by_device = {device: shape.devices.count(device) for device in shape.devices}
         views = {}
         for device in by_device:
-            what = f"the key/value cache of {shape.batch} rows x {slots} slots"
-            check_fits(shape.bytes_on(device), device, what)
+            check_fits(shape.bytes_on(device), device, f"the key/value cache of {shape.batch} rows x {slots} slots")
         for device, count in by_device.items():
             store = torch.zeros(
                 count, 2, shape.batch, shape.kv_heads, slots, shape.head_dim, dtype=shape.dtype, device=device

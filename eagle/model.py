@@ -58,7 +58,6 @@ class EagleModel:
         dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base_model_path)
         model = _load_lm(base_model_path, dtype, device_map, **model_kwargs)
-        order_for_decoding(model)
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype)
             order_for_decoding(head)
@@ -67,7 +66,6 @@ class EagleModel:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
         small = _load_lm(draft_model_path, dtype, device_map)
-        order_for_decoding(small)
         return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
 
     def generate(
@@ -175,7 +173,9 @@ class EagleModel:
 
 
 def _load_lm(path: str, dtype, device_map: str | None, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
+    order_for_decoding(model)
+    return model
 
 
 def check_same_tokenizer(target, draft) -> None:
