@@ -148,7 +148,7 @@ def draft(drafter: Drafter | None, plan: Plan, session: Session, generator) -> T
 def score(target: CausalLM, tree: TreeBatch) -> Scores:
     """Target logits [B, N, V] and features [B, N, taps * F] at every node, in one forward."""
     ancestors = tree.ancestors()
-    spare = target.cache.buffer.shape.scratch - ancestors.shape[-1]
+    spare = target.scratch - ancestors.shape[-1]
     ancestors = torch.nn.functional.pad(ancestors, (0, spare))
     tokens, depths, ancestors = (x.to(target.device) for x in (tree.tokens, tree.depths, ancestors))
     return target.score(tokens, depths, ancestors)
