@@ -92,8 +92,9 @@ class Captured:
         self._current: dict[str, Recording | None] = {}
         self._addresses: dict[Hashable, tuple] = {}
 
-    def __len__(self) -> int:
-        """How many steps are recorded in full or in part."""
+    @property
+    def recorded(self) -> int:
+        """How many keys have a recording."""
         return sum(any(phases.values()) for phases in self._steps.values())
 
     def begin(self, key: Hashable, state: dict[Hashable, list[Tensor]], generator: torch.Generator | None) -> None:

@@ -136,7 +136,8 @@ class CausalLM:
             hidden = hidden.gather(1, index)
         features = None
         if self.taps:
-            features = torch.cat([self._tapped.pop(tap).to(hidden.device) for tap in self.taps], dim=-1)
+            features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)
+            self._tapped.clear()
         return Scores(self.model.lm_head(hidden), features)
 
     def _float_mask(self, visible: Tensor) -> Tensor:

@@ -3,10 +3,13 @@ import pytest
 import torch
 
 from eagle import buckets
+from eagle.capturable import why_not
 from eagle.capture import Captured
 from eagle.drafters import CausalLMDrafter
 from eagle.model import EagleModel
-from eagle.sampling import SamplingSettings
+from eagle.sampling import Law, SamplingSettings
+from eagle.session import Plan
+from eagle.trees import TreeSettings
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -77,18 +80,18 @@ def test_recordings_serve_the_next_generation_and_other_plans_beside_it():
     engine, plain = taped(with_head()), with_head()
     tokens(engine, seed=0)
     tokens(engine, seed=0, tree="none")
-    recorded, log = len(engine.captured), engine.captured.backend.log
+    recorded, log = engine.captured.recorded, engine.captured.backend.log
     before = log.count("record")
     assert tokens(engine, seed=0) == tokens(plain, seed=0)
     assert tokens(engine, seed=0, tree="none") == tokens(plain, seed=0, tree="none")
     assert log.count("record") - before <= 4 * 2  # windows that only one step had seen
-    assert len(engine.captured) >= recorded > 2 and "reset" not in log
+    assert engine.captured.recorded >= recorded > 2 and "reset" not in log
 
 
 def test_a_longer_request_drops_what_was_recorded():
     engine, plain = taped(with_head()), with_head()
     tokens(engine, 30)
-    assert len(engine.captured)
+    assert engine.captured.recorded
     assert tokens(engine, 120) == tokens(plain, 120)
     assert engine.captured.backend.log.count("reset") == 1
 
@@ -130,11 +133,19 @@ def test_mixtures_of_experts_need_experts_that_do_not_ask_the_host():
     assert "experts run one after the other" in engine.eager_because
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
+def test_other_families_are_recorded(family):
+    pairs = [tiny_target(family) for _ in range(2)]
+    engine, plain = (EagleModel.from_head(target, tiny_head(target)) for target in pairs)
+    assert tokens(taped(engine)) == tokens(plain)
+    assert engine.eager_because is None and replays(engine) > 16
+
+
 def test_models_on_several_devices_are_not_recorded():
     engine = taped(with_head())
     engine.target.layer_devices = (torch.device("cpu"), torch.device("meta"))
-    engine.generate(PROMPTS, 1)
-    assert engine.eager_because == "the models are spread over cpu, meta"
+    plan = Plan("topk", TreeSettings(), "hsd", Law(SamplingSettings()), Law(SamplingSettings()))
+    assert why_not(engine.target, engine.drafter, plan) == "the models are spread over cpu, meta"
 
 
 def test_without_a_gpu_the_reason_is_told_and_asking_for_graphs_warns():
