@@ -177,7 +177,7 @@ def _open(target: CausalLM, drafter: Drafter | None, plan: Plan, session: Sessio
     state = {"target": target.state(), kind: [part for part in session.carried if part is not None]}
     if drafter is not None:
         state["drafter"] = drafter.state()
-    captured.begin((plan, kind, windows), state, generator)
+    captured.begin((plan, kind, windows, target.attention), state, generator)
 
 
 @torch.inference_mode()

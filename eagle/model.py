@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eagle.attention import ATTENTION
 from eagle.capturable import why_not
 from eagle.capture import Captured, CudaGraphs
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
@@ -58,19 +59,22 @@ class EagleModel:
     @classmethod
     def from_pretrained(
         cls, base_model_path: str, ea_model_path: str | None = None, draft_model_path: str | None = None,
-        dtype: torch.dtype | None = None, device_map: str | None = None, **model_kwargs,
+        dtype: torch.dtype | None = None, device_map: str | None = None, attention: str = "sdpa", **model_kwargs,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
 
         Give `ea_model_path` (an EAGLE-3 head) or `draft_model_path` (a small causal LM with the same tokenizer), or
         neither for plain decoding. dtype: None keeps the checkpoint's on a GPU and means float32 on a CPU.
+        attention: "sdpa", or "split_prefix" for a tree attention without a mask over the cache (`eagle.attention`).
         Raises ValueError when head and target, or the two tokenizers, do not belong together.
         """
+        if attention not in ATTENTION:
+            raise ValueError(f"attention={attention!r}: expected one of {', '.join(ATTENTION)}")
         if ea_model_path and draft_model_path:
             raise ValueError("both ea_model_path and draft_model_path were given: a model drafts with one of them")
         dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base_model_path)
-        model = _load_lm(base_model_path, dtype, device_map, **model_kwargs)
+        model = _load_lm(base_model_path, dtype, device_map, **{"attn_implementation": attention, **model_kwargs})
         order_for_decoding(model)
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype)
@@ -79,7 +83,7 @@ class EagleModel:
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
-        small = _load_lm(draft_model_path, dtype, device_map)
+        small = _load_lm(draft_model_path, dtype, device_map, attn_implementation=attention)
         order_for_decoding(small)
         return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagle import attention
 from eagle.buckets import bucket, whole
 from eagle.cache import CacheShape, KVBuffer, TransformersCache, Window
 
@@ -90,6 +91,11 @@ class CausalLM:
     def context_length(self) -> int:
         return self.config.max_position_embeddings
 
+    @property
+    def attention(self) -> str:
+        """The attention that the model is set to, by the name `transformers` has for it."""
+        return self.config._attn_implementation
+
     def reserve(self, batch: int, scratch: int, capacity: int, slack: int) -> None:
         """Empty cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; reused if it fits.
 
@@ -126,9 +132,12 @@ class CausalLM:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
         self.lengths.add_(counts).clamp_(max=self._limit)
 
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None) -> Scores:
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None, **options
+    ) -> Scores:
         out = self.model.model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True,
+            **options,
         )
         hidden = out.last_hidden_state
         if logits_at is not None:
@@ -179,10 +188,13 @@ class CausalLM:
         window = self.window()
         stop = self.cache.buffer.shape.scratch + window
         self.cache.window = Window(first=self._first, stop=stop, start=self._first + start)
+        positions = self.lengths[:, None] + depths
+        if self.attention == attention.NAME:  # no mask for what every node of a row sees
+            mask = self._float_mask(ancestors)
+            return self._forward(tokens, positions, mask, None, prefix_lengths=self.lengths)
         committed = torch.arange(window, device=self.device) < self.lengths[:, None]
         committed = committed[:, None].expand(-1, tokens.shape[1], -1)
-        mask = self._float_mask(torch.cat([ancestors, committed], dim=-1))
-        return self._forward(tokens, self.lengths[:, None] + depths, mask, None)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), None)
 
     def commit(self, nodes: Tensor, counts: Tensor) -> None:
         """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""

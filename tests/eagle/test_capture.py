@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from eagle import buckets
+from eagle import attention, buckets
 from eagle.capturable import why_not
 from eagle.capture import Captured
 from eagle.drafters import CausalLMDrafter
@@ -73,6 +73,13 @@ def test_with_an_ordinary_draft_model(tree):
 def test_other_verifiers_and_settings(settings):
     engine = taped(with_head(draft_vocab=40))
     assert tokens(engine, **settings) == tokens(with_head(draft_vocab=40), **settings)
+    assert replays(engine) > 16
+
+
+def test_attention_in_two_parts():
+    engine = taped(with_head())
+    engine.target.model.set_attn_implementation(attention.NAME)
+    assert tokens(engine) == tokens(with_head())
     assert replays(engine) > 16
 
 

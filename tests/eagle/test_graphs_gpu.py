@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from eagle import attention
 from eagle.model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -36,6 +37,17 @@ def test_captured_steps_give_the_tokens_of_eager_ones(engine, tree, temperature)
     for _ in range(2):  # the second generation finds its windows recorded
         assert tokens(engine, 400, graphs=True, **settings) == expected
         assert engine.eager_because is None and engine.captured.recorded
+
+
+def test_attention_in_two_parts(engine):
+    expected = tokens(engine, 300, temperature=0.0, graphs=False)
+    engine.target.model.set_attn_implementation(attention.NAME)
+    try:
+        assert tokens(engine, 300, temperature=0.0, graphs=False) == expected
+        assert tokens(engine, 300, temperature=0.0, graphs=True) == expected
+    finally:
+        engine.target.model.set_attn_implementation("sdpa")
+    assert engine.captured.broken is None
 
 
 def test_a_longer_request_is_captured_anew(engine):
