@@ -88,6 +88,23 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi"])
+def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
+    """Recorded or not, a step reads and writes the same tensors and, within a bucket, attends over the same window."""
+    engine, commit, seen = model(), decode.commit, set()
+
+    def spy(target, session, scores, outcome):
+        commit(target, session, scores, outcome)
+        tensors = [*target.state(), *session.carried, *(engine.drafter.state() if tree != "none" else ())]
+        seen.add((
+            target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors)
+        ))
+
+    monkeypatch.setattr(decode, "commit", spy)
+    engine.generate(PROMPT, 100, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(0))
+    assert {window for window, *_ in seen} == {64, 128} and len(seen) == 2
+
+
 def live_tensors() -> int:
     gc.collect()
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())

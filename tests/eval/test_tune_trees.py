@@ -8,8 +8,8 @@ import torch
 from eagle.train.corpus import train_tokenizer
 from eagle.trees import TreeSettings, auto
 from eagle.weights import save_head
-from eval import tree_search as search
 from eval import adaptation, tree_table, tune_trees
+from eval import tree_search as search
 from eval.tree_search import Candidate
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
 
