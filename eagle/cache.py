@@ -4,8 +4,9 @@
              scratch        | committed
              tree nodes     | token t of the sequence sits at slot S + t
 
-The tree being scored always lies in the first S slots, so every step writes to the same addresses whatever the
-sequence length, and rows of a batch may differ in length. `commit` copies the accepted nodes behind the committed
+The tree being scored always lies in the first S slots (a smaller tree in the last of them, beside the committed
+tokens, so that it sees no more slots than it needs), so every step writes to the same addresses whatever the sequence
+length, and rows of a batch may differ in length. `commit` copies the accepted nodes behind the committed
 tokens. Slots at or past a row's length hold garbage; attention masks never show them.
 
 Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
@@ -39,8 +40,9 @@ class CacheShape:
     def fits(self, other: "CacheShape") -> bool:
         """Whether a buffer of this shape can serve a request for `other` as it is."""
         return (
-            (self.batch, self.kv_heads, self.head_dim, self.scratch, self.devices, self.dtype)
-            == (other.batch, other.kv_heads, other.head_dim, other.scratch, other.devices, other.dtype)
+            (self.batch, self.kv_heads, self.head_dim, self.devices, self.dtype)
+            == (other.batch, other.kv_heads, other.head_dim, other.devices, other.dtype)
+            and self.scratch >= other.scratch
             and self.capacity >= other.capacity
         )
 
@@ -59,8 +61,7 @@ class KVBuffer:
         by_device = {device: shape.devices.count(device) for device in shape.devices}
         views = {}
         for device in by_device:
-            what = f"the key/value cache of {shape.batch} rows x {slots} slots"
-            check_fits(shape.bytes_on(device), device, what)
+            check_fits(shape.bytes_on(device), device, f"the key/value cache of {shape.batch} rows x {slots} slots")
         for device, count in by_device.items():
             store = torch.zeros(
                 count, 2, shape.batch, shape.kv_heads, slots, shape.head_dim, dtype=shape.dtype, device=device

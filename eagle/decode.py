@@ -7,60 +7,24 @@ One step, for every row of the batch at once:
     verify    the stopping law decides the path to keep and the bonus token
     commit    the path's keys and values move behind the committed ones; the bonus token is the next root
 
-The host waits once per step, in `_read_back`. Shapes: B batch, N nodes, K depth, V vocabulary, F tap width.
+The host waits once per step, in `_read_back`; from the second step on the phases can be replayed (`eagle.capture`).
+Shapes: B batch, N nodes, K depth, V vocabulary, F tap width.
 """
-import time
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import hsd
+from eagle.capture import Captured
 from eagle.drafters.base import Drafter
-from eagle.sampling import Law
+from eagle.session import Carried, PhaseClock, Plan, Session, Stock
 from eagle.target import CausalLM, Scores
-from eagle.trees import TreeBatch, TreeSettings, find_tree, root_only
+from eagle.trees import TreeBatch, find_tree, root_only
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How to decode: which tree, which verifier, which laws. Does not change during a generation."""
-
-    tree: str
-    settings: TreeSettings
-    verifier: str
-    target_law: Law
-    draft_law: Law
-
-    @property
-    def depth(self) -> int:
-        return 0 if find_tree(self.tree) is None else self.settings.depth
-
-
-@dataclass
-class Session:
-    """What a generation carries from step to step.
-
-    pending      Int64[B, K+1]      tokens committed by the last step, the next root last (right-padded)
-    counts       Int64[B]           how many of `pending` are real
-    features     [B, K+1, taps*F]   target features of the position before each pending token
-    sequences    per row, prompt and generated tokens (host)
-    active       per row, whether it still generates; the others go along and are ignored
-    tree_nodes   rows scored in the last step
-    """
-
-    pending: Tensor
-    counts: Tensor
-    features: Tensor | None
-    sequences: list[list[int]]
-    active: list[bool]
-    tree_nodes: int = 0
-    clock: "PhaseClock" = field(default_factory=lambda: PhaseClock())
-
-    @property
-    def root(self) -> Tensor:
-        return self.pending.gather(1, (self.counts - 1)[:, None])[:, 0]
+__all__ = [
+    "Outcome", "PhaseClock", "Plan", "Session", "StepResult", "commit", "draft", "prefill", "score", "step", "verify",
+]
 
 
 class Outcome(NamedTuple):
@@ -81,30 +45,15 @@ class StepResult(NamedTuple):
     nodes: int
 
 
-class PhaseClock:
-    """Wall seconds per phase. `synchronize` makes device work count where it was caused (it costs a wait)."""
-
-    def __init__(self, synchronize: bool = False):
-        self.synchronize, self.seconds, self._last = synchronize, {}, 0.0
-
-    def start(self) -> None:
-        self.seconds, self._last = {}, self._now()
-
-    def lap(self, phase: str) -> None:
-        now = self._now()
-        self.seconds[phase], self._last = now - self._last, now
-
-    def _now(self) -> float:
-        if self.synchronize and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
 @torch.inference_mode()
 def prefill(
-    target: CausalLM, drafter: Drafter | None, plan: Plan, prompts: list[list[int]], room: int, generator
+    target: CausalLM, drafter: Drafter | None, plan: Plan, prompts: list[list[int]], room: int, generator,
+    stock: Stock | None = None,
 ) -> Session:
-    """Read the prompts, draw the first token of each row; caches get room for `room` more tokens per row."""
+    """Read the prompts, draw the first token of each row; caches get room for `room` more tokens per row.
+
+    `stock`: where the session shall keep what it carries from step to step; None: in tensors of its own.
+    """
     slack = plan.depth + 1
     longest = max(map(len, prompts))
     builder = find_tree(plan.tree)
@@ -118,7 +67,8 @@ def prefill(
     root = hsd.draw(law, generator)
     pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
     sequences = [[*prompt, token] for prompt, token in zip(prompts, root.tolist())]
-    return Session(pending, counts + 1, scores.features, sequences, [True] * len(prompts))
+    carried = Carried(pending, counts + 1, scores.features)
+    return Session(carried, sequences, [True] * len(prompts), {} if stock is None else stock)
 
 
 def _scratch(plan: Plan) -> int:
@@ -148,7 +98,7 @@ def draft(drafter: Drafter | None, plan: Plan, session: Session, generator) -> T
 def score(target: CausalLM, tree: TreeBatch) -> Scores:
     """Target logits [B, N, V] and features [B, N, taps * F] at every node, in one forward."""
     ancestors = tree.ancestors()
-    spare = target.cache.buffer.shape.scratch - ancestors.shape[-1]
+    spare = target.scratch - ancestors.shape[-1]
     ancestors = torch.nn.functional.pad(ancestors, (0, spare))
     tokens, depths, ancestors = (x.to(target.device) for x in (tree.tokens, tree.depths, ancestors))
     return target.score(tokens, depths, ancestors)
@@ -192,19 +142,24 @@ def _node_prefixes(plan: Plan, session: Session, tree: TreeBatch) -> Tensor | No
 
 def commit(target: CausalLM, session: Session, scores: Scores, outcome: Outcome) -> None:
     """Keep the accepted path in the cache and hand its tokens and features to the next draft."""
-    counts = outcome.accepted + 1
+    counts, features = outcome.accepted + 1, scores.features
     target.commit(outcome.path.to(target.device), counts.to(target.device))
-    session.pending, session.counts, session.tree_nodes = outcome.tokens, counts, scores.logits.shape[1]
-    if scores.features is not None:
-        path = outcome.path.to(scores.features.device)
-        index = path[:, :, None].expand(-1, -1, scores.features.shape[-1])
-        session.features = scores.features.gather(1, index)
+    if features is not None:
+        path = outcome.path.to(features.device)
+        features = features.gather(1, path[:, :, None].expand(-1, -1, features.shape[-1]))
+    session.hand_over(Carried(outcome.tokens, counts, features))
 
 
-def _read_back(target: CausalLM, drafter: Drafter | None, session: Session, outcome: Outcome) -> list[StepResult]:
+def _finish(target: CausalLM, session: Session, scores: Scores, outcome: Outcome) -> Tensor:
+    """Commit, and pack what the host wants to know: accepted, E[accepted], tokens as Float64[B, K+3]."""
+    commit(target, session, scores, outcome)
+    return torch.cat([outcome.accepted[:, None].double(), outcome.expected[:, None], outcome.tokens], 1)
+
+
+def _read_back(
+    target: CausalLM, drafter: Drafter | None, session: Session, packed: Tensor, nodes: int
+) -> list[StepResult]:
     """The step's one wait: bring the decision to the host and settle the host-side lengths."""
-    packed = torch.cat([outcome.accepted[:, None].double(), outcome.expected[:, None], outcome.tokens], 1)
-    nodes = session.tree_nodes
     results = [StepResult([int(token) for token in row[2 : 3 + int(row[0])]], row[1], nodes) for row in packed.tolist()]
     if drafter is not None:
         drafter.settle(max(map(len, session.sequences)))
@@ -215,20 +170,40 @@ def _read_back(target: CausalLM, drafter: Drafter | None, session: Session, outc
     return results
 
 
+def _open(target: CausalLM, drafter: Drafter | None, plan: Plan, session: Session, generator, captured: Captured):
+    """Tell the recordings which step this is: everything on the host that decides what it does, and its tensors."""
+    windows = (target.window(), 0 if drafter is None else drafter.window(session.pending.shape[1]))
+    kind = session.carried.kind()
+    state = {"target": target.state(), kind: [part for part in session.carried if part is not None]}
+    if drafter is not None:
+        state["drafter"] = drafter.state()
+    captured.begin((plan, kind, windows, target.attention), state, generator)
+
+
 @torch.inference_mode()
 def step(
-    target: CausalLM, drafter: Drafter | None, plan: Plan, session: Session, generator
+    target: CausalLM, drafter: Drafter | None, plan: Plan, session: Session, generator,
+    captured: Captured | None = None,
 ) -> tuple[list[StepResult], dict[str, float]]:
-    """One decoding step of every row; returns the rows' results and the wall seconds of each phase."""
-    clock = session.clock
+    """One decoding step of every row; returns the rows' results and the wall seconds of each phase.
+
+    `captured`: recordings to replay the phases from, and to add to; the first step after a prompt is never recorded.
+    """
+    clock, drafter = session.clock, drafter if plan.depth else None
+    captured = captured if session.begun else None
     clock.start()
-    tree = draft(drafter, plan, session, generator)
+    if captured is not None:
+        _open(target, drafter, plan, session, generator, captured)
+    run = captured.run if captured is not None else lambda phase, function: function(generator)
+    tree = run("draft", lambda source: draft(drafter, plan, session, source))
     clock.lap("draft")
-    scores = score(target, tree)
+    scores = run("score", lambda source: score(target, tree))
     clock.lap("score")
-    outcome = verify(plan, session, tree, scores, generator)
+    outcome = run("verify", lambda source: verify(plan, session, tree, scores, source))
     clock.lap("verify")
-    commit(target, session, scores, outcome)
-    results = _read_back(target, drafter if plan.depth else None, session, outcome)
+    packed = run("commit", lambda source: _finish(target, session, scores, outcome))
+    results = _read_back(target, drafter, session, packed, tree.tokens.shape[1])
+    if captured is not None:
+        captured.end(generator)
     clock.lap("commit")
     return results, clock.seconds

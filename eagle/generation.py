@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagle.capture import Captured
 from eagle.decode import Plan, Session, StepResult, prefill, step
 from eagle.drafters import Drafter
 from eagle.target import CausalLM
@@ -86,18 +87,23 @@ def iterate(
     prompts: list[list[int]],
     stopping: Stopping,
     generator: torch.Generator | None,
+    captured: Captured | None = None,
 ) -> Iterator[list[Generation]]:
-    """Yield the rows after the prompts' forward and after every step, until every row has ended."""
+    """Yield the rows after the prompts' forward and after every step, until every row has ended.
+
+    `captured`: recordings that the steps are replayed from; None: every step runs as it is.
+    """
     began = time.perf_counter()
     rows = [Generation(prompt) for prompt in prompts]
     drafter = drafter if find_tree(plan.tree) else None
-    session = prefill(target, drafter, plan, prompts, max(map(stopping.room, rows)), generator)
+    stock = captured.stock if captured is not None else None
+    session = prefill(target, drafter, plan, prompts, max(map(stopping.room, rows)), generator, stock)
     for row, sequence in zip(rows, session.sequences):
         stopping.emit(row, sequence[-1:])
         row.seconds = row.prefill_seconds = time.perf_counter() - began
     yield rows
     while _mark_active(session, rows):
-        results, seconds = step(target, drafter, plan, session, generator)
+        results, seconds = step(target, drafter, plan, session, generator, captured)
         for row, result, active in zip(rows, results, session.active):
             if active:
                 _record(row, result, stopping, seconds)

@@ -1,15 +1,19 @@
 """`EagleModel`: a target, a drafter and `generate`."""
+import warnings
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eagle.decode import Plan
+from eagle.attention import ATTENTION
+from eagle.capturable import why_not
+from eagle.capture import Captured, CudaGraphs
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.generation import Generation, Stopping, iterate
 from eagle.head import Eagle3Head
 from eagle.sampling import Law, SamplingSettings
+from eagle.session import Plan
 from eagle.target import CausalLM, device_of
 from eagle.trees import TreeSettings, find_tree
 from eagle.weight_order import order_for_decoding
@@ -18,7 +22,11 @@ from hsd.registry import find_verifier
 
 
 class EagleModel:
-    """Speculative decoding with a stock `transformers` target and an EAGLE-3 head (or a small LM) as drafter."""
+    """Speculative decoding with a stock `transformers` target and an EAGLE-3 head (or a small LM) as drafter.
+
+    captured        what records steps as CUDA graphs; None where there is no CUDA device
+    eager_because   why the latest generation ran without graphs; None: with them
+    """
 
     def __init__(self, model, drafter: Drafter | None = None, tokenizer=None, taps: tuple[int, ...] = ()):
         self.target = CausalLM(model, taps)
@@ -26,6 +34,12 @@ class EagleModel:
         self.tokenizer = tokenizer
         self.device = self.target.device
         self.context_length = self.target.context_length
+        self.captured = Captured(CudaGraphs(self.device)) if self.device.type == "cuda" else None
+        self._eager_because: str | None = None
+
+    @property
+    def eager_because(self) -> str | None:
+        return self._eager_because or (self.captured.broken if self.captured is not None else None)
 
     @classmethod
     def from_head(cls, model, head: Eagle3Head, tokenizer=None) -> "EagleModel":
@@ -47,20 +61,22 @@ class EagleModel:
     @classmethod
     def from_pretrained(
         cls, base_model_path: str, ea_model_path: str | None = None, draft_model_path: str | None = None,
-        dtype: torch.dtype | None = None, device_map: str | None = None, **model_kwargs,
+        dtype: torch.dtype | None = None, device_map: str | None = None, attention: str = "sdpa", **model_kwargs,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
 
         Give `ea_model_path` (an EAGLE-3 head) or `draft_model_path` (a small causal LM with the same tokenizer), or
         neither for plain decoding. dtype: None keeps the checkpoint's on a GPU and means float32 on a CPU.
+        attention: "sdpa", or "split_prefix" for a tree attention without a mask over the cache (`eagle.attention`).
         Raises ValueError when head and target, or the two tokenizers, do not belong together.
         """
+        if attention not in ATTENTION:
+            raise ValueError(f"attention={attention!r}: expected one of {', '.join(ATTENTION)}")
         if ea_model_path and draft_model_path:
             raise ValueError("both ea_model_path and draft_model_path were given: a model drafts with one of them")
         dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(base_model_path)
-        model = _load_lm(base_model_path, dtype, device_map, **model_kwargs)
-        order_for_decoding(model)
+        model = _load_lm(base_model_path, dtype, device_map, **{"attn_implementation": attention, **model_kwargs})
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype)
             order_for_decoding(head)
@@ -68,8 +84,7 @@ class EagleModel:
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
-        small = _load_lm(draft_model_path, dtype, device_map)
-        order_for_decoding(small)
+        small = _load_lm(draft_model_path, dtype, device_map, attn_implementation=attention)
         return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
 
     def generate(
@@ -107,6 +122,7 @@ class EagleModel:
         verifier: str = "hsd", nodes: int = 60, depth: int = 7, width: int | None = None, beta: float = 0.85,
         generator: torch.Generator | None = None, eos_token_id: int | list[int] | None = None,
         attention_mask: Tensor | None = None, draft_sampling: SamplingSettings | None = None,
+        graphs: bool | None = None,
     ) -> Iterator[list[Generation]]:
         """Yield the growing rows after the prompts' forward and after every step.
 
@@ -117,6 +133,8 @@ class EagleModel:
         generator       source of all randomness, on the model's device; None: torch's global one
         eos_token_id    token id(s) that end a row; None: the model's own
         draft_sampling  settings of the draft law where they should differ from the target's
+        graphs          replay steps as CUDA graphs: None where possible, True the same but warn where not, False never;
+                        `eager_because` has the reason
 
         Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, settings out
         of range, an unknown tree or verifier.
@@ -128,7 +146,21 @@ class EagleModel:
         sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
         plan = self._plan(sampling, draft_sampling, tree, verifier, TreeSettings(nodes, depth, width, beta))
         stopping = Stopping(self.eos_ids(eos_token_id), max_new_tokens, self.context_length)
-        return iterate(self.target, self.drafter, plan, prompts, stopping, generator)
+        captured = self._recordings(plan, graphs)
+        return iterate(self.target, self.drafter, plan, prompts, stopping, generator, captured)
+
+    def _recordings(self, plan: Plan, graphs: bool | None) -> Captured | None:
+        """Where this plan's steps are recorded, None if they are not; the reason goes to `eager_because`."""
+        if graphs is False:
+            self._eager_because = "graphs=False"
+        elif self.captured is None:
+            self._eager_because = f"the model is on {self.device}; graphs need a CUDA device"
+        else:
+            drafter = self.drafter if find_tree(plan.tree) else None
+            self._eager_because = why_not(self.target, drafter, plan)
+        if graphs and self.eager_because:
+            warnings.warn(f"graphs=True: decoding without them, because {self.eager_because}", stacklevel=4)
+        return None if self.eager_because else self.captured
 
     def _plan(
         self, sampling: SamplingSettings, draft_sampling: SamplingSettings | None, tree: str, verifier: str,
@@ -177,7 +209,9 @@ class EagleModel:
 
 
 def _load_lm(path: str, dtype, device_map: str | None, **kwargs):
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
+    order_for_decoding(model)
+    return model
 
 
 def check_same_tokenizer(target, draft) -> None:

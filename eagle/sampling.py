@@ -50,7 +50,7 @@ class SamplingSettings:
 
 
 class Law:
-    """Callable: logits [..., V] -> probabilities Float32[..., V] under `settings`."""
+    """Callable: logits [..., V] -> probabilities Float32[..., V] under `settings`; equal where these are."""
 
     def __init__(self, settings: SamplingSettings):
         self.settings = settings
@@ -68,6 +68,12 @@ class Law:
             self._warpers.append(TopPLogitsWarper(float(settings.top_p)))
         if settings.min_p:
             self._warpers.append(MinPLogitsWarper(float(settings.min_p)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Law) and self.settings == other.settings
+
+    def __hash__(self) -> int:
+        return hash(self.settings)
 
     def __call__(self, logits: Tensor, prefixes: Tensor | None = None) -> Tensor:
         """`prefixes` Int64[..., T]: the tokens before each row, needed for a repetition penalty."""

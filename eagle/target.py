@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagle import attention
+from eagle.buckets import bucket, whole
 from eagle.cache import CacheShape, KVBuffer, TransformersCache, Window
 
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
@@ -59,7 +61,9 @@ def device_of(module: torch.nn.Module) -> torch.device:
 class CausalLM:
     """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
 
-    `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host.
+    `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
+    number of tree nodes asked for: they lie in the last slots of the buffer's scratch area, which may be larger.
+    A forward looks at `window()` committed slots, a bucket of `longest`; masks made from `lengths` hide the rest.
     """
 
     def __init__(self, model, taps: tuple[int, ...] = ()):
@@ -75,10 +79,10 @@ class CausalLM:
         for tap in taps:
             layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
         self.device = device_of(model.get_input_embeddings())
-        self._devices = tuple(device_of(layer) for layer in layers)
+        self.layer_devices = tuple(device_of(layer) for layer in layers)
         self.cache: TransformersCache | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
-        self.longest = 0
+        self.longest = self.scratch = 0
 
     def _keep(self, tap: int):
         def hook(module, args, kwargs):
@@ -94,6 +98,11 @@ class CausalLM:
     def context_length(self) -> int:
         return self.config.max_position_embeddings
 
+    @property
+    def attention(self) -> str:
+        """The attention that the model is set to, by the name `transformers` has for it."""
+        return self.config._attn_implementation
+
     def reserve(self, batch: int, scratch: int, capacity: int, slack: int) -> None:
         """Empty cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; reused if it fits.
 
@@ -101,22 +110,41 @@ class CausalLM:
         """
         config = self.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        slots = whole(capacity + slack, self.device)
         shape = CacheShape(
-            batch, config.num_key_value_heads, head_dim, scratch, capacity + slack, self._devices, self.model.dtype
+            batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
         )
         if self.cache is None or not self.cache.buffer.shape.fits(shape):
             self.cache = None  # its memory is free for the new one
             self.cache = TransformersCache(KVBuffer(shape))
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.longest, self._limit = 0, capacity
+            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.lengths.zero_()
+        self.longest, self.scratch = 0, scratch
+        self._limit = self.cache.buffer.shape.capacity - slack
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
+        return [*self.cache.buffer.stores, self.lengths]
+
+    def window(self, more: int = 0) -> int:
+        """How many committed slots a forward looks at, `more` of which it writes itself."""
+        return min(bucket(self.longest + more, self.device), self.cache.buffer.shape.capacity)
+
+    @property
+    def _first(self) -> int:
+        """The slot of tree node 0."""
+        return self.cache.buffer.shape.scratch - self.scratch
 
     def _advance(self, counts: Tensor) -> None:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
         self.lengths.add_(counts).clamp_(max=self._limit)
 
-    def _forward(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None) -> Scores:
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None, **options
+    ) -> Scores:
         out = self.model.model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True,
+            **options,
         )
         hidden = out.last_hidden_state
         if logits_at is not None:
@@ -125,6 +153,7 @@ class CausalLM:
         features = None
         if self.taps:
             features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)
+            self._tapped.clear()
         return Scores(self.model.lm_head(hidden), features)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
@@ -148,32 +177,36 @@ class CausalLM:
     def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
         """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
         n, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
+        window = self.window(n)
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        self.cache.window = Window(first=scratch, stop=scratch + self.longest + n, positions=positions)
-        slots = torch.arange(self.longest + n, device=self.device)
-        mask = self._float_mask(slots <= positions[:, :, None])
+        self.cache.window = Window(first=scratch, stop=scratch + window, positions=positions)
+        mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
         scores = self._forward(tokens, positions, mask, counts - 1)
         self._advance(counts)
         self.longest += n
         return scores
 
     def score(self, tokens: Tensor, depths: Tensor, ancestors: Tensor, start: int = 0) -> Scores:
-        """Score tree nodes Int64[B, n] held in scratch slots `start` .. `start + n - 1`; the cache length stays.
+        """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.
 
-        depths Int64[B, n]; ancestors Bool[B, n, S]: which scratch slots each node sees (itself included).
+        depths Int64[B, n]; ancestors Bool[B, n, scratch]: which places each node sees (itself included).
         Returns logits [B, n, V] and features [B, n, taps * F].
         """
-        scratch = self.cache.buffer.shape.scratch
-        self.cache.window = Window(first=0, stop=scratch + self.longest, start=start)
-        committed = torch.arange(self.longest, device=self.device) < self.lengths[:, None]
+        window = self.window()
+        stop = self.cache.buffer.shape.scratch + window
+        self.cache.window = Window(first=self._first, stop=stop, start=self._first + start)
+        positions = self.lengths[:, None] + depths
+        if self.attention == attention.NAME:  # no mask for what every node of a row sees
+            mask = self._float_mask(ancestors)
+            return self._forward(tokens, positions, mask, None, prefix_lengths=self.lengths)
+        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
         committed = committed[:, None].expand(-1, tokens.shape[1], -1)
-        mask = self._float_mask(torch.cat([ancestors, committed], dim=-1))
-        return self._forward(tokens, self.lengths[:, None] + depths, mask, None)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), None)
 
     def commit(self, nodes: Tensor, counts: Tensor) -> None:
         """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""
         positions = self.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
-        self.cache.buffer.commit(nodes, positions)
+        self.cache.buffer.commit(nodes + self._first, positions)
         self._advance(counts)
 
     def settle(self, longest: int) -> None:

@@ -29,8 +29,8 @@ from eval.answers import AnswerFile, remove, shard_path
 from eval.methods import METHODS, Decoding, Method, from_flags, resolve
 
 TREES = ("none", "topk", "chain", "multi", "hybrid", "auto")
-AUTO = "auto"  # of --nodes
 VERIFIERS = ("token", "block", "hsd", "published")
+AUTO = "auto"  # of --nodes
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -171,7 +171,7 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
-def automatic_budget(options: argparse.Namespace, engine: Any, world: int) -> tuple[int, int]:
+def automatic_budget(options: argparse.Namespace, task: runner.Task, world: int) -> tuple[int, int]:
     """(nodes, depth) of `--nodes auto`, kept beside the answers. ValueError where several processes would differ."""
     place = Path(options.output, "budget.json") if options.output else Path(f"{options.answer_file}.budget.json")
     if options.fresh:
@@ -179,7 +179,7 @@ def automatic_budget(options: argparse.Namespace, engine: Any, world: int) -> tu
     if world > 1 and not place.is_file():
         raise ValueError("--nodes auto: every process would measure its own budget; run python -m eval.budget first "
                          "and pass its --nodes and --depth")
-    return budget.kept_or_measured(place, engine, options.temperature)
+    return budget.kept_or_measured(place, task)
 
 
 def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
@@ -192,17 +192,18 @@ def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     engine = load(options.base_model_path, options.ea_model_path, options.dtype,
                   local_rank=int(os.environ.get("LOCAL_RANK", "0")), draft_model_path=options.draft_model_path)
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
-    if options.nodes == AUTO:
-        options.nodes, options.depth = automatic_budget(options, engine, world)
     limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
     decoding = Decoding(options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes,
-                        options.depth, options.width).with_defaults()
+                        options.depth, options.width)
+    task = runner.Task(engine, style, decoding.with_defaults(), options.seed, options.system_prompt)
+    if options.nodes == AUTO:
+        nodes, depth = automatic_budget(options, task, world)
+        task = task._replace(decoding=decoding._replace(nodes=nodes, depth=depth))
 
     def describe(method: Method) -> dict[str, Any]:
-        return settings(options, questions, method, decoding, style.name, device_name(engine.device))
+        return settings(options, questions, method, task.decoding, style.name, device_name(engine.device))
 
     jobs = open_jobs(chosen, rank, world, options.fresh, describe, provenance.provenance())
-    task = runner.Task(engine, style, decoding, options.seed, options.system_prompt)
     try:
         return runner.run(task, jobs, questions.questions, rank, world, options.quiet)
     finally:

@@ -14,11 +14,12 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from eagle.files import write_json
 from eval import benchmarks, prompts
 from eval import engine as engines
-from eval.storage import write_whole
+from eval.methods import Decoding, from_flags
+from eval.runner import Task, answer_turn
+from eval.tables import Table, markdown_table
 
 PLAIN = (1, 1)
 CANDIDATES = (PLAIN, (5, 3), (9, 4), (13, 4), (16, 5), (21, 5), (32, 6), (60, 7))
@@ -48,47 +49,45 @@ def summarise(nodes: int, depth: int, steps: list[Any]) -> Point:
     return Point(nodes, depth, tau, 1e3 * seconds, tau / seconds)
 
 
-def measure(engine: Any, temperature: float, tree: str = "hybrid", verifier: str = "hsd", problems: int = 4,
-            tokens: int = 48, seed: int = 0, candidates: tuple[tuple[int, int], ...] = CANDIDATES) -> list[Point]:
-    """Both curves for `engine`, an `eagle.EagleModel` with a drafter; one row of `problems` prompts per candidate."""
-    style = prompts.prompt_format(engine.tokenizer, "")
+def measure(task: Task, tree: str = "hybrid", verifier: str = "hsd", problems: int = 4, tokens: int = 48,
+            candidates: tuple[tuple[int, int], ...] = CANDIDATES) -> list[Point]:
+    """Both curves for the task's engine, an `eagle.EagleModel` with a drafter, under the task's sampling settings:
+    `problems` answers of at most `tokens` tokens per candidate (nodes, depth)."""
     questions = benchmarks.load("gsm8k", "sample", None, problems).questions
     steps: dict[tuple[int, int], list[Any]] = {candidate: [] for candidate in candidates}
     for index, question in enumerate([questions[0], *questions]):  # the first time warms up
-        ids = prompts.encode(engine.tokenizer, style, [{"role": "user", "content": question.turns[0]}])
+        messages = [{"role": "user", "content": question.turns[0]}]
         for nodes, depth in candidates:
-            generator = torch.Generator(device=engine.device).manual_seed(seed + index)
-            row = engine.generate(
-                ids.to(engine.device), tokens, temperature=temperature, tree=tree if nodes > 1 else "none",
-                verifier=verifier, nodes=nodes, depth=depth, generator=generator, return_dict_in_generate=True,
-            )
+            method = from_flags("none" if (nodes, depth) == PLAIN else tree, verifier)
+            decoding = task.decoding._replace(max_new_tokens=tokens, nodes=nodes, depth=depth)
+            turn, _ = answer_turn(task._replace(decoding=decoding), method, messages, task.seed + index)
             if index:
-                steps[nodes, depth] += row.steps
+                steps[nodes, depth] += turn.steps
     return [summarise(nodes, depth, found) for (nodes, depth), found in steps.items()]
 
 
 def table(points: list[Point]) -> str:
     best, plain = choose(points), next((p for p in points if p.nodes == 1), None)
-    lines = ["| nodes | depth | tau | step, ms | tok/s | speedup | |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for p in points:
         speedup = f"{p.tokens_per_second / plain.tokens_per_second:.2f}x" if plain else "–"
-        numbers = f"{p.nodes} | {p.depth} | {p.tau:.2f} | {p.step_ms:.1f} | {p.tokens_per_second:.0f} | {speedup}"
-        lines.append(f"| {numbers} | {'chosen' if p == best else ''} |")
-    return "\n".join(lines)
+        rows.append([str(p.nodes), str(p.depth), f"{p.tau:.2f}", f"{p.step_ms:.1f}", f"{p.tokens_per_second:.0f}",
+                     speedup, "chosen" if p == best else ""])
+    return markdown_table(Table("Budget", "", ["nodes", "depth", "tau", "step, ms", "tok/s", "speedup", ""], rows))
 
 
-def kept_or_measured(path: Path, engine: Any, temperature: float) -> tuple[int, int]:
+def kept_or_measured(path: Path, task: Task) -> tuple[int, int]:
     """(nodes, depth) of an earlier choice in `path`, else measured now and written there: a resumed run goes on with
     the budget it began with."""
     if path.is_file():
         chosen = json.loads(path.read_text(encoding="utf-8"))["chosen"]
         return chosen["nodes"], chosen["depth"]
-    points = measure(engine, temperature)
+    points = measure(task)
     print(table(points))
-    report = {"temperature": temperature, "points": [p._asdict() for p in points], "chosen": choose(points)._asdict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(report, indent=1) + "\n")
-    return choose(points).nodes, choose(points).depth
+    chosen = choose(points)
+    write_json(path, {"temperature": task.decoding.temperature, "points": [p._asdict() for p in points],
+                      "chosen": chosen._asdict()})
+    return chosen.nodes, chosen.depth
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -105,7 +104,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     engine = engines.load(args.base_model_path, args.ea_model_path, args.dtype)
-    print(table(measure(engine, args.temperature, args.tree, args.verifier, args.problems, args.tokens, args.seed)))
+    style = prompts.prompt_format(engine.tokenizer, args.base_model_path)
+    task = Task(engine, style, Decoding(args.temperature), args.seed)
+    print(table(measure(task, args.tree, args.verifier, args.problems, args.tokens)))
 
 
 if __name__ == "__main__":

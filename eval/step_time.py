@@ -5,7 +5,8 @@
 
 Variants (tree x nodes x context) alternate step by step, so that a drift of the machine hits all alike; the medians
 over `--steps` rounds are reported. `floor` is the larger of two: bytes that must be read / measured copy bandwidth,
-and FLOPs / measured matrix-product rate. `host` is what lies between the phases. On a GPU every phase ends with a wait.
+and FLOPs / measured matrix-product rate. `host` is what lies between the phases. On a GPU every phase ends with a wait,
+and steps are replayed as CUDA graphs unless `--no-graphs`.
 """
 import argparse
 import json
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from eagle import EagleModel
+from eagle.capturable import why_not
 from eagle.decode import PhaseClock, Plan, prefill, step
 from eagle.sampling import Law, SamplingSettings
 from eagle.trees import TreeSettings, find_tree
@@ -30,6 +32,7 @@ from eval.storage import write_whole
 from eval.tables import Table, markdown_table
 
 COLUMNS = (*PHASES, "host")
+WARM_UP = 4  # steps: the prompt's, and those in which a graph is prepared and recorded
 
 
 class Variant(NamedTuple):
@@ -65,29 +68,38 @@ class Runner:
         verifier = "greedy" if args.temperature == 0 else variant.verifier
         self.plan = Plan(variant.tree, settings, verifier, law, law)
         self.passes = 0 if variant.tree == "none" else min(args.depth, max(variant.nodes - 1, 1))
+        drafter = self.drafter()
+        possible = args.graphs and model.captured is not None and not why_not(model.target, drafter, self.plan)
+        self.captured = model.captured if possible else None
         self.session = None
+
+    def drafter(self):
+        return self.model.drafter if find_tree(self.plan.tree) else None
 
     def start(self) -> None:
         context = self.variant.context - self.room // 2
         vocabulary = self.model.target.vocab_size
         tokens = torch.randint(vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-        drafter = self.model.drafter if find_tree(self.plan.tree) else None
-        self.session = prefill(self.model.target, drafter, self.plan, [tokens], self.room, self.generator)
+        stock = None if self.captured is None else self.captured.stock
+        self.session = prefill(
+            self.model.target, self.drafter(), self.plan, [tokens], self.room, self.generator, stock
+        )
         self.session.clock = PhaseClock(synchronize=self.model.device.type == "cuda")
         self.began = len(self.session.sequences[0])
 
     def round(self, count: int) -> list[dict[str, float]]:
-        """Seconds by phase of `count` steps after two that warm up."""
+        """Seconds by phase of `count` steps after those that warm up."""
         self.start()
-        times = [self.one() for _ in range(count + 2)]
-        return times[2:]
+        times = [self.one() for _ in range(count + WARM_UP)]
+        return times[WARM_UP:]
 
     def one(self) -> dict[str, float]:
         if len(self.session.sequences[0]) - self.began > self.room - self.plan.settings.depth - 2:
             self.start()
         began = time.perf_counter()
-        drafter = self.model.drafter if find_tree(self.plan.tree) else None
-        _, seconds = step(self.model.target, drafter, self.plan, self.session, self.generator)
+        _, seconds = step(
+            self.model.target, self.drafter(), self.plan, self.session, self.generator, self.captured
+        )
         whole = time.perf_counter() - began
         return {**seconds, "host": max(whole - sum(seconds.values()), 0.0)}
 
@@ -165,6 +177,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--verifier", default="hsd")
     parser.add_argument("--depth", type=int, default=7)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="on a GPU: run every step as it is")
     parser.add_argument("--steps", type=int, default=10, help="steps per variant and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)

@@ -3,15 +3,17 @@
 #
 #   bash scripts/train_head.sh TARGET DATA.jsonl OUTPUT_DIR [--setting value ...]
 #
-# TARGET is a directory or hub id. The answers are first rewritten by the target itself at temperature 1, then the
-# head is trained on them; both steps continue where they stopped when the command is given again. Settings are those
-# of eagle/train/config.py, e.g. --minutes 40 or --epochs 2 --draft-vocab-size 32000. Several GPUs or machines:
-# LAUNCH=".venv/bin/accelerate launch" bash scripts/train_head.sh ...
+# TARGET is a directory or hub id. The answers are first rewritten by the target itself, a third each at temperature 0,
+# 0.6 and 1 (TEMPERATURES="1" for one), then the head is trained on them; both steps continue where they stopped when
+# the command is given again. Settings are those of eagle/train/config.py, e.g. --minutes 40 or --epochs 2
+# --draft-vocab-size 32000. Several GPUs or machines: LAUNCH=".venv/bin/accelerate launch" bash scripts/train_head.sh ...
 set -euo pipefail
 source "$(dirname "$0")/setup.sh" requirements.txt
 target=$1 data=$2 output=$3
 shift 3
 mkdir -p "$output"
-"$PYTHON_VENV" -m eagle.train.regenerate --target "$target" --data "$data" --output "$output/regenerated.jsonl"
+read -ra temperatures <<< "${TEMPERATURES:-0 0.6 1}"
+"$PYTHON_VENV" -m eagle.train.regenerate --target "$target" --data "$data" --output "$output/regenerated.jsonl" \
+    --temperature "${temperatures[@]}"
 ${LAUNCH:-$PYTHON_VENV} -m eagle.train --target "$target" --data "$output/regenerated.jsonl" --output "$output" \
     --epochs 2 "$@"

@@ -20,6 +20,12 @@ class Drafter(Protocol):
         At most `slack` tokens are ever written past a row's length at once.
         """
 
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
+
+    def window(self, more: int = 0) -> int:
+        """How many committed slots a pass looks at, `more` of which it writes itself: a bucket of the length."""
+
     def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None) -> Tensor:
         """Commit `counts` Int64[B] tokens of Int64[B, m] (right-padded); the last one is the root.
 

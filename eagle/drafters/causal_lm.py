@@ -14,13 +14,22 @@ class CausalLMDrafter:
         self.device = self.lm.device
         # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
         self.columns = min(self.lm.vocab_size, target_vocab_size)
+        self.lineage: Lineage | None = None
         self.support = None
         if self.columns < target_vocab_size:
             self.support = torch.arange(self.columns, device=self.device)
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         self.lm.reserve(batch, slots, capacity, slack)
-        self.lineage = Lineage(batch, slots, self.device)
+        if self.lineage is None or self.lineage.seen.shape != (batch, slots + 1, slots):
+            self.lineage = Lineage(batch, slots, self.device)
+        self.lineage.clear()
+
+    def state(self) -> list[Tensor]:
+        return [*self.lm.state(), self.lineage.seen, self.lineage.depths]
+
+    def window(self, more: int = 0) -> int:
+        return self.lm.window(more)
 
     def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None = None) -> Tensor:
         self.lineage.clear()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from eagle.buckets import bucket, whole
 from eagle.cache import CacheShape, KVBuffer
 from eagle.drafters.base import Lineage
 from eagle.head import Eagle3Head
@@ -23,17 +24,23 @@ class Eagle3Drafter:
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         config, dtype = self.head.config, self.head.fc.weight.dtype
-        shape = CacheShape(
-            batch, config.num_key_value_heads, config.head_dim, slots, capacity + slack, (self.device,), dtype
-        )
-        if self.buffer is None or not self.buffer.shape.fits(shape):
+        room = whole(capacity + slack, self.device)
+        shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
+        if self.buffer is None or self.buffer.shape.scratch != slots or not self.buffer.shape.fits(shape):
             self.buffer = None  # its memory is free for the new one
             self.buffer = KVBuffer(shape)
+            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
             self.lineage = Lineage(batch, slots, self.device)
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.longest, self._limit = 0, capacity
+        self.lengths.zero_()
+        self.longest, self._limit = 0, self.buffer.shape.capacity - slack
         self.lineage.clear()
+
+    def state(self) -> list[Tensor]:
+        return [*self.buffer.stores, self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
+
+    def window(self, more: int = 0) -> int:
+        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
 
     def _advance(self, counts: Tensor) -> None:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
@@ -60,12 +67,12 @@ class Eagle3Drafter:
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        stop = scratch + self.longest + n
         if self.longest:
-            mask = (torch.arange(stop - scratch, device=self.device) <= positions[:, :, None]).unsqueeze(1)
-            attend = self._attend_over(mask, scratch, stop, None, positions)
+            window = self.window(n)
+            mask = (torch.arange(window, device=self.device) <= positions[:, :, None]).unsqueeze(1)
+            attend = self._attend_over(mask, scratch, scratch + window, None, positions)
         else:  # an empty cache: plain causal attention, whatever the rows' lengths
-            attend = self._attend_over(None, scratch, stop, scratch, None)
+            attend = self._attend_over(None, scratch, scratch + n, scratch, None)
         hidden = self.head(self.head.fuse(features), tokens, positions, attend)
         last = hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
         self._advance(counts)
@@ -81,9 +88,10 @@ class Eagle3Drafter:
         first, count = self.lineage.filled, tokens.shape[1]
         seen, depths = self.lineage.add(parents)
         hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
-        committed = torch.arange(self.longest, device=self.device) < self.lengths[:, None]
+        window = self.window()
+        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
         mask = torch.cat([seen, committed[:, None].expand(-1, count, -1)], dim=-1).unsqueeze(1)
-        attend = self._attend_over(mask, 0, self.buffer.shape.scratch + self.longest, first, None)
+        attend = self._attend_over(mask, 0, self.buffer.shape.scratch + window, first, None)
         output = self.head(hidden, tokens, self.lengths[:, None] - 1 + depths, attend)
         self.outputs[:, first + 1 : first + 1 + count] = output
         return self.head.logits(output)

@@ -31,6 +31,7 @@ class TrainConfig:
     unroll: int = 7  # draft steps of the training-time test
     step_decay: float = 0.8  # loss weight of step i: step_decay ** i
     acceptance_weight: float = 0.0  # share of the acceptance loss, 0 .. 1
+    acceptance_warmup: float = 0.0  # share of the run over which that weight rises from 0
     draft_vocab_size: int | None = None  # None: the target's whole vocabulary
     taps: list[int] | None = None  # None: layers 2, L // 2, L - 3
     intermediate_size: int | None = None  # None: the target's
@@ -73,8 +74,9 @@ class TrainConfig:
             raise ValueError(f"optimizer is {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        if not 0 <= self.acceptance_weight <= 1:
-            raise ValueError(f"acceptance_weight is {self.acceptance_weight}; expected 0 .. 1")
+        for name in ("acceptance_weight", "acceptance_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 .. 1")
         for name in ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")

@@ -23,7 +23,7 @@ from eagle.train.drafting import DraftingTrial
 from eagle.train.evaluate import evaluate
 from eagle.train.features import OnlineFeatures
 from eagle.train.objective import Objective, align
-from eagle.train.optim import build_optimizers, rate, set_rate
+from eagle.train.optim import build_optimizers, rate, risen, set_rate
 from eagle.train.plot import plot
 from eagle.train.records import Records
 from eagle.train.setup import build_head, load_target, split_examples
@@ -77,9 +77,7 @@ class Trainer:
                 "lie on a file system that all machines see"
             )
         self.records = Records(config.output, config.unroll, accelerator, self.progress, config.steps)
-        objective = Objective(
-            self.head, config.unroll, config.step_decay, config.acceptance_weight, config.checkpointing
-        )
+        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing)
         self.objective = accelerator.prepare_model(objective.to(self.device))
         self.optimizers = [accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
 
@@ -150,11 +148,12 @@ class Trainer:
         with self.accelerator.autocast():
             features = self.cache(indices, self.device) if self.cache else self.source(batch)
             law = self.source.law(features.last, where.predicted, self.head.support())
-        return self.objective(features.taps, batch, where, law)
+        return self.objective(features.taps, batch, where, law, self.acceptance_weight)
 
     def step(self, rows: list[int], share: float) -> None:
         config = self.config
         set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
+        self.acceptance_weight = risen(share, config.acceptance_weight, config.acceptance_warmup)
         positions = sum(self.train_set[i].drafted() for i in rows)
         scale = self.accelerator.num_processes / positions  # undoes the averaging over processes
         parts = self.my_parts(rows)

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK = 2**18  # logits of one block on a CPU, what its cache holds: 64 rows of a 4,096-token vocabulary
+ROWS = 512  # of one block on a GPU
+CPU_BLOCK = 2**18  # logits of one block on a CPU, what its cache holds: 64 rows of a 4,096-token vocabulary
 
 
 class TargetLaw(NamedTuple):
@@ -53,8 +54,8 @@ class StepLoss(NamedTuple):
 
 
 def block_rows(logits: Tensor) -> int:
-    room = BLOCK if logits.device.type == "cpu" else 256 * BLOCK
-    return max(1, room // logits.shape[-1])
+    """Rows of logits [M, Vd] worked through together."""
+    return max(1, CPU_BLOCK // logits.shape[-1]) if logits.device.type == "cpu" else ROWS
 
 
 class _DraftLoss(torch.autograd.Function):

@@ -53,18 +53,17 @@ def align(answer: Tensor) -> Alignment:
 class Objective(nn.Module):
     """The head with its loss, as one module, so that data-parallel wrappers see a single forward."""
 
-    def __init__(
-        self, head: Eagle3Head, steps: int, decay: float, acceptance_weight: float, checkpointing: bool = False
-    ):
+    def __init__(self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False):
         super().__init__()
         self.head = head
         self.steps = steps
-        self.acceptance_weight = acceptance_weight
         self.checkpointing = checkpointing
         powers = torch.tensor([decay**step for step in range(steps)])
         self.register_buffer("step_weight", powers / powers.sum(), persistent=False)
 
-    def forward(self, features: Tensor, batch: Batch, where: Alignment, target: TargetLaw) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, batch: Batch, where: Alignment, target: TargetLaw, acceptance_weight: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Weighted loss summed over positions, and per-step sums [steps, 4]: positions, cross-entropy, sum of
         min(p, q), top-1 agreement."""
         total, sums = features.new_zeros((), dtype=torch.float32), []
@@ -72,7 +71,7 @@ class Objective(nn.Module):
         for step, hidden in enumerate(states):
             rows = where.rows_of_step(step)
             valid = rows >= 0
-            out = draft_loss(self.head.logits(hidden[valid]), target.rows(rows[valid]), self.acceptance_weight)
+            out = draft_loss(self.head.logits(hidden[valid]), target.rows(rows[valid]), acceptance_weight)
             total = total + self.step_weight[step] * out.loss
             sums.append(torch.stack([valid.sum().float(), out.cross_entropy, out.accepted.sum(), out.agree]))
         return total, torch.stack(sums).detach()

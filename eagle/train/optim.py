@@ -29,6 +29,11 @@ def rate(progress: float, step: int, warmup: int, decay: float) -> float:
     return min(1.0, (step + 1) / max(1, warmup), falling)
 
 
+def risen(progress: float, full: float, warmup: float) -> float:
+    """A weight that rises linearly from 0 to `full` over the first `warmup` share of the run."""
+    return full * min(1.0, progress / warmup) if warmup > 0 else full
+
+
 def set_rate(optimizers: list[Optimizer], lr: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:

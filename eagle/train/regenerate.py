@@ -23,22 +23,27 @@ from eagle.train.data import read_messages
 from eagle.train.precision import has_bf16
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """Logits [B, V] -> one token each, Int64[B]; the most likely one at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator).squeeze(1)
+def draw(logits: Tensor, temperature: Tensor, generator: torch.Generator) -> Tensor:
+    """Logits [B, V], one temperature per row [B] -> one token each, Int64[B]; the most likely one at temperature 0."""
+    greedy = temperature == 0
+    law = (logits.float() / temperature.masked_fill(greedy, 1)[:, None]).softmax(-1)
+    drawn = torch.multinomial(law, 1, generator=generator).squeeze(1)
+    return torch.where(greedy, logits.argmax(-1), drawn)
 
 
 @torch.no_grad()
-def sample(model, prompts: list[list[int]], limit: int, temperature: float, ends: Tensor, generator) -> list[list[int]]:
-    """Up to `limit` tokens after every prompt, the end token included. Rows that are done leave the batch."""
+def sample(
+    model, prompts: list[list[int]], limit: int, temperatures: list[float], ends: Tensor, generator
+) -> list[list[int]]:
+    """Up to `limit` tokens after every prompt, the end token included, each prompt at its own temperature. Rows that
+    are done leave the batch."""
     longest = max(map(len, prompts))
     tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     answers: list[list[int]] = [[] for _ in prompts]
     rows, running = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     cache, positions = DynamicCache(config=model.config), mask.cumsum(1).sub(1).clamp(min=0)
+    temperature = torch.tensor(temperatures, dtype=torch.float32, device=model.device)
     for _ in range(limit):
         out = model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
@@ -56,6 +61,7 @@ def sample(model, prompts: list[list[int]], limit: int, temperature: float, ends
             cache.batch_select_indices(keep)
             rows = [rows[i] for i in keep.tolist()]
             token, positions, mask, running = token[keep], positions[keep], mask[keep], running[keep]
+            temperature = temperature[keep]
         tokens = token[:, None]
     return answers
 
@@ -63,8 +69,9 @@ def sample(model, prompts: list[list[int]], limit: int, temperature: float, ends
 class Dialogue:
     """One conversation on its way through the sampler: ids so far, spans the target wrote, messages so far."""
 
-    def __init__(self, tokenizer, messages: list[dict[str, str]]):
+    def __init__(self, tokenizer, messages: list[dict[str, str]], temperature: float):
         self.tokenizer = tokenizer
+        self.temperature = temperature
         self.original = messages
         self.turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         self.messages: list[dict[str, str]] = []
@@ -100,8 +107,10 @@ def end_tokens(model, tokenizer) -> Tensor:
     return torch.tensor(ends, device=model.device)
 
 
-def regenerate_batch(model, tokenizer, conversations: list, args, seed: int) -> list[dict]:
-    dialogues = [Dialogue(tokenizer, messages) for messages in conversations]
+def regenerate_batch(
+    model, tokenizer, conversations: list, temperatures: list[float], args, seed: int
+) -> list[dict]:
+    dialogues = [Dialogue(tokenizer, *pair) for pair in zip(conversations, temperatures, strict=True)]
     generator = torch.Generator(model.device).manual_seed(seed)
     context, ends = model.config.max_position_embeddings, end_tokens(model, tokenizer)
     for turn in range(max(len(d.turns) for d in dialogues)):
@@ -110,7 +119,7 @@ def regenerate_batch(model, tokenizer, conversations: list, args, seed: int) -> 
             break
         prompts = [d.ids for d in ready]
         limit = min(args.max_new_tokens, context - max(map(len, prompts)))
-        answers = sample(model, prompts, limit, args.temperature, ends, generator)
+        answers = sample(model, prompts, limit, [d.temperature for d in ready], ends, generator)
         for dialogue, ids in zip(ready, answers, strict=True):
             dialogue.answer(ids)
     return [dialogue.record() for dialogue in dialogues if dialogue.spans]
@@ -159,14 +168,16 @@ def regenerate(args) -> None:
             break
         if not path.exists():
             seed = args.seed * 1_000_003 + number
-            records = regenerate_batch(model, tokenizer, [conversations[i] for i in rows], args, seed)
+            temperatures = [args.temperature[i % len(args.temperature)] for i in rows]
+            records = regenerate_batch(model, tokenizer, [conversations[i] for i in rows], temperatures, args, seed)
             write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
             tokens += sum(b - a for record in records for a, b in record["spans"])
             bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s")
-    lines = [line for part in sorted(parts.glob("[0-9]*.jsonl")) for line in part.open(encoding="utf-8")]
-    write_text(args.output, "".join(lines))
-    print(f"{args.output}: {len(lines)} of {len(conversations)} conversations")
-    if len(list(parts.glob("[0-9]*.jsonl"))) == len(bar):
+    finished = sorted(parts.glob("[0-9]*.jsonl"))
+    text = "".join(part.read_text("utf-8") for part in finished)
+    write_text(args.output, text)
+    print(f"{args.output}: {text.count(chr(10))} of {len(conversations)} conversations")
+    if len(finished) == len(bar):
         shutil.rmtree(parts)
 
 
@@ -178,7 +189,10 @@ def main() -> None:
     parser.add_argument("--target", required=True, help="directory or hub id of the target model")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files, messages or ShareGPT")
     parser.add_argument("--output", required=True)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", default=[1.0], metavar="T",
+        help="several: conversation i is answered at the i-th of them, round and round",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
     parser.add_argument("--batch", type=int, default=128, help="conversations sampled together")
     parser.add_argument("--limit", type=int, help="only the first conversations")

@@ -42,22 +42,20 @@ def _multi_width(settings: TreeSettings) -> int:
 
 
 def _build(drafter: Drafter, root: Tensor, logits: Tensor, count: int, depth: int, law: Law, draw: Draw) -> TreeBatch:
-    batch, device = len(root), root.device
+    nodes = torch.arange(1 + count * depth, device=root.device)  # level by level, made where they are used
+    parents = torch.where(nodes == 0, -1, (nodes - count).clamp(min=0))
+    depths = (nodes + (count - 1)) // count
     laws = [law(logits)[:, None]]  # the root's law is shared by the first token of every path
     columns = draw(laws[0].expand(-1, count, -1))
-    tokens, parents, rows = [root[:, None]], [-1], [-1]
+    tokens = [root[:, None]]
     for level in range(depth):
         tokens.append(to_target(columns, drafter.support))
-        first = 1 + (level - 1) * count  # node index of the previous level's first path
-        parents += [0] * count if level == 0 else list(range(first, first + count))
-        rows += [0] * count if level == 0 else list(range(first, first + count))
         if level + 1 == depth:
             break
-        parent_slots = torch.tensor(parents[-count:], device=device).expand(batch, -1)
-        laws.append(law(drafter.grow(parent_slots, tokens[-1])))
+        last = parents[1 + level * count : 1 + (level + 1) * count]
+        laws.append(law(drafter.grow(last.expand(len(root), -1), tokens[-1])))
         columns = draw(laws[-1])
-    depths = [0] + [level + 1 for level in range(depth) for _ in range(count)]
-    as_rows = [torch.tensor(values, device=device).expand(batch, -1) for values in (parents, depths, rows)]
+    as_rows = [values.expand(len(root), -1) for values in (parents, depths, parents)]  # a node's law has its index
     return TreeBatch(
         torch.cat(tokens, 1), *as_rows, torch.cat(laws, 1), drafter.support, hsd.Layout.paths(count, depth)
     )

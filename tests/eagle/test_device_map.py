@@ -5,7 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from eagle.capturable import why_not
 from eagle.model import EagleModel
+from eagle.sampling import Law, SamplingSettings
+from eagle.session import Plan
+from eagle.trees import TreeSettings
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
 
 PARTS = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
@@ -33,6 +37,8 @@ def test_the_same_tokens(saved, tmp_path, offloaded):
         places[f"model.layers.{layer}"] = "disk"
     model = load(saved, places, tmp_path)
     assert any(w.is_meta for w in model.target.model.parameters()) == bool(offloaded)
+    plan = Plan("topk", TreeSettings(), "hsd", Law(SamplingSettings()), Law(SamplingSettings()))
+    assert ("offloaded" in (why_not(model.target, model.drafter, plan) or "")) == bool(offloaded)
     plain = EagleModel.from_head(tiny_target(), tiny_head(tiny_target()))
     for temperature in (0.0, 1.0):
         answers = [
@@ -52,7 +58,7 @@ def test_the_head_lies_beside_the_last_layer(saved):
     assert all(weight.is_meta for weight in head.parameters())
     assert head._bound[0].weight.is_meta
     assert model.device.type == "cpu"  # where tokens go in
-    assert [device.type for device in model.target._devices] == ["cpu"] * (LAYERS // 2) + ["meta"] * (LAYERS // 2)
+    assert [device.type for device in model.target.layer_devices] == ["cpu"] * (LAYERS // 2) + ["meta"] * (LAYERS // 2)
 
 
 def test_offloaded_embeddings_are_refused(saved, tmp_path):

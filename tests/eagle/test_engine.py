@@ -10,7 +10,7 @@ import hsd
 from eagle import decode, memory
 from eagle.cache import CacheShape, KVBuffer
 from eagle.model import EagleModel
-from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
+from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 22, 41, 5]])
 
@@ -21,13 +21,12 @@ def model():
 
 
 def recorded(monkeypatch, engine, **settings):
-    """Generate and keep what every step verified: (tokens before, tree, stopping law of `hsd`)."""
+    """Generate and keep what every step verified: (tokens before, tree, stopping law)."""
     steps, verify = [], decode.verify
 
     def spy(plan, session, tree, scores, generator):
         law = plan.target_law(scores.logits)[0]
-        verifier = plan.verifier
-        steps.append(([*session.sequences[0]], tree, hsd.stopping_law(tree.row(0), law, verifier), verifier))
+        steps.append(([*session.sequences[0]], tree, hsd.stopping_law(tree.row(0), law, plan.verifier)))
         return verify(plan, session, tree, scores, generator)
 
     monkeypatch.setattr(decode, "verify", spy)
@@ -54,8 +53,8 @@ def test_stopping_laws_are_those_of_a_simple_engine(monkeypatch, tree, verifier)
     engine = model()
     steps = recorded(monkeypatch, engine, tree=tree, verifier=verifier, temperature=1.0, nodes=12, depth=4)
     assert len(steps) > 5
-    for sequence, drafted, law, name in steps[::3]:
-        expected = hsd.stopping_law(drafted.row(0), simple_law(engine.target.model, sequence, drafted, 1.0), name)
+    for sequence, drafted, law in steps[::3]:
+        expected = hsd.stopping_law(drafted.row(0), simple_law(engine.target.model, sequence, drafted, 1.0), verifier)
         assert torch.allclose(law.stop, expected.stop, atol=1e-5)
         for node in (law.stop > 0.01).nonzero().flatten().tolist():  # residuals of rare stops divide by little
             assert torch.allclose(law.residual(node), expected.residual(node), atol=1e-3)
@@ -87,6 +86,23 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
     for seed in range(3):
         engine.generate(PROMPT, 40, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(seed))
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi"])
+def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
+    """Recorded or not, a step reads and writes the same tensors and, within a bucket, attends over the same window."""
+    engine, commit, seen = model(), decode.commit, set()
+
+    def spy(target, session, scores, outcome):
+        commit(target, session, scores, outcome)
+        tensors = [*target.state(), *session.carried, *(engine.drafter.state() if tree != "none" else ())]
+        seen.add((
+            target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors)
+        ))
+
+    monkeypatch.setattr(decode, "commit", spy)
+    engine.generate(PROMPT, 100, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(0))
+    assert {window for window, *_ in seen} == {64, 128} and len(seen) == 2
 
 
 def live_tensors() -> int:
@@ -131,7 +147,7 @@ def test_the_stated_bytes_are_the_allocated_ones():
 
 def test_generation_ends_at_the_context_limit():
     engine = model()
-    row = engine.generate(PROMPT, 10_000, return_dict_in_generate=True, nodes=12, depth=4, eos_token_id=[VOCAB - 1],
+    row = engine.generate(PROMPT, 10_000, return_dict_in_generate=True, nodes=12, depth=4,
                           generator=torch.Generator().manual_seed(0))
-    assert row.stop_reason in {"context", "eos"}
-    assert PROMPT.shape[1] + len(row.new_tokens) <= 256
+    assert row.stop_reason == "context"
+    assert PROMPT.shape[1] + len(row.new_tokens) == 256

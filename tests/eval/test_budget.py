@@ -1,12 +1,19 @@
 """`--nodes auto`: the quotient decides, the choice is kept, several processes do not choose apart."""
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from eval import budget
 from eval.__main__ import main
-from eval.budget import Point, choose, kept_or_measured, summarise, table
+from eval.budget import PLAIN, Point, choose, kept_or_measured, measure, summarise, table
+from eval.engine import load
+from eval.methods import Decoding
+from eval.prompts import prompt_format
+from eval.runner import Task
+
+PAIR = Path(__file__).parents[2] / "checkpoints" / "demo"
 
 
 def step(expected: float, seconds: float):
@@ -39,7 +46,8 @@ def test_a_choice_is_measured_once(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(budget, "measure", lambda *_: calls.append(1) or [Point(9, 4, 2.0, 10.0, 200.0)])
     path = tmp_path / "run" / "budget.json"
-    assert kept_or_measured(path, None, 1.0) == kept_or_measured(path, None, 1.0) == (9, 4)
+    task = Task(None, None, Decoding())
+    assert kept_or_measured(path, task) == kept_or_measured(path, task) == (9, 4)
     assert calls == [1] and json.loads(path.read_text())["chosen"]["nodes"] == 9
 
 
@@ -50,3 +58,11 @@ def test_several_processes_are_told_to_choose_before(tmp_path, monkeypatch, caps
                  "--nodes", "auto", "--methods", "hybrid+hsd", "--output", str(tmp_path)]
     assert main(arguments, load=lambda *_, **__: SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))) == 2
     assert "run python -m eval.budget first" in capsys.readouterr().err
+
+
+def test_both_curves_are_measured_on_the_demo_pair():
+    engine = load(str(PAIR / "target"), str(PAIR / "eagle3"), "float32")
+    task = Task(engine, prompt_format(engine.tokenizer, ""), Decoding())
+    plain, drafted = measure(task, problems=1, tokens=12, candidates=(PLAIN, (5, 3)))
+    assert (plain.nodes, plain.tau) == (1, 1.0) and (drafted.nodes, drafted.depth) == (5, 3)
+    assert 1 < drafted.tau <= 4 and drafted.step_ms > 0

@@ -8,8 +8,8 @@ import torch
 from eagle.train.corpus import train_tokenizer
 from eagle.trees import TreeSettings, auto
 from eagle.weights import save_head
+from eval import adaptation, tree_table, tune_trees
 from eval import tree_search as search
-from eval import tree_table, tune_trees
 from eval.tree_search import Candidate
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
 
@@ -193,3 +193,13 @@ def test_intervals_hold_the_mean_and_gains_are_ratios():
 def test_a_method_needs_a_tree_and_a_verifier(pair, tmp_path, capsys):
     assert tree_table.main(table_command(pair, tmp_path, "--methods", "hybrid")) == 2
     assert "tree+verifier" in capsys.readouterr().err
+
+
+def test_adaptation_within_a_request_is_measured_on_the_same_questions(pair, capsys):
+    given = ["--base-model-path", str(pair / "target"), "--ea-model-path", str(pair / "head"), "--data-dir",
+             str(pair / "data"), "--num-questions", "2", "--max-new-tokens", "8", "--quiet", "--dtype", "float32"]
+    assert adaptation.main([*given, "--candidates", "3:2:1.5", "6:3:2"]) == 0
+    shown = capsys.readouterr().out
+    assert "of 2 requests" in shown and "| 6 | 3 | 2 |" in shown and "hindsight" in shown
+    assert adaptation.main([*given, "--candidates", "three"]) == 2
+    assert "NODES:DEPTH" in capsys.readouterr().err

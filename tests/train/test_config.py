@@ -30,6 +30,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
     ({"optimizer": "sgd"}, ["sgd", "adamw"]),
     ({"precision": "fp8"}, ["fp8", "bf16"]),
     ({"acceptance_weight": 2}, ["acceptance_weight", "0 .. 1"]),
+    ({"acceptance_warmup": -1}, ["acceptance_warmup", "0 .. 1"]),
     ({"unroll": 0}, ["unroll"]),
     ({"lr": "fast"}, ["lr", "fast", "number"]),
     ({"data": "a.jsonl"}, ["data", "list"]),

@@ -3,6 +3,7 @@ import torch
 
 from eagle.train.data import Example
 from eagle.train.objective import align
+from eagle.train.optim import risen
 
 ANSWER = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.bool)
 
@@ -52,3 +53,8 @@ def test_a_batch_without_answers():
     where = align(torch.zeros(2, 6, dtype=torch.bool))
     assert where.origins.shape == (2, 1)
     assert (where.rows_of_step(0) == -1).all()
+
+
+def test_the_acceptance_weight_rises():
+    assert [risen(share, 0.5, 0.4) for share in (0.0, 0.2, 0.4, 1.0)] == [0.0, 0.25, 0.5, 0.5]
+    assert risen(0.0, 0.5, 0.0) == 0.5

@@ -26,7 +26,7 @@ def run(monkeypatch, target, data, output, *more) -> list[dict]:
 def test_greedy_answers_are_the_models_own(model):
     prompts = [[1, 3, 20, 21, 5, 4], [1, 3, 40, 5, 4], [1, 3, 30, 31, 32, 33, 5, 4]]
     ends = torch.tensor([5])
-    found = regenerate.sample(model, prompts, 12, 0.0, ends, torch.Generator())
+    found = regenerate.sample(model, prompts, 12, [0.0] * 3, ends, torch.Generator())
     for prompt, answer in zip(prompts, found, strict=True):
         alone = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=5)
         assert answer == alone[0, len(prompt):].tolist()
@@ -34,12 +34,28 @@ def test_greedy_answers_are_the_models_own(model):
 
 def test_samples_follow_the_law(model):
     prompt, n = [1, 3, 20, 21, 5, 4], 4000
-    found = regenerate.sample(model, [prompt] * n, 1, 1.0, torch.tensor([5]), torch.Generator().manual_seed(0))
+    found = regenerate.sample(model, [prompt] * n, 1, [1.0] * n, torch.tensor([5]), torch.Generator().manual_seed(0))
     law = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
     counts = torch.bincount(torch.tensor(found).flatten(), minlength=96)
     likely = law * n > 5
     chi2 = ((counts - law * n) ** 2 / (law * n))[likely].sum()
     assert chi2 < likely.sum() + 4 * (2 * likely.sum()) ** 0.5  # false alarm about 1 in 10^4, fixed seed
+
+
+def test_every_prompt_has_its_own_temperature(model):
+    prompt, n, temperatures = [1, 3, 20, 21, 5, 4], 6000, [0.0, 0.5, 1.0]
+    drawn = regenerate.sample(
+        model, [prompt] * n, 1, temperatures * (n // 3), torch.tensor([5]), torch.Generator().manual_seed(0)
+    )
+    logits = model(torch.tensor([prompt])).logits[0, -1]
+    tokens = torch.tensor(drawn).view(-1, 3)
+    assert (tokens[:, 0] == logits.argmax()).all()
+    for column, temperature in enumerate(temperatures[1:], 1):
+        law = (logits / temperature).softmax(-1)
+        counts, expected = torch.bincount(tokens[:, column], minlength=96), law * len(tokens)
+        likely = expected > 5
+        chi2 = ((counts - expected) ** 2 / expected)[likely].sum()
+        assert chi2 < likely.sum() + 4 * (2 * likely.sum()) ** 0.5  # false alarm about 1 in 10^4, fixed seed
 
 
 def test_a_killed_run_continues_with_the_same_lines(monkeypatch, tiny_target, tiny_data, tmp_path):
