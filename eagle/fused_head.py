@@ -64,12 +64,10 @@ class FusedHead:
         if self.folded:
             of_token, of_hidden = of_token * layer.input_layernorm.weight, of_hidden * layer.hidden_norm.weight
         self.table = self._table(of_token)
-        self.qkv = _ordered(torch.cat([of_token, of_hidden], 1) if self.table is None else of_hidden)
+        self.qkv = _ordered(torch.cat([of_token, of_hidden], 1) if self.table is None else of_hidden).t()
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-        self.gate_up = self._after(layer.post_attention_layernorm, gate_up)
-        self.lm_head = head.lm_head.weight
-        if self.folded and not self.config.norm_output:
-            self.lm_head = self._after(head.norm, self.lm_head)
+        self.gate_up = self._after(layer.post_attention_layernorm, gate_up).t()
+        self.o_proj, self.down_proj = attention.o_proj.weight.t(), mlp.down_proj.weight.t()
         self.angles: Tensor | None = None
 
     def is_current(self) -> bool:
@@ -77,7 +75,7 @@ class FusedHead:
         return self.made_of == _versions(self.head)
 
     def reserve(self, positions: int) -> None:
-        """Make the table of rotary angles [P, 2, E] (cosine; sine, negative in the first half) long enough."""
+        """Make the table of rotary angles [P, 2 E] long enough."""
         rotary = self.head.rotary
         if rotary.rope_type in MOVING_ROPE or (self.angles is not None and len(self.angles) >= positions):
             return
@@ -85,11 +83,11 @@ class FusedHead:
 
     def enter(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> Entered:
         """g or h [B, n, D], the next tokens Int64[B, n], positions Int64[B, n] below the reserved ones."""
-        layer = self.head.midlayer
+        layer, batch, n = self.head.midlayer, *tokens.shape
         normed = self._norm(layer.hidden_norm, hidden)
-        qkv = self._project(normed, tokens).unflatten(-1, (self.heads + 2 * self.groups, -1))
-        angles = self._angles(positions) if self.angles is None else embedding(positions, self.angles.flatten(1))
-        cos, sin = angles.view(*positions.shape, 2, -1).split(1, dim=2)
+        qkv = self._project(normed, tokens).view(batch, n, self.heads + 2 * self.groups, -1)
+        angles = self._angles(positions) if self.angles is None else embedding(positions, self.angles)
+        cos, sin = angles.view(batch, n, 2, -1).split(1, dim=2)
         rotated = qkv[:, :, : self.heads + self.groups]
         swapped = rotated.roll(self.config.head_dim // 2, -1)
         rotated.mul_(cos).addcmul_(swapped, sin)
@@ -99,15 +97,17 @@ class FusedHead:
 
     def leave(self, residual: Tensor, attended: Tensor) -> Tensor:
         """residual [B, n, D] and what attention gave [B, n, H * E] -> h [B, n, D]."""
-        layer = self.head.midlayer
-        hidden = _add_product(residual, attended, layer.self_attn.o_proj.weight)
-        gate, up = linear(self._norm(layer.post_attention_layernorm, hidden), self.gate_up).chunk(2, dim=-1)
-        hidden = _add_product(hidden, silu(gate).mul_(up), layer.mlp.down_proj.weight)
+        rows = torch.addmm(residual.flatten(0, 1), attended.flatten(0, 1), self.o_proj)
+        normed = self._norm(self.head.midlayer.post_attention_layernorm, rows)
+        gate, up = torch.mm(normed, self.gate_up).chunk(2, dim=-1)
+        hidden = torch.addmm(rows, silu(gate).mul_(up), self.down_proj).view(residual.shape)
         return self.head.norm(hidden) if self.config.norm_output else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """h [..., D] -> draft logits [..., Vd]"""
-        return linear(hidden if self.config.norm_output else self._norm(self.head.norm, hidden), self.lm_head)
+        if not self.config.norm_output:  # the norm's weight is not folded in here: this matrix may be large
+            hidden = self._weighted(self.head.norm, self._norm(self.head.norm, hidden))
+        return linear(hidden, self.head.lm_head.weight)
 
     def _table(self, of_token: Tensor) -> Tensor | None:
         """[V, (H + 2 G) E]: every token's part of q, k, v; None where it would be too large or rounded otherwise."""
@@ -118,11 +118,11 @@ class FusedHead:
         return linear(self._norm(self.head.midlayer.input_layernorm, self.head.embed(every)), of_token)
 
     def _project(self, normed: Tensor, tokens: Tensor) -> Tensor:
-        """q, k, v side by side [B, n, (H + 2 G) E]."""
+        """q, k, v side by side [B * n, (H + 2 G) E]."""
         if self.table is not None:
-            return _add_product(embedding(tokens, self.table), normed, self.qkv)
+            return torch.addmm(embedding(tokens.flatten(), self.table), normed.flatten(0, 1), self.qkv)
         embedded = self._norm(self.head.midlayer.input_layernorm, self.head.embed(tokens))
-        return linear(torch.cat([embedded, normed], dim=-1), self.qkv)
+        return torch.mm(torch.cat([embedded, normed], dim=-1).flatten(0, 1), self.qkv)
 
     def _after(self, norm: nn.Module, weight: Tensor) -> Tensor:
         """The matrix that reads what `_norm` gives."""
@@ -136,15 +136,12 @@ class FusedHead:
         return x * torch.addcmul(self.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
 
     def _weighted(self, norm: nn.Module, normed: Tensor) -> Tensor:
+        """norm(x) from what `_norm` gives."""
         return normed * norm.weight if self.folded else normed
 
     def _angles(self, positions: Tensor) -> Tensor:
-        """Int64[B, n] -> [B, n, 2, E]"""
+        """Int64[B, n] -> [B, n, 2 E]: the cosines, then the sines, negative in their first half."""
         cos, sin = self.head.rotary(self.qkv, positions)
         half = self.config.head_dim // 2
-        return torch.stack([cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)], dim=2)
+        return torch.cat([cos, -sin[..., :half], sin[..., half:]], dim=-1)
 
-
-def _add_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """base [B, n, out] + x [B, n, in] W^T, in one operator."""
-    return torch.addmm(base.flatten(0, 1), x.flatten(0, 1), weight.t()).view(base.shape)

@@ -71,15 +71,15 @@ class Eagle3Drafter:
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
         stop = scratch + self.longest + n
         residual, q, kv = self.fused.enter(self.head.fuse(features), tokens, positions)
-        k, v = kv.permute(2, 0, 3, 1, 4)
+        pair = kv.permute(2, 0, 3, 1, 4)
         last = (counts - 1)[:, None]
         if self.longest:  # only the last token's output is needed, the others' keys and values
-            self.buffer.write_rows(0, positions, k, v)
+            self.buffer.write_rows(0, positions, *pair)
             q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
             mask = _hide(torch.arange(stop - scratch, device=self.device) > positions.gather(1, last), q.dtype)
             attended = self._attend(q, mask[:, None], scratch, stop)
         else:  # an empty cache: plain causal attention, whatever the rows' lengths
-            self.buffer.write(0, scratch, k, v)
+            self.buffer.write_pair(0, scratch, pair)
             attended = self._attend(q, None, scratch, stop)
             attended = attended.gather(1, last[:, :, None].expand(-1, -1, attended.shape[-1]))
         hidden = self.fused.leave(residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended)
@@ -99,7 +99,7 @@ class Eagle3Drafter:
         seen, depths = self.lineage.add(parents)
         hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
         residual, q, kv = self.fused.enter(hidden, tokens, self.lengths[:, None] - 1 + depths)
-        self.buffer.write(0, first, *kv.permute(2, 0, 3, 1, 4))
+        self.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
         if self._committed is None:  # the same for every level
             self._committed = _hide(torch.arange(self.longest, device=self.device) >= self.lengths[:, None], q.dtype)
         mask = torch.cat([seen, self._committed[:, None].expand(-1, count, -1)], dim=-1)
