@@ -76,6 +76,10 @@ class KVBuffer:
         self.layers[layer][0, :, :, start:stop] = keys
         self.layers[layer][1, :, :, start:stop] = values
 
+    def write_pair(self, layer: int, start: int, pair: Tensor) -> None:
+        """`write` of keys and values in one tensor [2, B, G, n, E], in one copy."""
+        self.layers[layer][:, :, :, start : start + pair.shape[3]] = pair
+
     def write_rows(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write [B, G, n, E] at committed positions Int64[B, n], which may differ from row to row."""
         index = (positions + self.shape.scratch)[:, None, :, None].expand_as(keys)

@@ -111,7 +111,7 @@ def verify(plan: Plan, session: Session, tree: TreeBatch, scores: Scores, genera
         return _only_root(laws, generator)
     rows = []
     for index, law in enumerate(laws):
-        decision = hsd.decide(tree.row(index), law, plan.verifier, generator)
+        decision = hsd.decide(tree.row(index), law, plan.verifier, generator, ancestors=tree.ancestors()[index])
         path = decision.path.clamp(min=0)
         emitted = torch.cat([tree.tokens[index, path[1:]], decision.token[None]])
         place = torch.arange(len(path), device=path.device)

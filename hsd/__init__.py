@@ -11,7 +11,7 @@ from hsd.deciding import decide, stopping_law, verify
 from hsd.layout import Layout
 from hsd.registry import VERIFIERS, Verifier
 from hsd.sampling import draw
-from hsd.topology import Topology, topology
+from hsd.topology import Topology, ancestors_of, topology
 from hsd.types import Decision, DraftTree, Law, StoppingLaw, Verdict
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Topology",
     "Verdict",
     "Verifier",
+    "ancestors_of",
     "decide",
     "draw",
     "stopping_law",

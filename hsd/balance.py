@@ -24,6 +24,8 @@ Shape letters: N nodes, M proposal rows, V vocabulary, Vd columns of `proposals`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -34,21 +36,81 @@ from hsd.topology import Topology, topology
 from hsd.types import DraftTree
 
 
-class Problem(NamedTuple):
-    """A tree, its target laws p = target Float[N, V], and the scalars every verifier looks up in them."""
+@dataclass(frozen=True)
+class Problem:
+    """A tree, its target laws p = target Float[N, V], and what verifiers look up in them, each when first asked for.
+
+    `target` and `tree.proposals` are in the dtype to compute in; `ancestors` as in `hsd.topology`, where known.
+    """
 
     tree: DraftTree
     target: Tensor
     layout: Layout
-    topo: Topology
-    earlier: Tensor  # Float[N, N]  topo.earlier as numbers
-    sampled: Tensor  # Bool[N]
-    rows: Tensor  # Int64[N]        proposal_rows, 0 where the token was chosen
-    p_token: Tensor  # Float[N]     p_parent(x_i); 0 where an earlier chosen sibling has the same token
-    d_token: Tensor  # Float[N]     d_i(x_i); 1 where the token was chosen
-    d_later: Tensor  # Float[N, N]  d_i(x_j) for j a later sibling of the sampled node i, else 0
-    column: Tensor  # Int64[N]      column of x_i in `proposals`
-    inside: Tensor  # Bool[N]       whether it has one
+    ancestors: Tensor | None = None
+
+    @cached_property
+    def topo(self) -> Topology:
+        return topology(self.tree.parents, self.layout.depth, self.ancestors)
+
+    @cached_property
+    def earlier(self) -> Tensor:
+        """Float[N, N]: topo.earlier as numbers."""
+        return self.topo.earlier.to(self.target.dtype)
+
+    @cached_property
+    def sampled(self) -> Tensor:
+        """Bool[N]"""
+        return self.tree.proposal_rows >= 0
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """Int64[N]: proposal_rows, 0 where the token was chosen."""
+        return self.tree.proposal_rows.clamp(min=0)
+
+    @cached_property
+    def p_token(self) -> Tensor:
+        """Float[N]: p_parent(x_i); 0 where an earlier chosen sibling has the same token."""
+        tokens, topo = self.tree.tokens, self.topo
+        repeat = ((tokens[:, None] == tokens) & topo.earlier).logical_and_(~self.sampled).any(1)
+        return self.target[topo.parent, tokens].masked_fill_(repeat, 0)
+
+    @cached_property
+    def d_pair(self) -> Tensor:
+        """Float[N, N]: d_i(x_j), where i and j are both below the same rows of `proposals`; read where i is sampled."""
+        column, inside = self.column, self.inside
+        d = self.tree.proposals[self.rows[:, None], column]
+        return d if inside is None else d * inside
+
+    @cached_property
+    def d_token(self) -> Tensor:
+        """Float[N]: d_i(x_i); 1 where the token was chosen."""
+        if not self.layout.max_draws:
+            return torch.ones_like(self.p_token)
+        return torch.where(self.sampled, self.d_pair.diagonal(), 1)
+
+    @cached_property
+    def d_later(self) -> Tensor:
+        """Float[N, N]: d_i(x_j) for j a later sibling of the sampled node i, else 0."""
+        if not self.layout.max_draws:
+            return torch.zeros_like(self.earlier)
+        return self.d_pair * (self.topo.earlier.T & self.sampled[:, None])
+
+    @cached_property
+    def _columns(self) -> Tensor:
+        """Int64[N]: column of x_i in `proposals`, -1 where it has none."""
+        support = self.tree.support
+        index = torch.arange(len(support), device=support.device)
+        return index.new_full((self.target.shape[1],), -1).scatter_(0, support, index)[self.tree.tokens]
+
+    @cached_property
+    def column(self) -> Tensor:
+        """Int64[N]: column of x_i in `proposals`, 0 where it has none."""
+        return self.tree.tokens if self.tree.support is None else self._columns.clamp(min=0)
+
+    @cached_property
+    def inside(self) -> Tensor | None:
+        """Bool[N]: whether x_i has a column; None where every token has."""
+        return None if self.tree.support is None else self._columns >= 0
 
 
 class Balance(NamedTuple):
@@ -60,40 +122,15 @@ class Balance(NamedTuple):
     left: Tensor
 
 
-def pose(tree: DraftTree, target: Tensor, layout: Layout) -> Problem:
-    """Look the scalars up. `target` and `tree.proposals` are in the dtype to compute in."""
-    topo = topology(tree.parents, layout.depth)
-    sampled, rows = tree.proposal_rows >= 0, tree.proposal_rows.clamp(min=0)
-    same = tree.tokens[:, None] == tree.tokens[None, :]
-    repeat = (topo.earlier & same & ~sampled).any(1)
-    p_token = target[topo.parent, tree.tokens].masked_fill(repeat, 0)
-    earlier = topo.earlier.to(target.dtype)
-    column, inside = _columns(tree, target.shape[1])
-    d_token, d_later = torch.ones_like(p_token), torch.zeros_like(earlier)
-    if layout.max_draws:
-        d = tree.proposals[rows[:, None], column] * inside
-        d_token = torch.where(sampled, d.diagonal(), d_token)
-        d_later = d * (topo.earlier.T & sampled[:, None])
-    return Problem(tree, target, layout, topo, earlier, sampled, rows, p_token, d_token, d_later,
-                   column, inside)
-
-
-def _columns(tree: DraftTree, vocabulary: int) -> tuple[Tensor, Tensor]:
-    if tree.support is None:
-        return tree.tokens, torch.ones_like(tree.tokens, dtype=torch.bool)
-    index = torch.arange(len(tree.support), device=tree.tokens.device)
-    column = index.new_full((vocabulary,), -1).scatter_(0, tree.support, index)[tree.tokens]
-    return column.clamp(min=0), column >= 0
-
-
 def balance(problem: Problem, inherit: bool) -> Balance:
     """Run the recursion from the root down.
 
     inherit=True: a node starts with the weight it was given (branch-wise). False: every node starts with
     w = 1, as if reached for certain (token-wise); `weight` then holds the acceptance ratios a_i.
     """
-    tree, topo = problem.tree, problem.topo
-    one = torch.ones_like(problem.p_token)
+    if problem.layout.sampled_first and problem.layout.max_draws <= 1:
+        return _balance_one_draw(problem, inherit)
+    topo, one = problem.topo, torch.ones_like(problem.p_token)
     weight, taken, tiny = one, torch.zeros_like(one), torch.finfo(one.dtype).tiny
     for depth, rounds in enumerate(problem.layout.rounds, 1):
         value, mass = _try_level(problem, weight[topo.parent] if inherit else one, rounds)
@@ -101,9 +138,43 @@ def balance(problem: Problem, inherit: bool) -> Balance:
         taken = torch.where(level, torch.where(problem.sampled, mass, value), taken)
         ratio = value / (_left_before(problem, taken) * problem.d_token).clamp(min=tiny)
         weight = torch.where(level, ratio.clamp(max=1), weight)
-    children = tree.parents == torch.arange(len(tree), device=one.device)[:, None]
-    left = torch.addmv(one, children.to(one.dtype), taken, alpha=-1)
-    return Balance(weight, _left_before(problem, taken), left)
+    return Balance(weight, _left_before(problem, taken), _left_after(problem, taken))
+
+
+def _balance_one_draw(problem: Problem, inherit: bool) -> Balance:
+    """`balance` where a node has at most one sampled child, tried first: a = w p and D = 1 when it is.
+
+    Every pass recomputes all nodes from the weights of their parents, so after t passes they are right down to depth
+    t, and nothing has to be masked by depth. `ratio` is p(x_i) / d_i(x_i), which is p(x_i) where i was chosen.
+    """
+    limits, sampled, parent = torch.finfo(problem.target.dtype), problem.sampled, problem.topo.parent
+    one = torch.ones_like(problem.p_token)
+    ratio = torch.where(problem.tree.parents < 0, one, problem.p_token)  # the root keeps its weight
+    minus_d = mass = torch.zeros_like(one)
+    if problem.layout.max_draws:
+        ratio = ratio.div_(problem.d_token.clamp(min=limits.tiny)).clamp_(max=limits.max)
+        minus_d, mass = problem.d_later.sum(0).neg_(), mass.clone()
+        measures = _target_rows(problem, slice(None))
+        shares = problem.tree.proposals.index_select(0, problem.rows)
+    weight = one
+    for rounds in problem.layout.rounds or ((),):
+        start = weight[parent] if inherit else one
+        for slots in rounds:
+            nodes = _index(slots, one.device)
+            measure = measures[nodes] * start[nodes, None]
+            mass[nodes] = torch.minimum(measure, shares[nodes], out=measure).sum(-1)
+        value = torch.addcmul(minus_d, start, ratio).clamp_(min=0)
+        taken = torch.where(sampled, mass, value)
+        before = torch.addmv(one, problem.earlier, taken, alpha=-1)
+        weight = value.div_(before.clamp(min=limits.tiny)).clamp_(max=1)
+    return Balance(weight, before, _left_after(problem, taken))
+
+
+def _left_after(problem: Problem, taken: Tensor) -> Tensor:
+    """D of each node after its last child: 1 minus what its children took."""
+    index = torch.arange(len(taken), device=taken.device)
+    children = (problem.tree.parents == index[:, None]).to(taken.dtype)
+    return torch.addmv(torch.ones_like(taken), children, taken, alpha=-1)
 
 
 def _left_before(problem: Problem, taken: Tensor) -> Tensor:
@@ -155,8 +226,10 @@ def _position_of_previous(problem: Problem, nodes: slice | Tensor, previous: sli
 
 def _without_chosen(problem: Problem, measure: Tensor, nodes: slice | Tensor) -> Tensor:
     """a with the tokens of the nodes' earlier chosen siblings removed."""
-    gone = problem.topo.earlier[nodes] & ~problem.sampled & problem.inside
-    cap = torch.where(gone, 0.0, torch.inf).to(measure.dtype)
+    gone = problem.topo.earlier[nodes] & ~problem.sampled
+    if problem.inside is not None:
+        gone = gone & problem.inside
+    cap = measure.new_full(gone.shape, torch.inf).masked_fill_(gone, 0)
     return measure.scatter_reduce(1, problem.column.expand(len(measure), -1), cap, "amin")
 
 
@@ -165,21 +238,27 @@ def residual(problem: Problem, result: Balance, start: Tensor, node: int | Tenso
     node = torch.as_tensor(node, device=start.device).reshape(1)
     p = problem.target.index_select(0, node)[0]
     child = problem.tree.parents == node
-    drawn = child & problem.sampled
-    rank = problem.earlier.mv(problem.sampled.to(p.dtype))
     measure = start.index_select(0, node) * p
-    for turn in range(problem.layout.max_draws):
-        measure = _subtract(problem, measure, result.before, drawn & (rank == turn))
-    cap = torch.where(child & ~problem.sampled, 0.0, torch.inf).to(p.dtype)
+    for drawn in _by_turn(problem, child & problem.sampled):
+        measure = _subtract(problem, measure, result.before, drawn)
+    cap = torch.full_like(start, torch.inf).masked_fill_(child & ~problem.sampled, 0)
     measure = measure.scatter_reduce(0, problem.tree.tokens, cap, "amin")
     return normalised(measure, p)
+
+
+def _by_turn(problem: Problem, drawn: Tensor) -> list[Tensor]:
+    """drawn Bool[N], the sampled children of one node -> the first of them, the second, ..., each Bool[N]."""
+    if problem.layout.max_draws <= 1:
+        return [drawn] * problem.layout.max_draws
+    rank = problem.earlier.mv(problem.sampled.to(problem.earlier.dtype))
+    return [drawn & (rank == turn) for turn in range(problem.layout.max_draws)]
 
 
 def _subtract(problem: Problem, measure: Tensor, before: Tensor, hit: Tensor) -> Tensor:
     """max(a - D d_i, 0) for the one node i marked in hit Bool[N], or a itself if there is none."""
     index = hit.to(torch.uint8).argmax().reshape(1)
     share = problem.tree.proposals.index_select(0, problem.rows.index_select(0, index))[0]
-    share = share * (before.index_select(0, index).clamp(min=0) * hit.any())
+    share = share * (before.clamp(min=0) * hit).sum()
     if problem.tree.support is None:
         return (measure - share).clamp(min=0)
     kept = (measure.index_select(0, problem.tree.support) - share).clamp(min=0)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hsd.balance import Problem, pose
+from hsd.balance import Problem
 from hsd.checks import check_path, check_target_shape, check_values
 from hsd.layout import Layout
 from hsd.registry import find_verifier
@@ -41,12 +41,13 @@ def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
 
 @torch.no_grad()
 def decide(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
-           generator: torch.Generator | None = None, check: bool = False) -> Decision:
+           generator: torch.Generator | None = None, check: bool = False, ancestors: Tensor | None = None) -> Decision:
     """Draw the stopping node and the bonus token. Arguments and errors as for `stopping_law`.
 
+    `ancestors` Bool[N, N]: `hsd.ancestors_of(tree.parents)`, where the caller has it already; it is not checked.
     With `tree.layout` given and check=False there is no host synchronisation and every shape is static.
     """
-    problem, law = _solve(tree, target_probs, verifier, check)
+    problem, law = _solve(tree, target_probs, verifier, check, ancestors)
     node = draw(law.stop, generator)
     token = draw(law.residual(node), generator)
     on_path = problem.topo.ancestors.index_select(0, node.reshape(1))[0]
@@ -69,7 +70,8 @@ def verify(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
     return Verdict(decision.path[decision.path >= 0], decision.token)
 
 
-def _solve(tree: DraftTree, target_probs: Tensor, verifier: str, check: bool) -> tuple[Problem, Law]:
+def _solve(tree: DraftTree, target_probs: Tensor, verifier: str, check: bool,
+           ancestors: Tensor | None = None) -> tuple[Problem, Law]:
     entry = find_verifier(verifier)
     check_target_shape(tree, target_probs)
     if check:
@@ -78,7 +80,7 @@ def _solve(tree: DraftTree, target_probs: Tensor, verifier: str, check: bool) ->
     if entry.scope == "path":
         check_path(tree, layout, verifier)
     tree, target = _raise_precision(tree, target_probs)
-    problem = pose(tree, target, layout)
+    problem = Problem(tree, target, layout, ancestors)
     return problem, entry.law(problem)
 
 

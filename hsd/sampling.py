@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+BELOW_ONE = 1 - 2**-53  # the largest float64 below 1
+
 
 def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """probs Float[..., V], rows non-negative with a positive sum (1 not required) -> Int64[...].
@@ -16,9 +18,10 @@ def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     No host synchronisation. A token of probability 0 is never drawn.
     """
     cdf = probs.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(probs.shape[:-1], dtype=torch.float64, device=probs.device, generator=generator)
-    point = (uniform * cdf[..., -1])[..., None]
-    token = torch.searchsorted(cdf, point, right=True).clamp(max=probs.shape[-1] - 1)
-    # Rounding (u * total == total; a parallel scan that is not monotone) can point at a zero: take the mode.
-    mode = probs.argmax(-1, keepdim=True)
-    return torch.where(probs.gather(-1, token) > 0, token, mode).squeeze(-1)
+    uniform = torch.rand((*probs.shape[:-1], 1), dtype=torch.float64, device=probs.device, generator=generator)
+    point = uniform.mul_(cdf[..., -1:] * BELOW_ONE)  # stays below the total, whatever the rounding
+    token = torch.searchsorted(cdf, point, right=True).clamp_(max=probs.shape[-1] - 1)
+    if not probs.is_cpu:
+        # A parallel scan is not monotone to the last bit and can point at a zero: take the mode.
+        token = torch.where(probs.gather(-1, token) > 0, token, probs.argmax(-1, keepdim=True))
+    return token.squeeze(-1)

@@ -35,29 +35,37 @@ class Topology(NamedTuple):
     post: Tensor
 
 
-def topology(parents: Tensor, max_depth: int | None = None) -> Topology:
+def topology(parents: Tensor, max_depth: int | None = None, ancestors: Tensor | None = None) -> Topology:
     """parents Int64[N], parents[0] = -1 and parents[i] < i -> Topology. `max_depth`: a bound on the depth.
 
-    `ancestors` is the tree attention mask of the N nodes.
+    `ancestors` is the tree attention mask of the N nodes; pass it where it is known.
     """
-    n = parents.shape[0]
-    index = torch.arange(n, device=parents.device)
-    parent = parents.clamp(min=0)
-    ancestors = _ancestors(index, parent, n - 1 if max_depth is None else min(max_depth, n - 1))
-    earlier = (parents[:, None] == parents[None, :]) & (index[:, None] > index[None, :])
+    index = torch.arange(len(parents), device=parents.device)
+    if ancestors is None:
+        ancestors = ancestors_of(parents, max_depth)
+    earlier = (parents[:, None] == parents) & (index[:, None] > index)
     depth = ancestors.sum(1) - 1
     size = ancestors.sum(0)
-    offset = 1 + (earlier * size).sum(1)
+    offset = (earlier * size).sum(1) + 1
     pre = (ancestors * offset).sum(1) - 1
-    return Topology(ancestors, earlier, parent, depth, pre - depth + size - 1)
+    return Topology(ancestors, earlier, parents.clamp(min=0), depth, pre - depth + size - 1)
 
 
-def _ancestors(index: Tensor, parent: Tensor, max_depth: int) -> Tensor:
-    """Pointer doubling: after j rounds the 2^j nearest ancestors-or-self are marked."""
-    marked, jump, covered = index[:, None] == index[None, :], parent, 1
-    while covered <= max_depth:
-        marked, jump, covered = marked | marked[jump], jump[jump], 2 * covered
-    return marked
+def ancestors_of(parents: Tensor, max_depth: int | None = None) -> Tensor:
+    """parents Int64[..., N] -> Bool[..., N, N]: which nodes each node descends from, itself included.
+
+    Powers of I + P, P being the parents' matrix: the 2^j-th counts the ways up in at most 2^j steps.
+    """
+    n = parents.shape[-1]
+    index = torch.arange(n, device=parents.device)
+    ways = (parents[..., None] == index).float()
+    ways.diagonal(dim1=-2, dim2=-1).fill_(1)
+    covered, most = 1, n - 1 if max_depth is None else min(max_depth, n - 1)
+    while covered < most:
+        ways, covered = ways @ ways, 2 * covered
+        if covered >= 32:  # the binomial coefficients of longer ways would overflow
+            ways.clamp_(max=1)
+    return ways > 0
 
 
 def post_order_stop(accept: Tensor, post: Tensor) -> Tensor:

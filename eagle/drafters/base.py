@@ -43,11 +43,13 @@ class Drafter(Protocol):
 class Lineage:
     """Depth and ancestor mask of grown nodes; slot 0 (the root) is not part of the mask's columns.
 
-    seen Bool[B, slots + 1, slots]: row = slot, column j = grown node j + 1.
+    seen [B, slots + 1, slots]: row = slot, column j = grown node j + 1. Bool, True for an ancestor or the node
+    itself; with a float `dtype` an additive mask, 0 there and minus infinity elsewhere.
     """
 
-    def __init__(self, batch: int, slots: int, device: torch.device):
-        self.seen = torch.zeros(batch, slots + 1, slots, dtype=torch.bool, device=device)
+    def __init__(self, batch: int, slots: int, device: torch.device, dtype: torch.dtype = torch.bool):
+        self.hidden, self.shown = (False, True) if dtype == torch.bool else (-torch.inf, 0.0)
+        self.seen = torch.full((batch, slots + 1, slots), self.hidden, dtype=dtype, device=device)
         self.depths = torch.zeros(batch, slots + 1, dtype=torch.int64, device=device)
         self.filled = 0
 
@@ -55,14 +57,13 @@ class Lineage:
         self.filled = 0
 
     def add(self, parents: Tensor) -> tuple[Tensor, Tensor]:
-        """Register nodes; their ancestor rows Bool[B, n, slots] and depths Int64[B, n]."""
+        """Register nodes; their ancestor rows [B, n, slots] and depths Int64[B, n]."""
         first, count, slots = self.filled, parents.shape[1], self.seen.shape[2]
         if first + count > slots:
             raise ValueError(f"{first + count} drafted nodes: room was reserved for {slots}; reserve more slots")
         rows = self.seen.gather(1, parents[:, :, None].expand(-1, -1, slots))
-        own = torch.arange(first, first + count, device=parents.device)
-        rows.scatter_(2, own.expand(len(rows), count).unsqueeze(-1), True)
-        depths = self.depths.gather(1, parents) + 1
+        rows.diagonal(first, 1, 2).fill_(self.shown)  # a node sees itself, in column first + its place
+        depths = self.depths.gather(1, parents).add_(1)
         self.seen[:, first + 1 : first + 1 + count] = rows
         self.depths[:, first + 1 : first + 1 + count] = depths
         self.filled += count

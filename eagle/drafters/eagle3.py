@@ -10,6 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from eagle.buckets import bucket, whole
 from eagle.cache import CacheShape, KVBuffer
 from eagle.drafters.base import Lineage
+from eagle.fused_head import FusedHead
 from eagle.head import Eagle3Head
 
 
@@ -20,24 +21,31 @@ class Eagle3Drafter:
         self.head = head.eval().requires_grad_(False)
         self.support = head.support()
         self.device = head.fc.weight.device
+        self.fused: FusedHead | None = None
         self.buffer: KVBuffer | None = None
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         config, dtype = self.head.config, self.head.fc.weight.dtype
         room = whole(capacity + slack, self.device)
         shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
+        if self.fused is None or not self.fused.is_current():
+            self.fused = FusedHead(self.head)
         if self.buffer is None or self.buffer.shape.scratch != slots or not self.buffer.shape.fits(shape):
             self.buffer = None  # its memory is free for the new one
             self.buffer = KVBuffer(shape)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-            self.lineage = Lineage(batch, slots, self.device)
+            self.lineage = Lineage(batch, slots, self.device, dtype)
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
+        self.fused.reserve(self.buffer.shape.capacity)
         self.lengths.zero_()
         self.longest, self._limit = 0, self.buffer.shape.capacity - slack
+        self._committed: Tensor | None = None
         self.lineage.clear()
 
     def state(self) -> list[Tensor]:
-        return [*self.buffer.stores, self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
+        angles = [] if self.fused.angles is None else [self.fused.angles]
+        own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
+        return [*self.buffer.stores, *own, self.fused.qkv, *angles]
 
     def window(self, more: int = 0) -> int:
         return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
@@ -46,20 +54,23 @@ class Eagle3Drafter:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
         self.lengths.add_(counts).clamp_(max=self._limit)
 
-    def _attend_over(self, mask: Tensor | None, first: int, stop: int, start: int | None, positions: Tensor | None):
-        """Write the new keys and values (at slot `start`, or at committed `positions`), attend over first .. stop-1."""
+    def _attend(self, q: Tensor, mask: Tensor | None, first: int, stop: int) -> Tensor:
+        """q [B, n, H, E] over slots first .. stop - 1 -> [B, n, H * E].
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if positions is None:
-                self.buffer.write(0, start, k, v)
-            else:
-                self.buffer.write_rows(0, positions, k, v)
-            keys, values = self.buffer.view(0, first, stop)
-            return scaled_dot_product_attention(
-                q, keys, values, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1, enable_gqa=True
-            )
-
-        return attend
+        mask: additive [B, n, stop - first]; None for n = 1 or plain causal attention. The heads of a group share its
+        keys and values, so with a mask they are one head of more rows.
+        """
+        keys, values = self.buffer.view(0, first, stop)
+        if mask is None:
+            q = q.transpose(1, 2)
+            out = scaled_dot_product_attention(q, keys, values, is_causal=q.shape[2] > 1, enable_gqa=True)
+            return out.transpose(1, 2).flatten(2)
+        batch, n, heads, size = q.shape
+        groups = keys.shape[1]
+        rows = q.view(batch, n, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(batch, groups, -1, size)
+        mask = mask[:, None, None].expand(-1, -1, heads // groups, -1, -1).reshape(batch, 1, rows.shape[2], -1)
+        out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        return out.view(batch, heads, n, size).transpose(1, 2).reshape(batch, n, -1)
 
     def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None) -> Tensor:
         tokens, counts, features = (x.to(self.device) for x in (tokens, counts, features))
@@ -67,31 +78,47 @@ class Eagle3Drafter:
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        if self.longest:
+        residual, q, kv = self.fused.enter(self.head.fuse(features), tokens, positions)
+        pair = kv.permute(2, 0, 3, 1, 4)
+        last = (counts - 1)[:, None]
+        if self.longest:  # only the last token's output is needed, the others' keys and values
             window = self.window(n)
-            mask = (torch.arange(window, device=self.device) <= positions[:, :, None]).unsqueeze(1)
-            attend = self._attend_over(mask, scratch, scratch + window, None, positions)
+            self.buffer.write_rows(0, positions, *pair)
+            q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
+            mask = _hide(torch.arange(window, device=self.device) > positions.gather(1, last), q.dtype)
+            attended = self._attend(q, mask[:, None], scratch, scratch + window)
         else:  # an empty cache: plain causal attention, whatever the rows' lengths
-            attend = self._attend_over(None, scratch, scratch + n, scratch, None)
-        hidden = self.head(self.head.fuse(features), tokens, positions, attend)
-        last = hidden.gather(1, (counts - 1)[:, None, None].expand(-1, 1, hidden.shape[-1]))
+            self.buffer.write_pair(0, scratch, pair)
+            attended = self._attend(q, None, scratch, scratch + n)
+            attended = attended.gather(1, last[:, :, None].expand(-1, -1, attended.shape[-1]))
+        hidden = self.fused.leave(residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended)
         self._advance(counts)
         self.longest += n
         self.lineage.clear()
-        self.outputs[:, :1] = last
-        return self.head.logits(last[:, 0])
+        self._committed = None
+        self.outputs[:, :1] = hidden
+        return self.fused.logits(hidden)[:, 0]
 
     def settle(self, longest: int) -> None:
         self.longest = longest - 1
+        self._committed = None
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
         first, count = self.lineage.filled, tokens.shape[1]
         seen, depths = self.lineage.add(parents)
         hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
+        residual, q, kv = self.fused.enter(hidden, tokens, self.lengths[:, None] - 1 + depths)
+        self.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
         window = self.window()
-        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
-        mask = torch.cat([seen, committed[:, None].expand(-1, count, -1)], dim=-1).unsqueeze(1)
-        attend = self._attend_over(mask, 0, self.buffer.shape.scratch + window, first, None)
-        output = self.head(hidden, tokens, self.lengths[:, None] - 1 + depths, attend)
+        if self._committed is None:  # the same for every level
+            self._committed = _hide(torch.arange(window, device=self.device) >= self.lengths[:, None], q.dtype)
+        mask = torch.cat([seen, self._committed[:, None].expand(-1, count, -1)], dim=-1)
+        attended = self._attend(q, mask, 0, self.buffer.shape.scratch + window)
+        output = self.fused.leave(residual, attended)
         self.outputs[:, first + 1 : first + 1 + count] = output
-        return self.head.logits(output)
+        return self.fused.logits(output)
+
+
+def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bool -> additive mask: minus infinity where True."""
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, -torch.inf)

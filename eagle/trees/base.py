@@ -7,6 +7,7 @@ Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -74,13 +75,11 @@ class TreeBatch:
 
     def ancestors(self) -> Tensor:
         """Bool[B, N, N]: which nodes each node descends from, itself included."""
-        count = self.tokens.shape[1]
-        parents = self.parents.clamp(min=0)[:, :, None].expand(-1, -1, count)
-        own = torch.eye(count, dtype=torch.bool, device=self.tokens.device)
-        seen = own.expand(len(self.tokens), -1, -1)
-        for _ in range(self.layout.depth):
-            seen = own | seen.gather(1, parents)
-        return seen
+        return self._ancestors
+
+    @cached_property
+    def _ancestors(self) -> Tensor:
+        return hsd.ancestors_of(self.parents, self.layout.depth)
 
 
 def root_only(root: Tensor) -> TreeBatch:

@@ -129,9 +129,8 @@ def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
 
 def _outside(q: Tensor, picked: _Slots) -> Tensor:
     """q of every frontier node outside its chosen tokens, renormalised: [B, n, Vd]."""
-    place = picked.parent * q.shape[-1] + picked.column
-    cap = torch.where(picked.sampled, torch.inf, 0.0).to(q.dtype)  # what q may at most be there
-    outside = q.flatten(1).scatter_reduce(1, place, cap, "amin").add_(TINY).view_as(q)
+    place = picked.parent * q.shape[-1] + picked.column  # a sampled slot takes its q_column, 0, from its column 0
+    outside = q.flatten(1).scatter_add(1, place, -picked.q_column).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 

@@ -3,6 +3,10 @@
 Level by level the `width` best nodes are expanded into their `width` best tokens; at the end the `nodes - 1` best of
 all candidates form the tree. A child is never worth more than its parent and ties go to the earlier candidate, so
 the kept candidates are closed under "parent of".
+
+A node of depth d with a kept child is kept with its d - 1 ancestors, with that child and with all that are better on
+its level: it is among the nodes - 1 - d best of its level, as the child is of its siblings. No others are grown, so a
+small budget costs less and gives the same tree.
 """
 import torch
 from torch import Tensor
@@ -14,11 +18,17 @@ from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, to_target
 
 def slots(settings: TreeSettings) -> int:
     """Nodes given to the drafter while a tree is grown."""
-    return width(settings) * (settings.depth - 1)
+    return sum(frontier_sizes(settings))
 
 
 def width(settings: TreeSettings) -> int:
     return settings.width or 10
+
+
+def frontier_sizes(settings: TreeSettings) -> list[int]:
+    """How many nodes of depth 1, 2, ... are expanded, into as many tokens each."""
+    sizes = [min(width(settings), settings.nodes - 1 - depth) for depth in range(1, settings.depth)]
+    return [size for size in sizes if size > 0]
 
 
 def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
@@ -26,25 +36,27 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
 
     `law` and `draw` are not used: nothing is sampled.
     """
-    k = min(width(settings), logits.shape[-1])
+    k = max(min(width(settings), settings.nodes - 1, logits.shape[-1]), 1)
     value, columns = logits.float().log_softmax(-1).topk(k)  # [B, k]
     levels = [_Level(value, to_target(columns, drafter.support), torch.zeros_like(columns))]
     frontier = torch.arange(k, device=logits.device).expand_as(columns)  # candidates to expand, within their level
-    parent_slots = torch.zeros_like(columns)
-    for depth in range(1, settings.depth):
-        last = levels[-1]
+    parent_slots, first_slot, offset = torch.zeros_like(columns), 1, 1
+    for depth, size in enumerate(frontier_sizes(settings), 1):
+        last, frontier, parent_slots = levels[-1], frontier[:, :size], parent_slots[:, :size]
         reach = last.value.gather(1, frontier)
-        tokens = last.tokens.gather(1, frontier)
-        log_q = drafter.grow(parent_slots, tokens).float().log_softmax(-1)
-        value, columns = log_q.topk(k)  # [B, k, k]
-        offset = 1 + sum(level.value.shape[1] for level in levels[:-1])
+        log_q = drafter.grow(parent_slots, last.tokens.gather(1, frontier)).float().log_softmax(-1)
+        k = min(size, log_q.shape[-1])
+        value, columns = log_q.topk(k)  # [B, n, k]
         levels.append(_Level(
             (reach[:, :, None] + value).flatten(1),
             to_target(columns, drafter.support).flatten(1),
             (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
         ))
-        frontier = levels[-1].value.topk(k).indices
-        parent_slots = frontier // k + 1 + (depth - 1) * k
+        if depth < len(frontier_sizes(settings)):
+            offset += last.value.shape[1]
+            frontier = levels[-1].value.topk(min(k, levels[-1].value.shape[1])).indices
+            parent_slots = frontier // k + first_slot
+            first_slot += reach.shape[1]
     return _select(root, levels, settings)
 
 
