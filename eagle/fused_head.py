@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
 from eagle.head import Eagle3Head
+from eagle.packed_linear import PackedLinear
 from eagle.weight_order import column_major
 
 LARGEST_TABLE = 2**26  # bytes
@@ -68,6 +69,7 @@ class FusedHead:
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         self.gate_up = self._after(layer.post_attention_layernorm, gate_up).t()
         self.o_proj, self.down_proj = attention.o_proj.weight.t(), mlp.down_proj.weight.t()
+        self.output = PackedLinear(head.lm_head.weight)
         self.angles: Tensor | None = None
 
     def is_current(self) -> bool:
@@ -107,7 +109,7 @@ class FusedHead:
         """h [..., D] -> draft logits [..., Vd]"""
         if not self.config.norm_output:  # the norm's weight is not folded in here: this matrix may be large
             hidden = self._weighted(self.head.norm, self._norm(self.head.norm, hidden))
-        return linear(hidden, self.head.lm_head.weight)
+        return self.output(hidden)
 
     def _table(self, of_token: Tensor) -> Tensor | None:
         """[V, (H + 2 G) E]: every token's part of q, k, v; None where it would be too large or rounded otherwise."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from eagle import attention
 from eagle.buckets import bucket, whole
 from eagle.cache import CacheShape, KVBuffer, TransformersCache, Window
+from eagle.packed_linear import PackedLinear, can_pack
 
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
@@ -70,6 +71,8 @@ class CausalLM:
         check_supported(model.config)
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
+        head = self.model.get_output_embeddings()
+        self._output = PackedLinear(head.weight) if head.bias is None and can_pack(head.weight) else head
         self.taps = taps
         self._tapped: dict[int, Tensor] = {}
         layers = model.model.layers
@@ -154,7 +157,7 @@ class CausalLM:
         if self.taps:
             features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)
             self._tapped.clear()
-        return Scores(self.model.lm_head(hidden), features)
+        return Scores(self._output(hidden), features)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
         """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""

@@ -1,0 +1,42 @@
+"""A large float32 weight on a CPU, packed once for products with few rows.
+
+The product of 2 to 30 rows with a weight [out, in] spends most of its time rearranging the weight, every time anew:
+3 rows x (4096x256) take three times as long as one row. oneDNN can be given the weight rearranged beforehand
+(`python -m benchmarks.weight_order`). One row, and hundreds, go the ordinary way. Values differ from those of
+`torch.nn.functional.linear` by rounding only.
+"""
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+SMALLEST = 2**18  # weights; for smaller matrices the call costs more than the packing saves
+LARGEST = 2**28  # bytes; the packed weight is a copy
+ROWS = range(2, 31)
+HINT = 8  # rows the packing is made for
+
+
+class PackedLinear:
+    """x [..., in] -> x W^T [..., out]. Holds a packed copy of W where that is faster, W itself in any case."""
+
+    @torch.no_grad()
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+        self.packed: Tensor | None = None
+        if can_pack(weight):
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if self.packed is None or rows not in ROWS:
+            return linear(x, self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Whether this weight has the right size, on a CPU, in float32, and this torch has oneDNN's packed product."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return False
+    if weight.numel() < SMALLEST or weight.nbytes > LARGEST:
+        return False
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
