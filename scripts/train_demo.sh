@@ -24,6 +24,6 @@ HEAD=(-m eagle.train --target "$DEMO/target" --held-out "$WORK/held_out.jsonl" -
 "$HSD_VENV/bin/torchrun" --nproc_per_node 2 "${HEAD[@]}" --output "$WORK/head-3" --data "$WORK/own.jsonl" "$WORK/gsm8k.jsonl" \
     --unroll 3 --decay 0 --eval-every 500 --eval-prompts 12 --eval-tokens 32 --minutes 25
 "$PYTHON_VENV" "${HEAD[@]}" --output "$WORK/head" --data "$WORK/own.jsonl" --init-from "$WORK/head-3/last" \
-    --warmup 20 --decay 1 --acceptance-weight WEIGHT --eval-every 1000 --minutes 20
+    --warmup 20 --decay 1 --acceptance-weight 0.5 --eval-every 1000 --minutes 20
 mkdir -p "$DEMO/eagle3"
 cp "$WORK/head/config.json" "$WORK/head/model.safetensors" "$WORK/head/log.jsonl" "$WORK/head/curves.png" "$DEMO/eagle3/"
