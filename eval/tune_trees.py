@@ -52,7 +52,7 @@ class Job:
     def piece(self, name: str, questions: int, measure: Callable[[Callable[[], None]], Any]) -> Any:
         """Measure once: a piece that the log has is not measured again."""
         if name not in self.log:
-            with tqdm(total=questions, desc=name, disable=self.options.quiet, unit="question", leave=False) as bar:
+            with tqdm(total=questions, desc=name.split(" [")[0], disable=self.options.quiet, unit="question", leave=False) as bar:
                 self.log[name] = measure(bar.update)
             storage.append(self.file, {"piece": name, "value": self.log[name]})
         return self.log[name]
@@ -111,7 +111,8 @@ def tune(job: Job, temperature: float, fitted: dict[str, float]) -> list[dict[st
     start = {n: from_settings("hybrid", rule(TreeSettings(n, deepest))) for n in budgets}
     others = {n: [Candidate("topk", deepest, *UNUSED), Candidate("chain", min(deepest, n - 1), *UNUSED)]
               for n in budgets}
-    shared = {"sharpness": sorted({0.85, 1.0, fitted["sharpness"]}), "beta": [0.6, 0.9], "growth": [1.0, 1.3]}
+    shared = {"sharpness": sorted({0.85, 1.0, fitted["sharpness"]}), "beta": sorted({0.6, 0.95, fitted["beta"]}),
+              "growth": [0.8, 1.25]}
     for name, values in shared.items():
         entries = [(n, candidate) for n in budgets for candidate in search.variations(start[n], name, values)]
         found = run_contest(job, f"{name} T={temperature}", temperature, entries, start[max(budgets)])
