@@ -1,4 +1,5 @@
-"""Time of a linear layer by rows, its weight row by row against column by column: why `eagle.weight_order` exists.
+"""Time of a linear layer by rows, its weight row by row, column by column and packed: why `eagle.weight_order` and
+`eagle.packed_linear` exist.
 
     python -m benchmarks.weight_order --shape 4096 256 --threads 1
 
@@ -11,12 +12,13 @@ import time
 import torch
 from torch.nn.functional import linear
 
+from eagle.packed_linear import packed, packed_product
 from eagle.weight_order import column_major
 
 
-def seconds(x: torch.Tensor, weight: torch.Tensor) -> float:
+def seconds(product, x: torch.Tensor, weight: torch.Tensor) -> float:
     began = time.perf_counter()
-    linear(x, weight)
+    product(x, weight)
     return time.perf_counter() - began
 
 
@@ -29,16 +31,18 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     by_row = torch.randn(*args.shape)
-    weights = {"by row": by_row, "by column": column_major(by_row)}
-    print("| rows | " + " | ".join(f"{name}, us" for name in weights) + " | ratio |\n|---|---|---|---|")
+    weights = {
+        "by row": (linear, by_row), "by column": (linear, column_major(by_row)),
+        "packed": (packed_product, packed(by_row)),
+    }
+    print("| rows | " + " | ".join(f"{name}, us" for name in weights) + " |\n|---|" + "---|" * len(weights))
     for rows in args.rows:
         x, times = torch.randn(rows, args.shape[1]), {name: [] for name in weights}
         for _ in range(args.repeats):
-            for name, weight in weights.items():
-                times[name].append(seconds(x, weight))
-        median = {name: 1e6 * statistics.median(taken) for name, taken in times.items()}
-        ratio = median["by row"] / median["by column"]
-        print(f"| {rows} | {median['by row']:.1f} | {median['by column']:.1f} | {ratio:.2f} |")
+            for name, (product, weight) in weights.items():
+                times[name].append(seconds(product, x, weight))
+        medians = (1e6 * statistics.median(taken) for taken in times.values())
+        print(f"| {rows} | " + " | ".join(f"{median:.1f}" for median in medians) + " |")
 
 
 if __name__ == "__main__":

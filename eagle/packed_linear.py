@@ -15,6 +15,16 @@ ROWS = range(2, 31)
 HINT = 8  # rows the packing is made for
 
 
+def packed(weight: Tensor) -> Tensor:
+    """W [out, in] -> its packed copy, opaque: for `packed_product` alone."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)
+
+
+def packed_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] and a packed W -> x W^T [..., out]"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
 class PackedLinear:
     """x [..., in] -> x W^T [..., out]. Holds a packed copy of W where that is faster, W itself in any case."""
 
@@ -23,13 +33,13 @@ class PackedLinear:
         self.weight = weight
         self.packed: Tensor | None = None
         if can_pack(weight):
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)
+            self.packed = packed(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
         if self.packed is None or rows not in ROWS:
             return linear(x, self.weight)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return packed_product(x, self.packed)
 
 
 def can_pack(weight: Tensor) -> bool:

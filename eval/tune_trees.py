@@ -52,7 +52,8 @@ class Job:
     def piece(self, name: str, questions: int, measure: Callable[[Callable[[], None]], Any]) -> Any:
         """Measure once: a piece that the log has is not measured again."""
         if name not in self.log:
-            with tqdm(total=questions, desc=name.split(" [")[0], disable=self.options.quiet, unit="question", leave=False) as bar:
+            shown = name.split(" [")[0]
+            with tqdm(total=questions, desc=shown, disable=self.options.quiet, unit="question", leave=False) as bar:
                 self.log[name] = measure(bar.update)
             storage.append(self.file, {"piece": name, "value": self.log[name]})
         return self.log[name]

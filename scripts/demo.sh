@@ -12,6 +12,6 @@
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
-HF_HUB_OFFLINE=1 "$PYTHON_VENV" -m eval --bench gsm8k --protocol sample --temperature 1 --seed 0 --nodes 21 --depth 5 --fresh \
+HF_HUB_OFFLINE=1 "$PYTHON_VENV" -m eval --bench gsm8k --protocol sample --temperature 1 --seed 0 --nodes 16 --depth 6 --fresh \
     --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \
     --methods plain topk+token topk+hsd hybrid+token hybrid+hsd --output results/demo "$@"
