@@ -106,6 +106,15 @@ def visits(options: argparse.Namespace) -> Visit:
     return Visit(options.states, options.stride)
 
 
+def tune_greedy(job: Job) -> list[dict[str, Any]]:
+    """Temperature 0, where nothing is drawn: the top-k tree, or one path of the likeliest tokens."""
+    budgets, deepest = job.options.budgets, job.options.max_depth
+    wide = Candidate("topk", deepest, *UNUSED)
+    entries = [(n, c) for n in budgets for c in (wide, Candidate("chain", min(deepest, n - 1), *UNUSED))]
+    found = run_contest(job, "final T=0", 0.0, entries, Candidate("chain", deepest, *UNUSED), seed=1)
+    return [cell(0.0, n, found, wide) for n in budgets]
+
+
 def tune(job: Job, temperature: float, fitted: dict[str, float]) -> list[dict[str, Any]]:
     """The best tree and settings of each budget at one temperature."""
     budgets, deepest = job.options.budgets, job.options.max_depth
@@ -154,15 +163,16 @@ def run_contest(job: Job, name: str, temperature: float, entries: list[tuple[int
     return found
 
 
-def cell(temperature: float, nodes: int, found: search.Contest, hybrid: Candidate) -> dict[str, Any]:
-    """The winner of one budget as it is written down; a simpler tree wins only beyond a standard error."""
-    best = search.better(found, nodes, hybrid)
+def cell(temperature: float, nodes: int, found: search.Contest, incumbent: Candidate) -> dict[str, Any]:
+    """The winner of one budget as it is written down; another tree than the incumbent wins only beyond a standard
+    error."""
+    best = search.better(found, nodes, incumbent)
     values = {c.tree: np.array(v) for (n, c), v in found.items() if n == nodes}
     settings = {} if best.tree != "hybrid" else {
         "beta": best.beta, "growth": best.growth, "sharpness": best.sharpness}
     return {"temperature": temperature, "nodes": nodes, "tree": best.tree, "depth": best.depth, **settings,
             "expected": {tree: round(float(v.mean()), 3) for tree, v in values.items()},
-            "states": len(values["hybrid"])}
+            "states": len(values[incumbent.tree])}
 
 
 def origin(job: Job, temperatures: dict[str, Any]) -> dict[str, Any]:
@@ -245,6 +255,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         at_nats = [round(t, 2) for t in found.values() if t is not None]
         cells, calibrations = [], {}
         for temperature in sorted({*options.temperatures, *at_nats}):
+            if temperature == 0:
+                cells += tune_greedy(job)
+                continue
             calibration = calibrate(job, temperature)
             calibrations[temperature] = calibration
             cells += tune(job, temperature, calibration["fit"])

@@ -3,7 +3,8 @@
     python -m eval.tune_trees ... --output eagle/trees/tuned.json      writes the measured choices
 
 `choose` looks at the settings and the temperature only, so shapes are known before a step. At temperature 0 it is
-`topk`. `nodes` and `depth` of the settings are limits; `width`, `beta`, `growth` and `sharpness` are chosen here.
+`topk`, or `chain` where a cell of temperature 0 says so. `nodes` and `depth` of the settings are limits; `width`,
+`beta`, `growth` and `sharpness` are chosen here.
 """
 import json
 import math
@@ -45,8 +46,13 @@ def pair_of(drafter: Drafter) -> dict[str, int]:
 
 
 def choose(temperature: float, settings: TreeSettings, cells: list[dict[str, Any]] | None = None) -> Choice:
-    """The measured choice nearest in temperature, then in the logarithm of the budget; without cells, `rule`."""
-    if temperature < GREEDY or settings.nodes < 2:  # one node is the root alone
+    """The measured choice nearest in temperature, then in the logarithm of the budget; without cells, `rule`.
+
+    Temperature 0 and others are different problems: cells of one say nothing about the other.
+    """
+    greedy = temperature < GREEDY
+    cells = [cell for cell in cells or [] if (cell["temperature"] < GREEDY) == greedy]
+    if settings.nodes < 2 or (greedy and not cells):  # one node is the root alone
         return Choice("topk", settings)
     if not cells:
         return Choice("hybrid", rule(settings))

@@ -195,6 +195,20 @@ def test_a_method_needs_a_tree_and_a_verifier(pair, tmp_path, capsys):
     assert "tree+verifier" in capsys.readouterr().err
 
 
+def test_temperature_0_is_tuned_on_its_own(pair, tmp_path):
+    output = tmp_path / "tuned.json"
+    given = command(pair, output)
+    given[given.index("0.8")] = "0"
+    assert tune_trees.main(given) == 0
+    cells = json.loads(output.read_text())["cells"]
+    assert {cell["temperature"] for cell in cells} == {0.0}
+    assert all(cell["tree"] in ("topk", "chain") and set(cell["expected"]) == {"topk", "chain"} for cell in cells)
+    chain = [{"temperature": 0.0, "nodes": 8, "tree": "chain", "depth": 7}]
+    assert auto.choose(0.0, TreeSettings(8, 7), chain).tree == "chain"
+    assert auto.choose(0.0, TreeSettings(8, 7)).tree == "topk"
+    assert auto.choose(0.5, TreeSettings(8, 7), chain).tree == "hybrid"
+
+
 def test_adaptation_within_a_request_is_measured_on_the_same_questions(pair, capsys):
     given = ["--base-model-path", str(pair / "target"), "--ea-model-path", str(pair / "head"), "--data-dir",
              str(pair / "data"), "--num-questions", "2", "--max-new-tokens", "8", "--quiet", "--dtype", "float32"]
