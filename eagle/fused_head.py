@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, silu
 
 from eagle.head import Eagle3Head
-from eagle.packed_linear import PackedLinear
+from eagle.packed_linear import PackedLinear, version_of
 from eagle.weight_order import column_major
 
 LARGEST_TABLE = 2**26  # bytes
@@ -37,9 +37,8 @@ class Entered(NamedTuple):
 
 
 def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
-    """Changes when a weight is replaced or written to. Inference tensors do not count their writes."""
-    tensors = [*head.parameters(), *(bound.weight for bound in head._bound)]
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    """Changes when a weight is replaced or written to."""
+    return [version_of(tensor) for tensor in (*head.parameters(), *(bound.weight for bound in head._bound))]
 
 
 def _ordered(weight: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ class FusedHead:
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         self.gate_up = self._after(layer.post_attention_layernorm, gate_up).t()
         self.o_proj, self.down_proj = attention.o_proj.weight.t(), mlp.down_proj.weight.t()
-        self.output = PackedLinear(head.lm_head.weight)
+        self.output = PackedLinear(head.lm_head)
         self.angles: Tensor | None = None
 
     def is_current(self) -> bool:

@@ -6,7 +6,7 @@ The product of 2 to 30 rows with a weight [out, in] spends most of its time rear
 `torch.nn.functional.linear` by rounding only.
 """
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 
 SMALLEST = 2**18  # weights; for smaller matrices the call costs more than the packing saves
@@ -26,20 +26,29 @@ def packed_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 class PackedLinear:
-    """x [..., in] -> x W^T [..., out]. Holds a packed copy of W where that is faster, W itself in any case."""
+    """A linear layer without bias, x [..., in] -> x W^T [..., out], with a packed copy of W where that is faster.
 
-    @torch.no_grad()
-    def __init__(self, weight: Tensor):
-        self.weight = weight
+    The layer stays the owner of W: when its weight is replaced or written to, the copy is made anew.
+    """
+
+    def __init__(self, layer: nn.Linear):
+        self.layer = layer
+        self.made_of: tuple | None = None
         self.packed: Tensor | None = None
-        if can_pack(weight):
-            self.packed = packed(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if self.packed is None or rows not in ROWS:
-            return linear(x, self.weight)
+        if rows not in ROWS or not can_pack(self.layer.weight):
+            return linear(x, self.layer.weight)
+        version = version_of(self.layer.weight)
+        if version != self.made_of:
+            self.packed, self.made_of = packed(self.layer.weight), version
         return packed_product(x, self.packed)
+
+
+def version_of(weight: Tensor) -> tuple[int, int]:
+    """Changes when a weight is replaced or written to. Inference tensors do not count their writes."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -72,7 +72,7 @@ class CausalLM:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         head = self.model.get_output_embeddings()
-        self._output = PackedLinear(head.weight) if head.bias is None and can_pack(head.weight) else head
+        self._output = PackedLinear(head) if head.bias is None and can_pack(head.weight) else head
         self.taps = taps
         self._tapped: dict[int, Tensor] = {}
         layers = model.model.layers
