@@ -1,9 +1,8 @@
 """Why the steps of a plan cannot be recorded, if they cannot: what is known before anyone tries."""
 from eagle.drafters import CausalLMDrafter, Drafter
+from eagle.fused_head import MOVING_ROPE
 from eagle.session import Plan
 from eagle.target import CausalLM
-
-LOOKS_AT_POSITIONS = {"dynamic", "longrope"}  # rotary scalings whose forward asks the host how long the text is
 
 
 def why_not(target: CausalLM, drafter: Drafter | None, plan: Plan) -> str | None:
@@ -25,7 +24,7 @@ def _waits(model: CausalLM) -> str | None:
     if any(weight.is_meta for weight in model.model.parameters()):
         return "weights that are offloaded are fetched in every forward"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in LOOKS_AT_POSITIONS:
+    if rope in MOVING_ROPE:
         return f"rotary scaling {rope!r} asks the host how long the text is"
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     how = getattr(config, "_experts_implementation", None) or "eager"

@@ -25,7 +25,7 @@ from eagle.packed_linear import PackedLinear, version_of
 from eagle.weight_order import column_major
 
 LARGEST_TABLE = 2**26  # bytes
-MOVING_ROPE = {"dynamic", "longrope"}  # their angles depend on the longest position so far
+MOVING_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host is asked for
 
 
 class Entered(NamedTuple):

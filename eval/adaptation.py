@@ -79,8 +79,7 @@ def choices_by_past(expected: np.ndarray, costs: np.ndarray, discount: float, st
 def totals(requests: list[np.ndarray], costs: np.ndarray, discount: float) -> Iterator[np.ndarray]:
     """Per request [options + 2, 2]: tokens and time of each fixed option, then of `past`, then of `hindsight`."""
     whole = [np.stack([(1 + e).sum(0), len(e) * costs], 1) for e in requests]
-    start = int(sum(w[:, 0] for w in whole).argmax()) if (costs == costs[0]).all() else \
-        int((sum(w[:, 0] for w in whole) / costs).argmax())
+    start = int((sum(w[:, 0] for w in whole) / costs).argmax())  # every option made the same steps
     for expected, fixed in zip(requests, whole, strict=True):
         steps = np.arange(len(expected))
         past = choices_by_past(expected, costs, discount, start)

@@ -41,7 +41,8 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
     levels = [_Level(value, to_target(columns, drafter.support), torch.zeros_like(columns))]
     frontier = torch.arange(k, device=logits.device).expand_as(columns)  # candidates to expand, within their level
     parent_slots, first_slot, offset = torch.zeros_like(columns), 1, 1
-    for depth, size in enumerate(frontier_sizes(settings), 1):
+    sizes = frontier_sizes(settings)
+    for depth, size in enumerate(sizes, 1):
         last, frontier, parent_slots = levels[-1], frontier[:, :size], parent_slots[:, :size]
         reach = last.value.gather(1, frontier)
         log_q = drafter.grow(parent_slots, last.tokens.gather(1, frontier)).float().log_softmax(-1)
@@ -52,7 +53,7 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
             to_target(columns, drafter.support).flatten(1),
             (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
         ))
-        if depth < len(frontier_sizes(settings)):
+        if depth < len(sizes):
             offset += last.value.shape[1]
             frontier = levels[-1].value.topk(min(k, levels[-1].value.shape[1])).indices
             parent_slots = frontier // k + first_slot
