@@ -1,5 +1,5 @@
 """Time of a linear layer by rows, its weight row by row, column by column and packed: why `eagle.weight_order` and
-`eagle.packed_linear` exist.
+`eagle.modules.packed_linear` exist.
 
     python -m benchmarks.weight_order --shape 4096 256 --threads 1
 
@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn.functional import linear
 
-from eagle.packed_linear import packed, packed_product
+from eagle.modules.packed_linear import packed, packed_product
 from eagle.weight_order import column_major
 
 

@@ -3,10 +3,10 @@
     model = EagleModel.from_pretrained(base_model_path, ea_model_path)
     ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 """
-from eagle.ea_model import EaModel
-from eagle.generation import Generation, StepRecord
-from eagle.model import EagleModel
-from eagle.sampling import SamplingSettings
-from eagle.weights import load_head, save_head
+from eagle.checkpoints.load import load_head, save_head
+from eagle.engine.sampling import SamplingSettings
+from eagle.model.ea_model import EaModel
+from eagle.model.eagle_model import EagleModel
+from eagle.model.outputs import Generation, StepRecord
 
 __all__ = ["EaModel", "EagleModel", "Generation", "SamplingSettings", "StepRecord", "load_head", "save_head"]

@@ -1,8 +1,8 @@
 """Benchmarks and numbers: which questions, which methods, what was measured and how sure it is.
 
     python -m eval --help           run one method, or several alternating question by question
-    python -m eval.report --help    tables, plots and one HTML page from the answer files
-    python -m eval.files --help     get the question files and check their checksums
+    python -m eval.reports --help    tables, plots and one HTML page from the answer files
+    python -m eval.questions.downloads --help     get the question files and check their checksums
 
 Dependencies point one way: this package uses `eagle`, never the other way round.
 """

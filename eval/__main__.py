@@ -12,10 +12,11 @@ Several methods, alternating question by question, with a report at the end:
 
 Over several processes or GPUs (one shard file per rank, joined by the report):
 
-    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.report results/run
+    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.reports results/run
     torchrun --nproc-per-node 2 -m eval ...                           the same on a machine without GPUs
 
-Questions come from --question-file, from $HSD_DATA, or are downloaded and checked; `python -m eval.files` lists them.
+Questions come from --question-file, from $HSD_DATA, or are downloaded and checked;
+`python -m eval.questions.downloads` lists them.
 """
 import argparse
 import os
@@ -23,10 +24,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eval import benchmarks, budget, prompts, provenance, runner
-from eval import engine as engines
-from eval.answers import AnswerFile, remove, shard_path
-from eval.methods import METHODS, Decoding, Method, from_flags, resolve
+from eval import provenance
+from eval.questions import benchmarks, prompts
+from eval.runs import load_models as engines
+from eval.runs import runner
+from eval.runs.answers import AnswerFile, remove, shard_path
+from eval.runs.methods import METHODS, Decoding, Method, from_flags, resolve
+from eval.speed import budget
 
 TREES = ("none", "topk", "chain", "multi", "hybrid", "auto")
 VERIFIERS = ("token", "block", "hsd", "published")
@@ -60,7 +64,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
     group.add_argument("--total-token", "--nodes", type=count_or_auto, dest="nodes", metavar="N",
                        help="rows of the target's forward per step: drafted tokens and the root; `auto` measures "
-                            "which budget and depth are fastest here (python -m eval.budget) and keeps the choice")
+                            "which budget and depth are fastest here (python -m eval.speed.budget) and keeps "
+                            "the choice")
     group.add_argument("--depth", type=int, metavar="K",
                        help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)")
     group.add_argument("--top-k", "--width", type=int, dest="width", metavar="K",
@@ -177,8 +182,8 @@ def automatic_budget(options: argparse.Namespace, task: runner.Task, world: int)
     if options.fresh:
         place.unlink(missing_ok=True)
     if world > 1 and not place.is_file():
-        raise ValueError("--nodes auto: every process would measure its own budget; run python -m eval.budget first "
-                         "and pass its --nodes and --depth")
+        raise ValueError("--nodes auto: every process would measure its own budget; run python -m eval.speed.budget "
+                         "first and pass its --nodes and --depth")
     return budget.kept_or_measured(place, task)
 
 
@@ -219,11 +224,11 @@ def main(argv: list[str] | None = None, load: Any = engines.load) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not options.methods:
-        print(f"answers: {paths[0]}   (table: python -m eval.report {paths[0]})")
+        print(f"answers: {paths[0]}   (table: python -m eval.reports {paths[0]})")
     elif ranks()[1] > 1:
-        print(f"this shard is done; when all are: python -m eval.report {options.output}")
+        print(f"this shard is done; when all are: python -m eval.reports {options.output}")
     else:
-        from eval import report
+        from eval.reports import report
 
         report.write([str(path) for path in paths], Path(options.output))
     return 0

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eagle.probe import Room, Walk
-from eagle.sampling import SamplingSettings
+from eagle.engine.sampling import SamplingSettings
 from eagle.trees import TreeSettings
-from eval import engine
+from eval.runs import load_models as engine
 from eval.tree_search import generator_of
+from eval.trees.probe import Room, Walk
 from eval.tune_trees import read_prompts
 
 RESAMPLES = 2000

@@ -1,6 +1,6 @@
 """What `eval.tune_trees` measures and how it decides: the target's entropy, calibration, contests between settings.
 
-Everything is E[accepted] of real trees at real decoding states (eagle/probe.py), the same states for all candidates.
+Everything is E[accepted] of real trees at real decoding states (eval/trees/probe.py), the same for all candidates.
 """
 import math
 from collections.abc import Callable, Iterator
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from eagle.model import EagleModel
-from eagle.probe import NodeQuantities, Room, Walk, node_quantities
-from eagle.sampling import Law, SamplingSettings
+from eagle.engine.sampling import Law, SamplingSettings
+from eagle.model.eagle_model import EagleModel
 from eagle.trees import TreeSettings
+from eval.trees.probe import NodeQuantities, Room, Walk, node_quantities
 
 Prompts = list[list[int]]
 SHARPNESS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5)  # powers of q that a calibration tries

@@ -12,7 +12,7 @@ Four steps; every measured piece is one line of the log, and a run that is start
    then its depth for every budget (one standard error); at last the hybrid against topk and chain at fresh states.
 4. The result as JSON. `tree="auto"` reads eagle/trees/tuned.json.
 
-The questions are every 20th of gsm8k/train.jsonl (never trained on, see eagle/train/corpus.py), or --prompts, JSON
+The questions are every 20th of gsm8k/train.jsonl (never trained on, see eagle/train/demo/corpus.py), or --prompts, JSON
 lines with `messages`. Never give it test questions: a number tuned on them measures nothing.
 """
 import argparse
@@ -28,11 +28,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from eagle.train.corpus import HOLD_OUT_EVERY, read_gsm8k
+from eagle.train.demo.corpus import HOLD_OUT_EVERY, read_gsm8k
 from eagle.trees import TreeSettings
 from eagle.trees.auto import pair_of, rule
-from eval import engine, prompts, provenance, storage
+from eval import jsonl as storage
+from eval import provenance
 from eval import tree_search as search
+from eval.questions import prompts
+from eval.runs import load_models as engine
 from eval.tree_search import Candidate, Visit
 
 CHAIN_DEPTH = 7

@@ -7,12 +7,13 @@
 Torch only: no model, no tokenizer, no global random state unless `generator` is None.
 """
 
-from hsd.deciding import decide, stopping_law, verify
 from hsd.layout import Layout
-from hsd.registry import VERIFIERS, Verifier
+from hsd.outcome import Decision, Law, StoppingLaw, Verdict
 from hsd.sampling import draw
 from hsd.topology import Topology, ancestors_of, topology
-from hsd.types import Decision, DraftTree, Law, StoppingLaw, Verdict
+from hsd.tree import DraftTree
+from hsd.verifiers import VERIFIERS, Verifier
+from hsd.verify import decide, stopping_law, verify
 
 __all__ = [
     "VERIFIERS",

@@ -10,7 +10,7 @@ from torch import Tensor
 from hsd.layout import Layout
 
 if TYPE_CHECKING:
-    from hsd.types import DraftTree
+    from hsd.tree import DraftTree
 
 
 def check_tree_shapes(tree: DraftTree) -> None:

@@ -1,6 +1,6 @@
 """Depths, ancestors and post-order of a tree, from its parents alone, without looking at a value on the host.
 
-Shape letters: N nodes. For the tree drawn in hsd/types.py, row = node, column = node:
+Shape letters: N nodes. For the tree drawn in hsd/tree.py, row = node, column = node:
 
     ancestors            earlier siblings
     1 0 0 0 0 0 0        0 0 0 0 0 0 0        visited in post-order: 3 4 1 6 5 2 0

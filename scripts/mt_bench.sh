@@ -8,7 +8,7 @@
 # default    meta-llama/Llama-3.1-8B-Instruct with yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (directories or hub ids)
 # hardware   the official pair: one GPU with 24 GB or more. Several GPUs:
 #            LAUNCH=".venv/bin/accelerate launch --num_processes 8 -m"
-# data       $HSD_DATA, else downloaded and checked (python -m eval.files)
+# data       $HSD_DATA, else downloaded and checked (python -m eval.questions.downloads)
 # gave       the demo pair on two CPU cores: docs/reproduction.md, section 6. The official pair has not been run
 # writes     results/mt_bench-tT/; running it again continues where it stopped
 set -euo pipefail

@@ -8,7 +8,7 @@
 #            CNN/DM is not among this project's benchmarks.
 # targets    the GPTQ 8-bit checkpoints the paper names, TARGETS="14B 32B 72B" (they need a GPTQ backend for transformers)
 # hardware   the paper: one H20 (96 GB). 72B in 8 bit needs about 80 GB
-# data       $HSD_DATA, else downloaded and checked (python -m eval.files)
+# data       $HSD_DATA, else downloaded and checked (python -m eval.questions.downloads)
 # writes     results/paper/; running it again continues where it stopped
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"

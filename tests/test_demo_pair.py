@@ -30,7 +30,7 @@ def prompt_ids(model, text: str) -> torch.Tensor:
 
 
 def questions(count: int) -> list[str]:
-    lines = (ROOT / "eval" / "data" / "sample.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "eval" / "questions" / "sample.jsonl").read_text(encoding="utf-8").splitlines()
     texts = [json.loads(line)["question"] for line in lines] + PROMPTS + ["What is the capital of France?"]
     return texts[:count]
 

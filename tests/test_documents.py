@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.embed import MARKED, embedded
+from eval.reports.embed import MARKED, embedded
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "checkpoints" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +38,7 @@ def test_named_commands_exist(path):
         assert base.with_suffix(".py").is_file() or (base / "__main__.py").is_file(), module
 
 
-@pytest.mark.parametrize("module", ["eval", "eval.report", "eval.step_time", "eval.embed", "hsd.audit"])
+@pytest.mark.parametrize("module", ["eval", "eval.reports", "eval.speed.step_time", "eval.reports.embed", "hsd.audit"])
 def test_help_teaches(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and len(done.stdout) > 300

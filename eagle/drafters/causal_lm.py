@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from eagle.drafters.base import Lineage
-from eagle.target import CausalLM
+from eagle.modules.target import CausalLM
 
 
 class CausalLMDrafter:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from eagle.buckets import bucket, whole
-from eagle.cache import CacheShape, KVBuffer
 from eagle.drafters.base import Lineage
-from eagle.fused_head import FusedHead
-from eagle.head import Eagle3Head
+from eagle.modules.buckets import bucket, whole
+from eagle.modules.fused_head import FusedHead
+from eagle.modules.head import Eagle3Head
+from eagle.modules.kv_cache import CacheShape, KVBuffer
 
 
 class Eagle3Drafter:

@@ -9,7 +9,7 @@ itself, in the SafeAILab layout; with several processes or machines, start it wi
 import argparse
 
 from eagle.train.config import add_arguments, from_arguments
-from eagle.train.loop import Trainer
+from eagle.train.trainer import Trainer
 
 
 def main() -> None:

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from eagle.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
-from eagle.target import check_supported
+from eagle.checkpoints.load import load_head
+from eagle.modules.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
+from eagle.modules.target import check_supported
 from eagle.train.config import TrainConfig
-from eagle.train.data import Example, load_examples
-from eagle.train.sharding import Sharding, spread_layers
-from eagle.weights import load_head
+from eagle.train.data.conversations import Example, load_examples
+from eagle.train.distributed import Sharding, spread_layers
 
 
 def load_target(config: TrainConfig, device: torch.device, sharding: Sharding | None):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hsd.audit.worlds import Draft, Prefix, World
-from hsd.types import DraftTree
+from hsd.tree import DraftTree
 
 Rule = Callable[[DraftTree, Tensor], tuple[Tensor, Tensor]]
 """A verifier under audit: (tree, target_probs Float64[N, V]) -> stop Float[N], residuals Float[N, V]."""

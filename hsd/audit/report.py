@@ -14,7 +14,7 @@ TOLERANCE = 1e-12
 
 @dataclass(frozen=True)
 class Subject:
-    """A verifier under audit. scope as in hsd.registry: "tree", "path" or "one-hot"."""
+    """A verifier under audit. scope as in hsd.verifiers: "tree", "path" or "one-hot"."""
 
     name: str
     rule: Rule

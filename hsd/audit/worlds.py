@@ -14,7 +14,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from hsd.types import DraftTree
+from hsd.tree import DraftTree
 
 Prefix = tuple[int, ...]
 Table = dict[Prefix, Tensor]

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eagle.capture import Recording
+from eagle.engine.cuda_graphs import Recording
 
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 HOST_METHODS = {
@@ -64,7 +64,7 @@ def play(tape: list[tuple]) -> None:
 
 
 class Tape:
-    """`eagle.capture.Backend` on a CPU. `log` has what was asked of it."""
+    """`eagle.engine.cuda_graphs.Backend` on a CPU. `log` has what was asked of it."""
 
     def __init__(self):
         self.generator = torch.Generator()

@@ -2,7 +2,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle.head import Eagle3Head, HeadConfig, default_taps
+from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
 
 VOCAB, LAYERS = 60, 8
 SHAPE = {

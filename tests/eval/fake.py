@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle.generation import StepRecord
+from eagle.model.outputs import StepRecord
 from eval.__main__ import main
 
 ALPHABET = [chr(code) for code in range(32, 127)] + ["\n"]

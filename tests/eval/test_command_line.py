@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eagle.head import Eagle3Head, HeadConfig, default_taps
-from eagle.train.corpus import conversation, train_tokenizer
-from eagle.weights import save_head
+from eagle.checkpoints.load import save_head
+from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
+from eagle.train.demo.corpus import conversation, train_tokenizer
 from eval.__main__ import build_parser, main
 from tests.eval.fake import load
 from tests.eval.helpers import arguments, records
@@ -59,7 +59,7 @@ def test_one_method_one_file(tmp_path, capsys):
     meta = json.loads((tmp_path / "answers" / "one.meta.json").read_text())
     assert meta["settings"]["method"] == "topk+token" and meta["settings"]["template"].startswith("tokenizer:")
     assert meta["sessions"][0]["hardware"]["threads"] == torch.get_num_threads()
-    assert "python -m eval.report" in capsys.readouterr().out
+    assert "python -m eval.reports" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

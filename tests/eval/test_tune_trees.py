@@ -5,12 +5,13 @@ import random
 import pytest
 import torch
 
-from eagle.train.corpus import train_tokenizer
+from eagle.checkpoints.load import save_head
+from eagle.train.demo.corpus import train_tokenizer
 from eagle.trees import TreeSettings, auto
-from eagle.weights import save_head
-from eval import adaptation, tree_table, tune_trees
+from eval import adaptation, tune_trees
 from eval import tree_search as search
 from eval.tree_search import Candidate
+from eval.trees import table as tree_table
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
 
 WORDS = "seven ducks and three hens lay two eggs each day so how many in a week".split()

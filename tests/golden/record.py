@@ -3,7 +3,7 @@
     python -m tests.golden.record
 
 tokens.json         tokens of every method, demo pair, batch 1, float64, one thread, every setting written out
-trees.safetensors   draft trees as drafted at temperature 1, with the target distributions and the stopping distributions
+trees.safetensors   draft trees as drafted at temperature 1, with the target and the stopping distributions
 
 Run again only when a change is meant to alter what is emitted (another default tree, another order of draws), and say
 so in the commit.
@@ -69,9 +69,9 @@ def main() -> None:
 
 
 def record_trees(model: EagleModel) -> None:
-    from eagle.probe import Room, Walk
-    from eagle.sampling import SamplingSettings
+    from eagle.engine.sampling import SamplingSettings
     from eagle.trees import TreeSettings
+    from eval.trees.probe import Room, Walk
 
     tensors = {}
     for name, skip in RECORDED_TREES.items():

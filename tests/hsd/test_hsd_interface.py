@@ -18,7 +18,7 @@ def tensor(*values: int) -> torch.Tensor:
 
 
 def example() -> tuple[hsd.DraftTree, torch.Tensor]:
-    """The tree drawn in hsd/types.py; nodes 1, 3 and 6 are sampled."""
+    """The tree drawn in hsd/tree.py; nodes 1, 3 and 6 are sampled."""
     generator = torch.Generator().manual_seed(0)
     tree = hsd.DraftTree(tensor(0, 1, 2, 3, 4, 0, 1), tensor(-1, 0, 0, 1, 1, 2, 5),
                          tensor(-1, 0, -1, 1, -1, -1, 2), laws(3, 5, generator))

@@ -1,0 +1,84 @@
+"""The config.json files this package writes: SafeAILab's flat one and the nested one of the speculators library.
+
+What is not the published default is written in every spelling that engines read: taps as layer inputs at the top level
+(vLLM) and as layer outputs in `eagle_config` (SGLang), flags at the top level, rope in the old spelling (which
+transformers 5 reads as well).
+"""
+from eagle.checkpoints.formats import FLAGS
+from eagle.modules.head import DEFAULT_ROPE, HeadConfig, default_taps
+
+
+def layer_shape(config: HeadConfig) -> dict:
+    """The keys that both layouts share: the head's one layer as a Llama of one layer."""
+    return {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        **written_rope(config),
+        "vocab_size": config.vocab_size,
+    }
+
+
+def safeailab_config(config: HeadConfig, dtype: str, target_layers: int | None = None) -> dict:
+    """config.json in the SafeAILab style. Taps are left out where they are a target of that depth's default ones."""
+    written = {
+        "architectures": ["LlamaForCausalLM"],
+        **layer_shape(config),
+        "draft_vocab_size": config.draft_vocab_size,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": dtype,
+    }
+    if config.target_hidden_size != config.hidden_size:
+        written["target_hidden_size"] = config.target_hidden_size
+    written.update({flag: True for flag in FLAGS if getattr(config, flag)})
+    if target_layers is None or config.taps != default_taps(target_layers):
+        written["eagle_aux_hidden_state_layer_ids"] = list(config.taps)
+        written["eagle_config"] = {
+            "use_aux_hidden_state": True,
+            "eagle_aux_hidden_state_layer_ids": [tap - 1 for tap in config.taps],
+        }
+    return written
+
+
+def speculators_config(config: HeadConfig, dtype: str, verifier: str | None, architectures: list[str]) -> dict:
+    """config.json in the style of the speculators library (which vLLM reads as well)."""
+    return {
+        "architectures": ["Eagle3DraftModel"],
+        "model_type": "speculator_model",
+        "speculators_model_type": "eagle3",
+        "speculators_version": "0.3.0",
+        "draft_vocab_size": config.draft_vocab_size,
+        "eagle_aux_hidden_state_layer_ids": list(config.taps),
+        "target_hidden_size": None if config.target_hidden_size == config.hidden_size else config.target_hidden_size,
+        **{flag: getattr(config, flag) for flag in FLAGS},
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [
+                {"proposal_type": "greedy", "speculative_tokens": 5, "verifier_accept_k": 1, "accept_tolerance": 0.0}
+            ],
+            "verifier": {"name_or_path": verifier, "architectures": architectures},
+        },
+        "transformer_layer_config": {
+            **layer_shape(config),
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+        },
+        "torch_dtype": dtype,
+    }
+
+
+def written_rope(config: HeadConfig) -> dict:
+    """rope_theta and rope_scaling: the old spelling, which transformers 5 reads as well."""
+    rope = dict(config.rope_parameters or DEFAULT_ROPE)
+    theta = rope.pop("rope_theta", 10000.0)
+    return {"rope_theta": theta, "rope_scaling": None if rope.get("rope_type", "default") == "default" else rope}

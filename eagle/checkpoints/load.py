@@ -1,0 +1,187 @@
+"""Load and save EAGLE-3 heads.
+
+    head = load_head(path_or_hub_id, target_config)      any of the four public families, checked tensor by tensor
+    save_head(head, directory, target_layers)            the SafeAILab layout: config.json + model.safetensors
+
+Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong shape is an error that names it.
+"""
+import contextlib
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from eagle.checkpoints.checks import check_target, check_tensors, check_vocabulary_map, drop_identity_map
+from eagle.checkpoints.formats import read_config
+from eagle.checkpoints.layouts import safeailab_config
+from eagle.files import write_file, write_json
+from eagle.modules.head import Eagle3Head, HeadConfig, Rotary
+
+WANTED = ("*.json", "*.safetensors", "*.bin")
+# Copies of the target's, kept by the speculators library while it trains and by some of its checkpoints.
+TRAINING_ONLY = {"verifier_lm_head.weight", "verifier_norm.weight"}
+
+
+def locate(path_or_hub_id: str | Path) -> Path:
+    """The local directory of a head: a directory as it is, a hub id downloaded (or taken from the hub's cache)."""
+    path = Path(path_or_hub_id)
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ValueError(f"draft head {str(path)!r} is a file; expected its directory, with config.json beside it")
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(WANTED)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(
+            f"draft head {str(path_or_hub_id)!r}: neither a directory here nor a repository the hub would give "
+            f"({type(error).__name__}); check the spelling, access rights and network"
+        ) from error
+
+
+@contextlib.contextmanager
+def naming(path_or_hub_id: str | Path):
+    """Every ValueError raised inside says which head it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path.name} is missing in {str(path.parent)!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold the tensors; safetensors wins over pickle, an index over a single file."""
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = directory / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{index}: weight_map is {weight_map!r}; expected the file of every tensor")
+            return [directory / name for name in sorted(set(weight_map.values()))]
+        single = directory / f"{stem}.{suffix}"
+        if single.is_file():
+            return [single]
+    raise ValueError("expected model.safetensors or pytorch_model.bin, found neither")
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each library has its own; the reader needs the file's name with all of them
+        raise ValueError(
+            f"{path}: cannot be read as tensors ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "it may be cut short, a Git LFS pointer, or a pickle with code in it, which is never executed"
+        ) from error
+
+
+def read_tensors(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, under the names they have on disk."""
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(directory):
+        loaded = read_file(path)
+        if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+            raise ValueError(f"{path}: expected a flat dictionary of tensors")
+        tensors.update(loaded)
+    return tensors
+
+
+def canonical_name(name: str) -> str:
+    """`layers.0.*` (speculators, vLLM) and `midlayer.*` (all others) are one layer."""
+    return "midlayer." + name[len("layers.0."):] if name.startswith("layers.0.") else name
+
+
+def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One name per tensor, without what only training needs."""
+    kept = {name: tensor for name, tensor in tensors.items() if name not in TRAINING_ONLY}
+    renamed = {canonical_name(name): tensor for name, tensor in kept.items()}
+    if len(renamed) != len(kept):
+        raise ValueError("tensors: the layer is there twice, as midlayer.* and as layers.0.*; remove one")
+    return renamed
+
+
+def read_checkpoint(directory: Path, target_config) -> tuple[HeadConfig, dict[str, Tensor]]:
+    """config.json and tensors, not compared yet. `target_config` None: its layer count, which default taps follow
+    from, is not known."""
+    tensors = canonical(read_tensors(directory))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    layers = target_config.num_hidden_layers if target_config is not None else None
+    return read_config(read_json(directory / "config.json"), shapes, layers), tensors
+
+
+def build_head(config: HeadConfig, tensors: dict[str, Tensor], dtype: torch.dtype | None = None) -> Eagle3Head:
+    """A head with these weights, checked; floating-point tensors in `dtype`, or in that of `fc.weight`."""
+    tensors = drop_identity_map(tensors, config)
+    with torch.device("meta"):
+        head = Eagle3Head(config)
+    check_tensors(tensors, head.state_dict())
+    if config.has_vocabulary_map:
+        check_vocabulary_map(tensors["d2t"], tensors["t2d"], config)
+        tensors = {**tensors, "d2t": tensors["d2t"].long(), "t2d": tensors["t2d"].bool()}
+    dtype = dtype or tensors["fc.weight"].dtype
+    tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    head.load_state_dict(tensors, assign=True)
+    head.rotary = Rotary(config.rotary_config())
+    return head
+
+
+def load_head(
+    path_or_hub_id: str | Path,
+    target_config,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    taps: tuple[int, int, int] | None = None,
+    rope_theta: float | None = None,
+) -> Eagle3Head:
+    """Load a draft head of any public family for the target described by `target_config` (its Hugging Face config).
+
+    `taps` and `rope_theta` override what config.json says. Bind the target's embeddings before use
+    (`head.bind_embeddings(target.get_input_embeddings())`). Raises ValueError naming the tensor or key at fault.
+    """
+    directory = locate(path_or_hub_id)
+    text_config = target_config.get_text_config() if hasattr(target_config, "get_text_config") else target_config
+    with naming(path_or_hub_id):
+        config, tensors = read_checkpoint(directory, text_config)
+        if taps is not None:
+            config = dataclasses.replace(config, taps=tuple(taps))
+        if rope_theta is not None:
+            rope = {**config.rope_parameters, "rope_theta": float(rope_theta)}
+            config = dataclasses.replace(config, rope_parameters=rope)
+        check_target(config, text_config)
+        head = build_head(config, tensors, dtype)
+    return head.to(device) if device is not None else head
+
+
+def save_head(
+    head: Eagle3Head, directory: str | Path, target_layers: int | None = None, dtype: torch.dtype | None = None
+) -> None:
+    """Write config.json and model.safetensors in the SafeAILab layout, each whole or not at all.
+
+    Taps are written unless they are the published default for a target of `target_layers` layers.
+    """
+    directory = Path(directory)
+    dtype = dtype or head.fc.weight.dtype
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous().clone()
+        for name, tensor in head.state_dict().items()
+    }
+    name = str(dtype).removeprefix("torch.")
+    write_file(directory / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_json(directory / "config.json", safeailab_config(head.config, name, target_layers))

@@ -1,0 +1,33 @@
+"""Why the steps of a plan cannot be recorded, if they cannot: what is known before anyone tries."""
+from eagle.drafters import CausalLMDrafter, Drafter
+from eagle.engine.sequence import Plan
+from eagle.modules.fused_head import MOVING_ROPE
+from eagle.modules.target import CausalLM
+
+
+def why_not(target: CausalLM, drafter: Drafter | None, plan: Plan) -> str | None:
+    """The reason in words, or None where a step does nothing that a CUDA graph cannot hold."""
+    if plan.target_law.settings.needs_prefix or plan.draft_law.settings.needs_prefix:
+        penalty = plan.target_law.settings.repetition_penalty
+        return f"repetition_penalty={penalty} looks at every row's tokens, which are on the host"
+    models = [target, drafter.lm] if isinstance(drafter, CausalLMDrafter) else [target]
+    devices = {device for model in models for device in model.layer_devices} | {target.device}
+    devices |= set() if drafter is None else {drafter.device}
+    if len(devices) > 1:
+        return f"the models are spread over {', '.join(sorted(map(str, devices)))}"
+    return next((reason for reason in map(_waits, models) if reason), None)
+
+
+def _waits(model: CausalLM) -> str | None:
+    """Why the forward of this model waits for the device, if it does."""
+    config = model.config
+    if any(weight.is_meta for weight in model.model.parameters()):
+        return "weights that are offloaded are fetched in every forward"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in MOVING_ROPE:
+        return f"rotary scaling {rope!r} asks the host how long the text is"
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    how = getattr(config, "_experts_implementation", None) or "eager"
+    if experts and how == "eager":
+        return "its experts run one after the other, as the host decides; load with experts_implementation='grouped_mm'"
+    return None

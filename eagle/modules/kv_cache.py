@@ -1,0 +1,151 @@
+"""Keys and values in one buffer that is allocated once and written in place.
+
+    slot     0 ........ S-1 | S ............ S+C-1
+             scratch        | committed
+             tree nodes     | token t of the sequence sits at slot S + t
+
+The tree being scored always lies in the first S slots (a smaller tree in the last of them, beside the committed
+tokens, so that it sees no more slots than it needs), so every step writes to the same addresses whatever the sequence
+length, and rows of a batch may differ in length. `commit` copies the accepted nodes behind the committed
+tokens. Slots at or past a row's length hold garbage; attention masks never show them.
+
+Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from eagle.modules.memory import check_fits
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """`capacity` is C, `scratch` is S; `devices` holds one device per layer."""
+
+    batch: int
+    kv_heads: int
+    head_dim: int
+    scratch: int
+    capacity: int
+    devices: tuple[torch.device, ...]
+    dtype: torch.dtype
+
+    def bytes_on(self, device: torch.device) -> int:
+        """What the layers of one device take: keys and values of every slot."""
+        slots = self.batch * (self.scratch + self.capacity)
+        return 2 * self.devices.count(device) * slots * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def fits(self, other: "CacheShape") -> bool:
+        """Whether a buffer of this shape can serve a request for `other` as it is."""
+        return (
+            (self.batch, self.kv_heads, self.head_dim, self.devices, self.dtype)
+            == (other.batch, other.kv_heads, other.head_dim, other.devices, other.dtype)
+            and self.scratch >= other.scratch
+            and self.capacity >= other.capacity
+        )
+
+
+class KVBuffer:
+    """The storage. Layers that share a device share one tensor [Y, 2, B, G, S + C, E].
+
+    Raises ValueError when a device has less free memory than its layers need.
+    """
+
+    def __init__(self, shape: CacheShape):
+        self.shape = shape
+        slots = shape.scratch + shape.capacity
+        self.stores: list[Tensor] = []
+        self.layers: list[Tensor] = []  # per layer: [2, B, G, S + C, E], a view into its store
+        by_device = {device: shape.devices.count(device) for device in shape.devices}
+        views = {}
+        for device in by_device:
+            check_fits(shape.bytes_on(device), device, f"the key/value cache of {shape.batch} rows x {slots} slots")
+        for device, count in by_device.items():
+            store = torch.zeros(
+                count, 2, shape.batch, shape.kv_heads, slots, shape.head_dim, dtype=shape.dtype, device=device
+            )
+            self.stores.append(store)
+            views[device] = iter(store)
+        self.layers = [next(views[device]) for device in shape.devices]
+
+    def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
+        """Write [B, G, n, E] at slots start .. start + n - 1 of every row."""
+        stop = start + keys.shape[2]
+        self.layers[layer][0, :, :, start:stop] = keys
+        self.layers[layer][1, :, :, start:stop] = values
+
+    def write_pair(self, layer: int, start: int, pair: Tensor) -> None:
+        """`write` of keys and values in one tensor [2, B, G, n, E], in one copy."""
+        self.layers[layer][:, :, :, start : start + pair.shape[3]] = pair
+
+    def write_rows(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write [B, G, n, E] at committed positions Int64[B, n], which may differ from row to row."""
+        index = (positions + self.shape.scratch)[:, None, :, None].expand_as(keys)
+        self.layers[layer][0].scatter_(2, index, keys)
+        self.layers[layer][1].scatter_(2, index, values)
+
+    def view(self, layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Keys and values at slots first .. stop - 1, each [B, G, stop - first, E], without a copy."""
+        window = self.layers[layer][:, :, :, first:stop]
+        return window[0], window[1]
+
+    def commit(self, nodes: Tensor, positions: Tensor) -> None:
+        """Copy scratch slots `nodes` Int64[B, k] to committed `positions` Int64[B, k], in all layers at once."""
+        for store in self.stores:
+            size = (*store.shape[:4], nodes.shape[1], store.shape[5])
+            source = nodes.to(store.device)[None, None, :, None, :, None].expand(size)
+            goal = (positions.to(store.device) + self.shape.scratch)[None, None, :, None, :, None].expand(size)
+            store.scatter_(4, goal, store.gather(4, source))
+
+
+@dataclass
+class Window:
+    """Where the next forward writes and what it sees; set by the owner before each forward.
+
+    `positions` None: write at slots `start ...`, the same for every row; else at these committed positions.
+    The forward sees slots `first` .. `stop` - 1.
+    """
+
+    first: int
+    stop: int
+    start: int = 0
+    positions: Tensor | None = None
+
+
+class _Layer(CacheLayerMixin):
+    """One layer of the buffer, as `transformers` wants to see it."""
+
+    def __init__(self, owner: "TransformersCache", index: int):
+        super().__init__()
+        self.owner, self.index, self.is_initialized = owner, index, True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the buffer exists."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        buffer, window = self.owner.buffer, self.owner.window
+        if window.positions is None:
+            buffer.write(self.index, window.start, key_states, value_states)
+        else:
+            buffer.write_rows(self.index, window.positions.to(key_states.device), key_states, value_states)
+        return buffer.view(self.index, window.first, window.stop)
+
+    def get_seq_length(self) -> int:
+        return 0  # only asked for when no mask is passed: reading a prompt into an empty cache
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.window.stop - self.owner.window.first, 0
+
+    def get_max_length(self) -> int:
+        return self.owner.buffer.shape.capacity
+
+
+class TransformersCache(Cache):
+    """A `KVBuffer` behind the cache interface of `transformers`."""
+
+    def __init__(self, buffer: KVBuffer):
+        self.buffer = buffer
+        self.window = Window(0, 0)
+        super().__init__(layers=[_Layer(self, index) for index in range(len(buffer.layers))])

@@ -1,0 +1,217 @@
+"""A stock `transformers` causal LM as the target: read a prompt, score a tree, commit the accepted path.
+
+A tree is scored in one forward. Node i sees the committed tokens and its ancestors, at position length + depth:
+
+        0            tree mask      0 1 2 3 4 5 6      position - length
+       / \\               0         1 . . . . . .      0
+      1   2               1         1 1 . . . . .      1
+     / \\   \\             2         1 . 1 . . . .      1
+    3   4   5             3         1 1 . 1 . . .      2
+            |             4         1 1 . . 1 . .      2
+            6             5         1 . 1 . . 1 .      2
+                          6         1 . 1 . . 1 1      3
+
+Feature taps are the *inputs* of the named decoder layers, taken by hooks.
+
+Shapes: B batch, N nodes, L prompt length, F hidden size, V vocabulary, K depth.
+"""
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eagle.modules import tree_attention as attention
+from eagle.modules.buckets import bucket, whole
+from eagle.modules.kv_cache import CacheShape, KVBuffer, TransformersCache, Window
+from eagle.modules.packed_linear import PackedLinear, can_pack
+
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
+
+
+class Scores(NamedTuple):
+    """Target output at every row of a forward: logits [B, n, V], features [B, n, taps * F] (None without taps)."""
+
+    logits: Tensor
+    features: Tensor | None
+
+
+def check_supported(config) -> None:
+    """ValueError for an architecture whose tree scoring has not been tested, or a sliding window."""
+    if config.model_type not in SUPPORTED:
+        raise ValueError(
+            f"target architecture {config.model_type!r} is not known to score trees correctly; "
+            f"known: {', '.join(sorted(SUPPORTED))}"
+        )
+    layer_types = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in layer_types or (config.model_type in WINDOW_EVERYWHERE and window is not None):
+        raise ValueError(
+            f"target with sliding-window attention (sliding_window={window}): tree masks would be wrong beyond the "
+            "window; load it with sliding_window=None in its config (and layer_types, where it has them, all "
+            "full_attention) and stay below that context length"
+        )
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes; accelerate holds the weights of an offloaded one elsewhere between its calls."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
+
+
+class CausalLM:
+    """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
+
+    `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
+    number of tree nodes asked for: they lie in the last slots of the buffer's scratch area, which may be larger.
+    A forward looks at `window()` committed slots, a bucket of `longest`; masks made from `lengths` hide the rest.
+    """
+
+    def __init__(self, model, taps: tuple[int, ...] = ()):
+        check_supported(model.config)
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        head = self.model.get_output_embeddings()
+        self._output = PackedLinear(head) if head.bias is None and can_pack(head.weight) else head
+        self.taps = taps
+        self._tapped: dict[int, Tensor] = {}
+        layers = model.model.layers
+        bad = [tap for tap in taps if not 0 <= tap < len(layers)]
+        if bad:
+            raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
+        for tap in taps:
+            layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
+        self.device = device_of(model.get_input_embeddings())
+        self.layer_devices = tuple(device_of(layer) for layer in layers)
+        self.cache: TransformersCache | None = None
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self.longest = self.scratch = 0
+
+    def _keep(self, tap: int):
+        def hook(module, args, kwargs):
+            self._tapped[tap] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def context_length(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def attention(self) -> str:
+        """The attention that the model is set to, by the name `transformers` has for it."""
+        return self.config._attn_implementation
+
+    def reserve(self, batch: int, scratch: int, capacity: int, slack: int) -> None:
+        """Empty cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; reused if it fits.
+
+        At most `slack` tokens are ever written past a row's length at once.
+        """
+        config = self.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        slots = whole(capacity + slack, self.device)
+        shape = CacheShape(
+            batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
+        )
+        if self.cache is None or not self.cache.buffer.shape.fits(shape):
+            self.cache = None  # its memory is free for the new one
+            self.cache = TransformersCache(KVBuffer(shape))
+            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.lengths.zero_()
+        self.longest, self.scratch = 0, scratch
+        self._limit = self.cache.buffer.shape.capacity - slack
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
+        return [*self.cache.buffer.stores, self.lengths]
+
+    def window(self, more: int = 0) -> int:
+        """How many committed slots a forward looks at, `more` of which it writes itself."""
+        return min(bucket(self.longest + more, self.device), self.cache.buffer.shape.capacity)
+
+    @property
+    def _first(self) -> int:
+        """The slot of tree node 0."""
+        return self.cache.buffer.shape.scratch - self.scratch
+
+    def _advance(self, counts: Tensor) -> None:
+        """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
+        self.lengths.add_(counts).clamp_(max=self._limit)
+
+    def _forward(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None, **options
+    ) -> Scores:
+        out = self.model.model(
+            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True,
+            **options,
+        )
+        hidden = out.last_hidden_state
+        if logits_at is not None:
+            index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
+            hidden = hidden.gather(1, index)
+        features = None
+        if self.taps:
+            features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)
+            self._tapped.clear()
+        return Scores(self._output(hidden), features)
+
+    def _float_mask(self, visible: Tensor) -> Tensor:
+        """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""
+        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)
+
+    def prefill(self, tokens: Tensor, counts: Tensor) -> Scores:
+        """Read right-padded prompts Int64[B, L] of `counts` Int64[B] tokens into an empty cache.
+
+        Returns logits [B, 1, V] after each row's last token and features [B, L, taps * F].
+        """
+        length, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
+        self.cache.window = Window(first=scratch, stop=scratch + length, start=scratch)
+        positions = torch.arange(length, device=self.device).expand_as(tokens)
+        scores = self._forward(tokens, positions, None, counts - 1)
+        self.lengths.copy_(counts)
+        self.longest = length
+        return scores
+
+    def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
+        """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
+        n, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
+        window = self.window(n)
+        positions = self.lengths[:, None] + torch.arange(n, device=self.device)
+        self.cache.window = Window(first=scratch, stop=scratch + window, positions=positions)
+        mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
+        scores = self._forward(tokens, positions, mask, counts - 1)
+        self._advance(counts)
+        self.longest += n
+        return scores
+
+    def score(self, tokens: Tensor, depths: Tensor, ancestors: Tensor, start: int = 0) -> Scores:
+        """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.
+
+        depths Int64[B, n]; ancestors Bool[B, n, scratch]: which places each node sees (itself included).
+        Returns logits [B, n, V] and features [B, n, taps * F].
+        """
+        window = self.window()
+        stop = self.cache.buffer.shape.scratch + window
+        self.cache.window = Window(first=self._first, stop=stop, start=self._first + start)
+        positions = self.lengths[:, None] + depths
+        if self.attention == attention.NAME:  # no mask for what every node of a row sees
+            mask = self._float_mask(ancestors)
+            return self._forward(tokens, positions, mask, None, prefix_lengths=self.lengths)
+        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
+        committed = committed[:, None].expand(-1, tokens.shape[1], -1)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), None)
+
+    def commit(self, nodes: Tensor, counts: Tensor) -> None:
+        """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""
+        positions = self.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
+        self.cache.buffer.commit(nodes + self._first, positions)
+        self._advance(counts)
+
+    def settle(self, longest: int) -> None:
+        """Tighten the host-side bound on committed tokens, once the lengths are known there."""
+        self.longest = longest

@@ -1,0 +1,194 @@
+"""Conversations on disk -> token ids with a mask of what the assistant said -> batches.
+
+A file is JSONL in one of three forms (one conversation per line, other keys are ignored):
+    {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+    {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}           ShareGPT
+    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.data.regenerate: the
+                                                                      assistant's tokens are those at a <= i < b
+
+The target's own chat template renders them. Where it marks the assistant's text with {% generation %}, that mask is
+used; otherwise each assistant turn is what its rendering adds to the prompt before it.
+
+The order of training is a function of (seed, epoch) alone, so a run that is stopped can continue exactly.
+"""
+import json
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+         "system": "system", "tool": "tool"}
+
+
+class Example(NamedTuple):
+    """One conversation: token ids, and for each whether the assistant said it. Five bytes a token once loaded."""
+
+    ids: Sequence[int]
+    answer: Sequence[bool]
+
+    def drafted(self) -> int:
+        """How many tokens drafting could predict here: answer tokens that follow an answer token."""
+        return sum(bool(a and b) for a, b in zip(self.answer[1:-1], self.answer[2:], strict=True))
+
+
+class Batch(NamedTuple):
+    """Right-padded rows. `answer` marks the assistant's tokens, `lengths` the real ones."""
+
+    tokens: Tensor  # Int64[B, n]
+    answer: Tensor  # Bool[B, n]
+    lengths: Tensor  # Int64[B]
+
+    def to(self, device) -> "Batch":
+        return Batch(*(field.to(device) for field in self))
+
+
+def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
+    """(where it stands, record) of every line; ValueError where a line is not a JSON object."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"training data {str(path)!r}: no such file")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{place}: not JSON ({error})") from error
+                if not isinstance(record, dict):
+                    found = type(record).__name__
+                    raise ValueError(f"{place}: expected a JSON object, one conversation per line; found {found}")
+                yield place, record
+
+
+def to_messages(record: dict) -> list[dict[str, str]]:
+    """Messages with the roles system, user, assistant, tool, from either form of text."""
+    forms = {"messages": ("role", "content"), "conversations": ("from", "value")}
+    form = next((key for key in forms if key in record), None)
+    if form is None:
+        raise ValueError(f"expected the key 'messages', 'conversations' or 'ids', found {sorted(record)}")
+    if not isinstance(record[form], list) or not all(isinstance(turn, dict) for turn in record[form]):
+        raise ValueError(f"{form}: expected a list of turns with {' and '.join(map(repr, forms[form]))}")
+    turns = [tuple(turn.get(key) for key in forms[form]) for turn in record[form]]
+    for role, text in turns:
+        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
+            raise ValueError(f"a turn with role {role!r} and content {text!r}; expected {sorted(ROLES)} and a text")
+    if not any(ROLES[role] == "assistant" for role, _ in turns):
+        raise ValueError("no assistant turn to learn from")
+    return [{"role": ROLES[role], "content": text} for role, text in turns]
+
+
+def read_messages(paths: list[str]) -> list[list[dict[str, str]]]:
+    """The messages of every conversation of the files; ValueError naming the line that has none."""
+    found = []
+    for path in paths:
+        for place, record in read_records(path):
+            try:
+                found.append(to_messages(record))
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from error
+    return found
+
+
+def from_ids(record: dict, vocab_size: int) -> Example:
+    if record.get("vocab_size") != vocab_size:
+        raise ValueError(
+            f"ids are of a vocabulary of {record.get('vocab_size')} tokens, the target's tokenizer has {vocab_size}; "
+            "regenerate the answers with this target"
+        )
+    if not isinstance(record.get("spans"), list):
+        raise ValueError(f"spans is {record.get('spans')!r}; expected the ranges [a, b] of ids that the assistant said")
+    answer = [any(a <= i < b for a, b in record["spans"]) for i in range(len(record["ids"]))]
+    return Example(record["ids"], answer)
+
+
+def encode_messages(tokenizer, messages: list[dict[str, str]]) -> Example:
+    """Render with the tokenizer's chat template and mark the assistant's tokens, their end token included."""
+    if tokenizer.chat_template is None:
+        raise ValueError("the target's tokenizer has no chat template; set tokenizer.chat_template and save it")
+    if "{% generation %}" in tokenizer.chat_template or "{%- generation %}" in tokenizer.chat_template:
+        encoded = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return Example(list(encoded["input_ids"]), [bool(bit) for bit in encoded["assistant_masks"]])
+    return encode_by_prefixes(tokenizer, messages)
+
+
+def encode_by_prefixes(tokenizer, messages: list[dict[str, str]]) -> Example:
+    def render(turns, prompt: bool) -> str:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+
+    spans, text = [], render(messages, False)
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before, after = render(messages[:i], True), render(messages[: i + 1], False)
+            if not (text.startswith(before) and text.startswith(after.rstrip())):
+                raise ValueError(
+                    "the chat template rewrites earlier turns, so the assistant's text cannot be found by prefixes; "
+                    "wrap it in {% generation %} in the template, or train on one turn per line"
+                )
+            spans.append((len(before), len(after)))
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    answer = [any(a <= start and start < b for a, b in spans) for start, _ in encoded["offset_mapping"]]
+    return Example(list(encoded["input_ids"]), answer)
+
+
+def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]:
+    """Every conversation of the files, cut at `max_length` tokens; those with nothing left to draft are dropped."""
+    examples = []
+    for path in paths:
+        for place, record in read_records(path):
+            try:
+                if "ids" in record:
+                    ids, answer = from_ids(record, len(tokenizer))
+                else:
+                    ids, answer = encode_messages(tokenizer, to_messages(record))
+            except (ValueError, TemplateError) as error:  # templates refuse, for example, two user turns in a row
+                raise ValueError(f"{place}: {error}") from error
+            example = Example(array("i", ids[:max_length]), bytes(answer[:max_length]))
+            if example.drafted():
+                examples.append(example)
+    if not examples:
+        raise ValueError(f"training data {paths}: no conversation has an answer to draft within {max_length} tokens")
+    return examples
+
+
+def epoch_plan(lengths: list[int], batch_tokens: int, seed: int, epoch: int) -> list[list[int]]:
+    """Shuffled batches of example indices with rows * longest <= batch_tokens; similar lengths share a batch.
+
+    Shuffle, sort by length inside windows of about 32 batches, cut, shuffle the batches.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    window = max(1, 32 * batch_tokens // max(1, sum(lengths) // len(lengths)))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        rows: list[int] = []
+        for i in sorted(order[start : start + window], key=lambda i: -lengths[i]):
+            if rows and (len(rows) + 1) * lengths[rows[0]] > batch_tokens:
+                batches.append(rows)
+                rows = []
+            rows.append(i)
+        batches.append(rows)
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def split_rows(rows: list[int], parts: int) -> list[list[int]]:
+    """Deal one batch out to processes and accumulation rounds: every part has rows of every length, none is empty
+    unless there are fewer rows than parts."""
+    return [rows[part::parts] for part in range(parts)]
+
+
+def collate(examples: list[Example]) -> Batch:
+    longest = max(len(example.ids) for example in examples)
+    tokens = torch.zeros(len(examples), longest, dtype=torch.int64)
+    answer = torch.zeros(len(examples), longest, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.ids)] = torch.tensor(list(example.ids))
+        answer[row, : len(example.ids)] = torch.tensor(list(example.answer), dtype=torch.bool)
+    return Batch(tokens, answer, torch.tensor([len(example.ids) for example in examples]))

@@ -1,0 +1,68 @@
+"""E[accepted] of several heads of one target, on the same prompts with the same random numbers.
+
+    python -m eagle.train.evaluation.compare TARGET HEAD... --data held_out.jsonl --temperatures 0 1
+
+Per head and temperature: mean E[accepted] over decoding steps, exact for each drafted tree, and its standard error over
+prompts. Prompts are what comes before the first answer of each conversation.
+"""
+import argparse
+import statistics
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from eagle.checkpoints.load import load_head
+from eagle.train.config import TrainConfig
+from eagle.train.data.conversations import load_examples
+from eagle.train.evaluation.drafting import DraftingTrial
+
+
+def compare(args) -> list[dict]:
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
+    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    examples = load_examples(tokenizer, args.data, target.config.max_position_embeddings - args.tokens)
+    rows = []
+    for path in args.heads:
+        head = load_head(path, target.config, dtype=dtype)
+        for temperature in args.temperatures:
+            config = TrainConfig(
+                eval_prompts=args.prompts, eval_tokens=args.tokens, eval_temperature=temperature, eval_tree=args.tree,
+                eval_verifier=args.verifier, eval_nodes=args.nodes, eval_depth=args.depth, seed=args.seed,
+            )
+            answers = DraftingTrial(target, head, examples, config).answers(head)
+            means = [statistics.fmean(values) for values in answers if values]
+            rows.append({
+                "head": path, "temperature": temperature, "prompts": len(means),
+                "expected_accepted": statistics.fmean(value for values in answers for value in values),
+                "error": statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan"),
+            })
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle.train.evaluation.compare", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target")
+    parser.add_argument("heads", nargs="+", metavar="HEAD")
+    parser.add_argument("--data", nargs="+", required=True, help="JSONL files that were not trained on")
+    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 1.0])
+    parser.add_argument("--prompts", type=int, default=40)
+    parser.add_argument("--tokens", type=int, default=64, help="per answer")
+    parser.add_argument("--tree", default="hybrid", help="at temperature 0 hybrid trees are top-k trees")
+    parser.add_argument("--verifier", default="hsd")
+    parser.add_argument("--nodes", type=int, default=60)
+    parser.add_argument("--depth", type=int, default=7)
+    parser.add_argument("--device-map")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print("| head | temperature | prompts | E[accepted] |\n|---|---|---|---|")
+    for row in compare(args):
+        value = f"{row['expected_accepted']:.3f} +- {row['error']:.3f}"
+        print(f"| {row['head']} | {row['temperature']:g} | {row['prompts']} | {value} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""E[accepted] of real trees: the number a head is chosen by.
+
+The decoding engine answers held-out prompts with the head in training; every step's E[accepted] is exact for the tree
+it drafted (it comes from the stopping law, so there is no verification noise), and the mean over steps is compared
+between heads on the same prompts and the same random numbers.
+"""
+import torch
+
+from eagle.model.eagle_model import EagleModel
+from eagle.modules.head import Eagle3Head
+from eagle.train.config import TrainConfig
+from eagle.train.data.conversations import Example
+
+
+class DraftingTrial:
+    """Answers to a fixed set of prompts, with a copy of the head: the engine freezes and casts what it decodes with."""
+
+    def __init__(self, target, head: Eagle3Head, held_out: list[Example], config: TrainConfig):
+        self.copy = Eagle3Head(head.config).to(target.device, target.dtype)
+        self.model = EagleModel.from_head(target, self.copy)
+        self.prompts = [list(e.ids[: list(e.answer).index(True)]) for e in held_out[: config.eval_prompts]]
+        self.prompts = [prompt for prompt in self.prompts if len(prompt) > 1]
+        self.config = config
+
+    def answers(self, head: Eagle3Head) -> list[list[float]]:
+        """E[accepted] of every step of every answer, at `eval_temperature` with `eval_tree` and `eval_verifier`."""
+        config = self.config
+        self.copy.load_state_dict(head.state_dict())
+        generator = torch.Generator(self.model.device).manual_seed(config.seed)
+        found = []
+        for prompt in self.prompts:
+            answer = self.model.generate(
+                torch.tensor([prompt]), max_new_tokens=config.eval_tokens, temperature=config.eval_temperature,
+                tree=config.eval_tree, verifier=config.eval_verifier, nodes=config.eval_nodes, depth=config.eval_depth,
+                generator=generator, return_dict_in_generate=True,
+            )
+            found.append([step.expected_accepted for step in answer.steps])
+        return found
+
+    def expected_accepted(self, head: Eagle3Head) -> float:
+        """Mean over all steps of all answers."""
+        values = [value for answer in self.answers(head) for value in answer]
+        return sum(values) / max(1, len(values))

@@ -1,0 +1,78 @@
+"""How a conversation becomes the target's prompt: the tokenizer's chat template, else one from FastChat by family.
+
+A wrong template costs half of the acceptance and still looks like English, so nothing is guessed: a model whose
+tokenizer has no template and whose family is not listed here is refused. The answer file records which one was used.
+"""
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from eval.questions.downloads import sha256
+
+FASTCHAT_BY_FAMILY = {  # a piece of the model's name -> FastChat's template for that family
+    "vicuna": "vicuna_v1.1",
+    "llama-2": "llama-2",
+    "qwen-7b-chat": "qwen-7b-chat",
+    "qwen-14b-chat": "qwen-7b-chat",
+    "mistral": "mistral",
+    "zephyr": "zephyr",
+    "chatglm3": "chatglm3",
+}
+# Llama-3 templates print a date. A fixed one keeps the prompt the same tomorrow.
+TEMPLATE_DATE = "26 Jul 2024"
+
+Messages = list[dict[str, str]]
+
+
+class PromptFormat(NamedTuple):
+    """A chat template: its name for the record, and a function from messages to text."""
+
+    name: str
+    render: Callable[[Messages], str]
+    adds_bos: bool  # whether the text still needs the tokenizer's own first token
+
+
+def from_tokenizer(tokenizer: Any) -> PromptFormat:
+    def render(messages: Messages) -> str:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
+                                             date_string=TEMPLATE_DATE)
+
+    return PromptFormat(f"tokenizer:{sha256(str(tokenizer.chat_template).encode())[:12]}", render, adds_bos=False)
+
+
+def from_fastchat(template: str) -> PromptFormat:
+    from fastchat.conversation import get_conv_template  # optional: only models without a template need it
+
+    def render(messages: Messages) -> str:
+        conversation = get_conv_template(template)
+        speakers = dict(zip(("user", "assistant"), conversation.roles, strict=True))
+        for message in messages:
+            if message["role"] == "system":
+                conversation.set_system_message(message["content"])
+            else:
+                conversation.append_message(speakers[message["role"]], message["content"])
+        conversation.append_message(speakers["assistant"], None)
+        return conversation.get_prompt()
+
+    return PromptFormat(f"fastchat:{template}", render, adds_bos=True)
+
+
+def prompt_format(tokenizer: Any, model_name: str) -> PromptFormat:
+    """The template of a model. Raises ValueError when neither the tokenizer nor the family list has one."""
+    if getattr(tokenizer, "chat_template", None):
+        return from_tokenizer(tokenizer)
+    lowered = model_name.lower()
+    found = next((template for family, template in FASTCHAT_BY_FAMILY.items() if family in lowered), None)
+    if found is None:
+        raise ValueError(
+            f"model {model_name!r}: its tokenizer has no chat template, and its name contains none of the families "
+            f"{', '.join(FASTCHAT_BY_FAMILY)}; add a chat_template to the tokenizer's files"
+        )
+    return from_fastchat(found)
+
+
+def encode(tokenizer: Any, style: PromptFormat, messages: Messages) -> torch.Tensor:
+    """Token ids of a conversation, ready for the assistant's next answer: Int64[1, L]."""
+    ids = tokenizer(style.render(messages), add_special_tokens=style.adds_bos)["input_ids"]
+    return torch.tensor([ids], dtype=torch.int64)

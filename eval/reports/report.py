@@ -1,0 +1,72 @@
+"""Answer files as a report: Markdown, JSON, PNG pictures and one self-contained HTML page.
+
+    python -m eval.reports results/demo                       reads every answer file in it, writes beside them
+    python -m eval.reports A.jsonl B.jsonl --output DIR       several files; shards of one run are joined
+
+Methods with equal settings are compared in one section. DIR also gets model_answer/METHOD.jsonl, the answers in
+FastChat's layout (shards joined, failed questions left out), for its MT-Bench judge.
+"""
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from eval.jsonl import write_whole
+from eval.reports import metrics
+from eval.reports.html import page
+from eval.reports.plots import plots
+from eval.reports.summary import Section, sections
+from eval.reports.tables import headline, markdown, markdown_table
+from eval.runs import answers
+
+
+def slug(section: Section, number: int, count: int) -> str:
+    """A section's prefix in file names; none where there is only one section."""
+    return "" if count == 1 else f"{number + 1}-{re.sub(r'[^a-z0-9]+', '-', section['title'].lower()).strip('-')}-"
+
+
+def write_model_answers(runs: list[answers.Answers], folder: Path) -> None:
+    """FastChat's `model_answer` layout: one file per method, one line per question."""
+    if len({run.name for run in runs}) < len(runs):
+        return  # several settings of one method: the file's name could not tell them apart
+    for run in runs:
+        lines = [json.dumps(entry) for entry in metrics.finished(run).values()]
+        write_whole(folder / f"{run.name}.jsonl", "".join(line + "\n" for line in lines))
+
+
+def write(paths: list[str], output: Path) -> list[Section]:
+    """Read answer files, write the report, print the headline tables. Returns the sections."""
+    runs = answers.read(paths)
+    found = sections(runs)
+    pictures = [plots(section) for section in found]
+    for number, (section, drawn) in enumerate(zip(found, pictures, strict=True)):
+        for name, content in drawn.items():
+            write_whole(output / f"{slug(section, number, len(found))}{name}.png", content)
+    write_whole(output / "report.json", json.dumps({"sections": found}, indent=1) + "\n")
+    write_whole(output / "report.md", "# Speculative decoding report\n\n" + "\n".join(map(markdown, found)))
+    write_whole(output / "report.html", page(found, pictures))
+    write_model_answers(runs, output / "model_answer")
+    for section in found:
+        print(f"\n{section['title']}\n\n{markdown_table(headline(section))}")
+    print(f"\nreport: {output / 'report.html'}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval.reports", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("answers", nargs="+", help="answer files, or directories of them")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the first answer file)")
+    options = parser.parse_args(argv)
+    first = Path(options.answers[0])
+    try:
+        write(options.answers, Path(options.output) if options.output else first if first.is_dir() else first.parent)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,146 @@
+"""Tokens per second by batch size: plain decoding and the hybrid tree with HSD, on the same engine.
+
+    OMP_NUM_THREADS=2 python -m eval.speed.batch                              the demo pair
+    python -m eval.speed.batch --base-model-path P --ea-model-path P --batch 1 4 16 --output batch.json
+
+The bundled sample problems, which belong to no benchmark, are answered in batches of different lengths, right-padded.
+Every repeat answers all of them by every method and batch size in turn, so that a drift of the machine hits all alike;
+one batch of each warms up. tok/s is tokens emitted / wall seconds, prompts included, and a row that has ended waits for
+the others of its batch; medians over the repeats. tau is 1 + mean E[accepted] over all steps.
+"""
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from eval.jsonl import write_whole
+from eval.provenance import provenance
+from eval.questions import benchmarks, prompts
+from eval.runs import load_models as engines
+from eval.runs.methods import synchronise
+
+DEMO = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
+METHODS = {"plain": "none", "hybrid+hsd": "hybrid"}
+
+
+class Answered(NamedTuple):
+    """All problems once: tokens emitted, seconds of all batches, E[accepted] of every step of every row."""
+
+    tokens: int
+    seconds: float
+    expected: list[float]
+
+
+def encoded(engine: Any, count: int) -> list[list[int]]:
+    """The first `count` sample problems as token ids, one by one; from the start again when there are fewer."""
+    style = prompts.prompt_format(engine.tokenizer, "")
+    questions = benchmarks.load("gsm8k", "sample", None, count).questions
+    asked = [questions[index % len(questions)].turns[0] for index in range(count)]
+    return [prompts.encode(engine.tokenizer, style, [{"role": "user", "content": text}])[0].tolist() for text in asked]
+
+
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids Int64[B, L] padded on the right, and the attention mask that says so."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+
+
+def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespace, seed: int) -> Answered:
+    """One batch."""
+    ids, mask = padded(rows)
+    generator = torch.Generator(device=engine.device).manual_seed(seed)
+    synchronise(engine.device)
+    out = engine.generate(
+        ids, args.tokens, attention_mask=mask, temperature=args.temperature, tree=tree, verifier="hsd",
+        nodes=args.nodes, depth=args.depth, generator=generator, return_dict_in_generate=True,
+    )
+    found = out if isinstance(out, list) else [out]
+    steps = [step.expected_accepted for row in found for step in row.steps]
+    return Answered(sum(len(row.new_tokens) for row in found), max(row.seconds for row in found), steps)
+
+
+def answer_all(
+    engine: Any, problems: list[list[int]], batch: int, tree: str, args: argparse.Namespace, seed: int
+) -> Answered:
+    """Every problem, `batch` at a time."""
+    groups = [problems[start : start + batch] for start in range(0, len(problems), batch)]
+    parts = [answer(engine, group, tree, args, seed + index) for index, group in enumerate(groups)]
+    expected = [value for part in parts for value in part.expected]
+    return Answered(sum(part.tokens for part in parts), sum(part.seconds for part in parts), expected)
+
+
+def measure(engine: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row per batch size and method."""
+    problems = encoded(engine, args.problems)
+    cells = [(batch, name) for batch in args.batch for name in METHODS]
+    for batch, name in cells:
+        answer(engine, problems[:batch], METHODS[name], args, args.seed)
+    runs: dict[tuple[int, str], list[Answered]] = {cell: [] for cell in cells}
+    for repeat in range(args.repeats):
+        for batch, name in cells:
+            seed = args.seed + 1000 * repeat
+            runs[batch, name].append(answer_all(engine, problems, batch, METHODS[name], args, seed))
+    return [summarise(batch, name, runs) for batch, name in cells]
+
+
+def summarise(batch: int, name: str, runs: dict[tuple[int, str], list[Answered]]) -> dict[str, Any]:
+    """Speedup is over plain decoding with the same batch size, repeat by repeat; all medians."""
+    own, plain = runs[batch, name], runs[batch, "plain"]
+    rates = [run.tokens / run.seconds for run in own]
+    speedups = [rate * other.seconds / other.tokens for rate, other in zip(rates, plain)]
+    expected = [value for run in own for value in run.expected]
+    return {
+        "batch": batch, "method": name, "tokens_per_second": statistics.median(rates),
+        "speedup": statistics.median(speedups), "tau": 1 + (statistics.fmean(expected) if expected else 0.0),
+        "tokens": own[0].tokens, "repeats": len(own),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| batch | method | tau | tok/s | speedup |", "|---|---|---|---|---|"]
+    for row in rows:
+        numbers = f"{row['tau']:.2f} | {row['tokens_per_second']:.1f} | {row['speedup']:.2f}x"
+        lines.append(f"| {row['batch']} | {row['method']} | {numbers} |")
+    return "\n".join(lines)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.speed.batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--base-model-path", default=str(DEMO / "target"))
+    parser.add_argument("--ea-model-path", default=str(DEMO / "eagle3"))
+    parser.add_argument("--dtype", choices=list(engines.DTYPES), default=engines.default_dtype())
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--problems", type=int, default=16, help="answered per repeat, method and batch size")
+    parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
+    parser.add_argument("--nodes", type=int, default=21)
+    parser.add_argument("--depth", type=int, default=5)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows and their origin as JSON")
+    args = parser.parse_args(argv)
+    for name in ("batch", "problems", "tokens", "repeats"):
+        values = getattr(args, name) if name == "batch" else [getattr(args, name)]
+        if min(values) < 1:
+            parser.error(f"--{name} {min(values)}: expected at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    engine = engines.load(args.base_model_path, args.ea_model_path, args.dtype)
+    rows = measure(engine, args)
+    print(table(rows))
+    if args.output:
+        settings = {name: getattr(args, name) for name in ("tokens", "nodes", "depth", "temperature", "seed", "dtype")}
+        write_whole(args.output, json.dumps({"rows": rows, "settings": settings, "origin": provenance()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

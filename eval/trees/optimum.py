@@ -1,0 +1,115 @@
+"""How much of what any lossless verifier could accept do hybrid trees reach? Toy worlds, by linear programming.
+
+    python -m eval.trees.optimum --worlds 10
+
+For random models over a few tokens, every outcome of the real hybrid builder is enumerated with its probability. HSD
+and token-wise verification of these trees are compared with the optimum over all lossless verifiers of the same trees
+(hsd/audit/optimum.py, needs scipy). Reported are means over worlds.
+"""
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import hsd
+from eagle.trees import TreeSettings, hybrid
+from hsd.audit.optimum import optimum
+from hsd.audit.worlds import Dice, Draft, World, random_world
+
+SHAPES = [  # vocabulary, settings of the hybrid tree
+    (3, TreeSettings(4, 2, beta=0.8)),
+    (3, TreeSettings(5, 2, beta=0.8)),
+    (4, TreeSettings(4, 2, beta=0.8)),
+    (4, TreeSettings(5, 2, beta=0.5)),
+    (3, TreeSettings(4, 3, beta=0.8)),
+    (3, TreeSettings(5, 3, beta=0.8)),
+]
+
+
+class WorldDrafter:
+    """A world's draft model as a `Drafter` of one row; logits are log-probabilities."""
+
+    support = None
+
+    def __init__(self, world: World):
+        self.world, self.prefixes = world, [()]
+
+    def root_logits(self) -> Tensor:
+        self.prefixes = [()]
+        return self.world.draft[()].log()[None]
+
+    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        new = [(*self.prefixes[p], t) for p, t in zip(parents[0].tolist(), tokens[0].tolist())]
+        self.prefixes += new
+        return torch.stack([self.world.draft[prefix].log() for prefix in new])[None]
+
+
+def drafts(world: World, settings: TreeSettings) -> Iterator[Draft]:
+    """Every outcome of the real builder."""
+    drafter, root = WorldDrafter(world), torch.zeros(1, dtype=torch.int64)
+    scripts: list[list[int]] = [[]]
+    while scripts:
+        dice = Dice(scripts.pop())
+        known = len(dice.script)
+        roll = lambda laws: torch.tensor([[dice.roll(law) for law in laws[0]]])  # noqa: B023
+        tree = hybrid.build(drafter, root, drafter.root_logits(), settings, lambda x: x.softmax(-1), roll).row(0)
+        prefixes: list[tuple[int, ...]] = [()]
+        for token, parent in zip(tree.tokens.tolist()[1:], tree.parents.tolist()[1:]):
+            prefixes.append((*prefixes[parent], token))
+        yield Draft(dice.probability, tree, prefixes, torch.stack([world.target[prefix] for prefix in prefixes]))
+        for place in range(known, len(dice.script)):
+            scripts += [[*dice.script[:place], other] for other in range(1, dice.options[place])]
+
+
+def merged(outcomes: Iterator[Draft], least: float = 1e-12) -> list[Draft]:
+    """Equal trees once, without the outcomes that only rounding makes possible."""
+    found: dict[Any, Draft] = {}
+    for draft in outcomes:
+        key = tuple(draft.prefixes), tuple(draft.tree.proposal_rows.tolist())
+        earlier = found.get(key)
+        probability = draft.probability + (earlier.probability if earlier else 0)
+        found[key] = Draft(probability, draft.tree, draft.prefixes, draft.target)
+    return [draft for draft in found.values() if draft.probability > least]
+
+
+def compare(vocabulary: int, settings: TreeSettings, seed: int) -> dict[str, float] | None:
+    """E[accepted] of token-wise, HSD and the optimum in one world; None where the program is too large."""
+    world = random_world("toy", vocabulary, settings.depth, seed)
+    outcomes = merged(drafts(world, settings))
+    best = optimum(world, outcomes)
+    if best is None:
+        return None
+    found = {verifier: sum(d.probability * hsd.stopping_law(d.tree, d.target, verifier).expected_accepted.item()
+                           for d in outcomes) for verifier in ("token", "hsd")}
+    return {**found, "optimum": best}
+
+
+def table(worlds: int, seed: int) -> str:
+    """Markdown: one row per shape."""
+    lines = ["| tokens | nodes | depth | beta | token-wise | HSD | optimum | HSD / optimum | share of the gain |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for vocabulary, settings in SHAPES:
+        rows = [row for k in range(worlds) if (row := compare(vocabulary, settings, seed + k))]
+        if not rows:
+            continue
+        token, ours, best = (np.mean([row[name] for row in rows]) for name in ("token", "hsd", "optimum"))
+        share = f"{(ours - token) / (best - token):.0%}" if best - token > 1e-6 else "-"
+        lines.append(f"| {vocabulary} | {settings.nodes} | {settings.depth} | {settings.beta} | {token:.4f} | "
+                     f"{ours:.4f} | {best:.4f} | {ours / best:.1%} | {share} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.trees.optimum", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--worlds", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    print(table(options.worlds, options.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""E[accepted] of trees and verifiers over temperatures and budgets, on the same states of a benchmark's questions.
+
+    python -m eval.trees.table --bench gsm8k --base-model-path checkpoints/demo/target \\
+        --ea-model-path checkpoints/demo/eagle3 --temperatures 0 0.5 1 1.5 --budgets 4 8 16 32 60 128 \\
+        --methods topk+token chain+hsd hybrid+token hybrid+hsd auto+hsd --output results/tree_table
+
+The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
+number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
+questions; gains are paired. Writes table.md, table.json and table.png; a run that is started again goes on where it
+stopped. Timings and E[accepted] along each method's own generations come from `python -m eval`.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from eagle.engine.sampling import SamplingSettings
+from eagle.trees import TreeSettings, find_tree
+from eval import jsonl as storage
+from eval import provenance
+from eval.questions import benchmarks, prompts
+from eval.runs import load_models as engine
+from eval.tree_search import generator_of
+from eval.trees.probe import Room, Walk
+
+Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
+RESAMPLES = 2000
+
+
+def measure(model: Any, questions: list[list[int]], temperature: float, cells: list[tuple[str, TreeSettings]],
+            states: int, stride: int, seed: int, done: Values, save: Any, quiet: bool) -> Values:
+    """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
+    room = Room.of([(method.split("+")[0], settings) for method, settings in cells])
+    walk = Walk(model, SamplingSettings(temperature), room)
+    first = len(next(iter(done.values()), []))
+    for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
+        row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}
+        for index in walk.along(questions[number], stride * states + 1, generator_of(seed, number)):
+            if index % stride == 0:
+                at_state(walk, temperature, cells, row)
+        for key, values in row.items():
+            done.setdefault(key, []).append(values)
+        save(row)
+    return done
+
+
+def at_state(walk: Walk, temperature: float, cells: list[tuple[str, TreeSettings]],
+             row: dict[str, list[float]]) -> None:
+    """Each tree once, verified by all the verifiers that are asked for."""
+    drafted = {}
+    for method, settings in cells:
+        tree, verifier = method.split("+")
+        if temperature == 0:
+            tree, verifier = "topk" if tree == "hybrid" else tree, "greedy"
+        if (tree, settings) not in drafted:
+            drafted[tree, settings] = walk.draft(tree, settings)
+        row[name(method, settings)].append(drafted[tree, settings].expected(verifier))
+
+
+def name(method: str, settings: TreeSettings) -> str:
+    return f"{method}@{settings.nodes}"
+
+
+def interval(values: list[list[float]], base: list[list[float]] | None = None, seed: int = 0) -> list[float]:
+    """Mean over states, low and high: 95 %, bootstrap over questions. With `base`, of the ratio minus 1."""
+    rows = [(sum(v), sum(b), len(v)) for v, b in zip(values, base or values) if v]
+    sums = np.array(rows)
+    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    picked, total = sums[draws].sum(1), sums.sum(0)
+    over = 1 if base else 2
+    samples = picked[:, 0] / np.maximum(picked[:, over], 1e-9) - (1 if base else 0)
+    point = total[0] / total[over] - (1 if base else 0)
+    return [round(float(x), 4) for x in (point, *np.quantile(samples, (0.025, 0.975)))]
+
+
+def summarise(values: Values, base_method: str) -> dict[str, Any]:
+    """Per cell: E[accepted], and its gain over the base method at the same budget, with intervals."""
+    rows = {}
+    for key, cells in values.items():
+        base = values.get(f"{base_method}@{key.split('@')[1]}")
+        gain = interval(cells, base) if base and any(map(sum, base)) else None
+        rows[key] = {"expected": interval(cells), "gain": gain,
+                     "states": sum(map(len, cells)), "questions": len(cells)}
+    return rows
+
+
+def markdown(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[int]) -> str:
+    """One table per temperature: budgets down, methods across, `E (gain over the first method [interval])`."""
+    lines = []
+    for temperature, rows in tables.items():
+        first = rows[f"{methods[0]}@{budgets[0]}"]
+        lines += [f"\ntemperature {temperature}: {first['states']} states of {first['questions']} questions", "",
+                  "| nodes | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
+        for nodes in budgets:
+            cells = [_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods]
+            lines.append(f"| {nodes} | " + " | ".join(cells) + " |")
+    return "\n".join(lines).strip() + "\n"
+
+
+def _shown(row: dict[str, Any], is_base: bool) -> str:
+    value, low, high = row["expected"]
+    if is_base or row["gain"] is None:
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    gain, low, high = (100 * x for x in row["gain"])
+    return f"{value:.2f} ({gain:+.0f} % [{low:+.0f}, {high:+.0f}])"
+
+
+def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[int], path: Path) -> None:
+    """E[accepted] over the budget, one panel per temperature, bands are intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.3 * len(tables) + 1, 3.4), sharey=True, squeeze=False,
+                                     layout="constrained")
+    for axes, (temperature, rows) in zip(panels[0], tables.items()):
+        for number, method in enumerate(methods):
+            points = np.array([rows[f"{method}@{nodes}"]["expected"] for nodes in budgets])
+            line = axes.plot(budgets, points[:, 0], marker="o", markersize=3.5, label=method, color=f"C{number}")
+            axes.fill_between(budgets, points[:, 1], points[:, 2], color=line[0].get_color(), alpha=0.12)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
+        axes.set_title(f"temperature {temperature}")
+        axes.set_xlabel("nodes scored per step")
+        axes.grid(alpha=0.25)
+    panels[0][0].set_ylabel("E[accepted] (draft tokens per step)")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods),
+                  frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m eval.trees.table", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
+    add("--protocol")
+    add("--num-questions", type=int, default=20, metavar="N")
+    add("--base-model-path", required=True, metavar="P")
+    add("--ea-model-path", metavar="P")
+    add("--draft-model-path", metavar="P")
+    add("--methods", nargs="+", default=["topk+token", "chain+hsd", "hybrid+token", "hybrid+hsd"], metavar="M",
+        help="tree+verifier; gains are over the first")
+    add("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="T")
+    add("--budgets", type=int, nargs="+", default=[8, 16, 32, 60], metavar="N")
+    add("--depth", type=int, default=7)
+    add("--states", type=int, default=4, help="states per question")
+    add("--stride", type=int, default=16, help="tokens from one to the next")
+    add("--seed", type=int, default=0)
+    add("--dtype", choices=list(engine.DTYPES), default=engine.default_dtype())
+    add("--output", required=True, metavar="DIR")
+    add("--quiet", action="store_true")
+    return parser
+
+
+def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    for method in options.methods:
+        if find_tree(method.partition("+")[0]) is None or "+" not in method:
+            raise ValueError(f"--methods {method!r}: expected tree+verifier, such as hybrid+hsd")
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
+    model = engine.load(options.base_model_path, options.ea_model_path, options.dtype,
+                        draft_model_path=options.draft_model_path)
+    style = prompts.prompt_format(model.tokenizer, options.base_model_path)
+    questions = [prompts.encode(model.tokenizer, style, [{"role": "user", "content": question.turns[0]}])[0].tolist()
+                 for question in asked.questions]
+    cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
+    tables = {}
+    for temperature in options.temperatures:
+        tables[f"{temperature:g}"] = summarise(one_temperature(model, questions, temperature, cells, options, output),
+                                               options.methods[0])
+    write(tables, asked, options, output)
+    return tables
+
+
+def one_temperature(model: Any, questions: list[list[int]], temperature: float, cells: list[tuple[str, TreeSettings]],
+                    options: argparse.Namespace, output: Path) -> Values:
+    """Measure what the temperature's file does not hold yet."""
+    path = output / f"states_T{temperature:g}.jsonl"
+    done: Values = {}
+    told = {"methods": options.methods, "budgets": options.budgets, "depth": options.depth, "states": options.states,
+            "stride": options.stride, "seed": options.seed, "models": [options.base_model_path, options.ea_model_path]}
+    if path.is_file():
+        storage.recover(path)
+        head, *rows = [*storage.lines(path)] or [told]
+        if head != told:
+            raise ValueError(f"{path} was measured with other settings ({head}); choose another --output")
+        for row in rows[: len(questions)]:
+            for key, values in row.items():
+                done.setdefault(key, []).append(values)
+    with open(path, "ab") as file:
+        if not path.stat().st_size:
+            storage.append(file, told)
+        return measure(model, questions, temperature, cells, options.states, options.stride, options.seed, done,
+                       lambda row: storage.append(file, row), options.quiet)
+
+
+def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argparse.Namespace, output: Path) -> None:
+    origin = provenance.provenance([])
+    record = {"bench": asked.bench, "protocol": asked.protocol, "questions_sha256": asked.sha256,
+              "depth": options.depth, "seed": options.seed, "stride": options.stride, "git": origin["git"],
+              "versions": origin["versions"], "cpu": origin["hardware"]["cpu"], "tables": tables}
+    storage.write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
+    storage.write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
+    plot(tables, options.methods, options.budgets, output / "table.png")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(Path(options.output, "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    raise SystemExit(main())

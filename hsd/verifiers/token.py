@@ -1,0 +1,33 @@
+"""Token-wise verification: recursive rejection sampling from the root to a leaf.
+
+Leviathan et al. (arXiv 2211.17192) and Chen et al. (arXiv 2302.01318) for one path; SpecInfer (arXiv
+2305.09781) and RRS (arXiv 2402.14160) for several children. At a node, with r = p_v at first, for its
+children i in order:
+
+    accept and descend with  a_i = min(1, r(x_i) / d_i(x_i)),      else  r <- norm(max(r - d_i, 0))
+
+If no child is accepted, v is the stop and the bonus token is drawn from r. Hence
+
+    stop(v) = prod of a_u over the path to v
+              * prod of (1 - a_u) over the earlier siblings of the path's nodes and the children of v
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hsd.outcome import Law
+from hsd.verifiers.balance import Problem, balance, residual
+
+
+def token(problem: Problem) -> Law:
+    """Law of the stopping node and of the bonus token token-wise. Lossless on every tree."""
+    result, topo = balance(problem, inherit=False), problem.topo
+    accept = result.weight
+    reject = 1 - accept
+    one = torch.ones_like(accept)
+    step = accept * torch.where(topo.earlier, reject, 1).prod(1)
+    reach = torch.where(topo.ancestors, torch.where(problem.tree.parents < 0, one, step), 1).prod(1)
+    index = torch.arange(len(one), device=one.device)
+    none = torch.where(problem.tree.parents == index[:, None], reject, 1).prod(1)
+    return Law(reach * none, lambda node: residual(problem, result, one, node))

@@ -1,0 +1,130 @@
+"""Conversions lose nothing: same bits, same head, both ways, from every family."""
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eagle.checkpoints import convert as module
+from eagle.checkpoints.convert import convert
+from eagle.checkpoints.load import load_head
+from tests.eagle.checkpoints.test_load import (
+    DRAFT,
+    FAMILIES,
+    LAYERS,
+    TARGET,
+    VOCABULARY,
+    edit,
+    random_head,
+    save_head,
+    write_family,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:config.json states rope_theta")
+
+
+@pytest.fixture
+def target(tmp_path):
+    TARGET.save_pretrained(tmp_path / "target")
+    return str(tmp_path / "target")
+
+
+def bits(directory) -> dict[str, tuple]:
+    return bits_of(load_file(directory / "model.safetensors"))
+
+
+def bits_of(tensors) -> dict[str, tuple]:
+    """Name in our spelling -> (dtype, shape, raw bytes)."""
+    return {
+        name.replace("layers.0.", "midlayer."): (t.dtype, tuple(t.shape), t.flatten().view(torch.uint8).tolist())
+        for name, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("first", ["speculators", "safeailab"])
+@pytest.mark.parametrize("pickle", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back_from_every_family(tmp_path, target, family, pickle, first):
+    source, second = tmp_path / family, {"speculators": "safeailab", "safeailab": "speculators"}[first]
+    source.mkdir()
+    tensors = write_family(source, family, pickle)
+    convert(source, tmp_path / "one", first, target)
+    convert(tmp_path / "one", tmp_path / "two", second, target)
+    convert(tmp_path / "two", tmp_path / "three", first, target)
+    assert bits_of(tensors) == bits(tmp_path / "one") == bits(tmp_path / "two") == bits(tmp_path / "three")
+    heads = [load_head(tmp_path / name, TARGET) for name in (family, "one", "two", "three")]
+    assert all(head.config == heads[0].config for head in heads)
+    assert (tmp_path / "one" / "config.json").read_text() == (tmp_path / "three" / "config.json").read_text()
+
+
+def test_odd_files_keep_their_bits(tmp_path, target):
+    """Integer maps, half precision, weights of one storage (as torch.save keeps them): all as they were."""
+    head = random_head(own_embeddings=True).half()
+    tensors = dict(head.state_dict())
+    tensors |= {"t2d": head.t2d.to(torch.uint8), "d2t": head.d2t.int()}
+    tensors["midlayer.hidden_norm.weight"] = tensors["midlayer.input_layernorm.weight"]
+    save_head(head, tmp_path / "in", LAYERS)
+    (tmp_path / "in" / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "in" / "pytorch_model.bin")
+    convert(tmp_path / "in", tmp_path / "nested", "speculators", target)
+    convert(tmp_path / "nested", tmp_path / "flat", "safeailab", target)
+    assert bits_of(tensors) == bits(tmp_path / "nested") == bits(tmp_path / "flat")
+    assert load_file(tmp_path / "flat" / "model.safetensors")["t2d"].dtype == torch.uint8
+
+
+def test_a_bad_head_is_not_converted(tmp_path, target):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    edit(tmp_path / "in", tensors={"norm.weight": None})
+    with pytest.raises(ValueError, match=r"draft head '.*in': tensors: missing \['norm.weight'\]"):
+        convert(tmp_path / "in", tmp_path / "out", "speculators", target)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changes", [
+    {"fc_norm": True, "norm_output": True}, {"norm_before_fc": True}, {"norm_before_residual": True},
+    {"own_embeddings": True, "hidden_size": 16, "head_dim": 4}, {"taps": (1, 3, 6)}, {"draft_vocab_size": VOCABULARY},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+])
+def test_every_setting_survives(tmp_path, target, changes):
+    save_head(random_head(**changes).to(torch.bfloat16), tmp_path / "in", LAYERS)
+    convert(tmp_path / "in", tmp_path / "nested", "speculators", target)
+    convert(tmp_path / "nested", tmp_path / "out", "safeailab", target)
+    assert load_head(tmp_path / "nested", TARGET).config == load_head(tmp_path / "in", TARGET).config
+    assert (tmp_path / "out" / "config.json").read_text() == (tmp_path / "in" / "config.json").read_text()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "in" / "model.safetensors").read_bytes()
+
+
+def test_what_other_engines_need_is_written(tmp_path, target):
+    save_head(random_head(taps=(1, 3, 6)), tmp_path / "in", LAYERS)
+    convert(tmp_path / "in", tmp_path / "nested", "speculators", target)
+    nested = json.loads((tmp_path / "nested" / "config.json").read_text())
+    assert nested["speculators_model_type"] == "eagle3"
+    assert nested["draft_vocab_size"] == DRAFT
+    assert nested["eagle_aux_hidden_state_layer_ids"] == [1, 3, 6]  # layer inputs
+    assert nested["speculators_config"]["verifier"]["name_or_path"] == target
+    assert nested["transformer_layer_config"]["head_dim"] == 8
+    assert "layers.0.hidden_norm.weight" in load_file(tmp_path / "nested" / "model.safetensors")
+    flat = json.loads((tmp_path / "in" / "config.json").read_text())
+    assert flat["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 2, 5]  # layer outputs
+    assert flat["architectures"] == ["LlamaForCausalLM"]
+    assert flat["rope_theta"] == 10000.0
+
+
+def test_errors_name_the_remedy(tmp_path):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    with pytest.raises(ValueError, match="known: safeailab, speculators"):
+        convert(tmp_path / "in", tmp_path / "out", "gguf")
+    with pytest.raises(ValueError, match="choose another"):
+        convert(tmp_path / "in", tmp_path / "in", "speculators")
+    with pytest.raises(ValueError, match="layer count is needed.*--target"):
+        convert(tmp_path / "in", tmp_path / "out", "speculators")
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line(tmp_path, target, monkeypatch, capsys):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "speculators", "--target", target]
+    monkeypatch.setattr(sys, "argv", ["convert", *arguments])
+    module.main()
+    assert "taps (layer inputs) [2, 4, 5]" in capsys.readouterr().out

@@ -1,0 +1,378 @@
+"""Loading and saving heads: round trips, and what a bad checkpoint says."""
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+
+import eagle
+from eagle.checkpoints.load import load_head, read_json, save_head
+from eagle.modules.head import Eagle3Head, HeadConfig
+
+LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
+TARGET = LlamaConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, num_hidden_layers=LAYERS, num_attention_heads=4)
+SHAPE = {
+    "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "vocab_size": VOCABULARY, "draft_vocab_size": DRAFT, "taps": (2, 4, 5), "target_hidden_size": WIDTH,
+}
+
+
+def random_head(**changes) -> Eagle3Head:
+    torch.manual_seed(0)
+    head = Eagle3Head(HeadConfig(**{**SHAPE, **changes}))
+    if head.config.has_vocabulary_map:
+        kept = torch.randperm(VOCABULARY)[:DRAFT].sort().values
+        head.d2t.copy_(kept - torch.arange(DRAFT))
+        head.t2d[kept] = True
+    return head
+
+
+@pytest.fixture
+def saved(tmp_path):
+    save_head(random_head(), tmp_path, LAYERS)
+    return tmp_path
+
+
+def edit(directory, tensors=None, config=None):
+    """Rewrite parts of a saved head; None removes an entry."""
+    for path, changes, read, write in (
+        (directory / "model.safetensors", tensors, load_file, save_file),
+        (directory / "config.json", config, read_json, lambda value, path: path.write_text(json.dumps(value))),
+    ):
+        merged = {**read(path), **(changes or {})}
+        write({key: value for key, value in merged.items() if changes is None or changes.get(key, 0) is not None}, path)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"draft_vocab_size": VOCABULARY}, {"fc_norm": True, "norm_output": True}, {"taps": (1, 3, 6)},
+    {"norm_before_fc": True, "norm_before_residual": True}, {"own_embeddings": True}, {"head_dim": 16},
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+    {"hidden_size": 16, "own_embeddings": True, "head_dim": 4},
+])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_is_loaded(tmp_path, changes, dtype):
+    head = random_head(**changes).to(dtype)
+    save_head(head, tmp_path, LAYERS)
+    loaded = load_head(tmp_path, TARGET)
+    default = {"rope_type": "default", "rope_theta": 10000.0}
+    assert loaded.config == HeadConfig(**{**SHAPE, "rope_parameters": default, **changes})
+    assert loaded.state_dict().keys() == head.state_dict().keys()
+    for name, tensor in head.state_dict().items():
+        assert loaded.state_dict()[name].dtype == tensor.dtype, name
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded.rotary.inv_freq, head.rotary.inv_freq)
+    assert loaded.rotary.inv_freq.dtype == torch.float32
+
+
+def test_dtype_is_converted_on_request(saved):
+    head = load_head(saved, TARGET, dtype=torch.bfloat16, device="cpu")
+    assert head.fc.weight.dtype == head.norm.weight.dtype == torch.bfloat16
+    assert head.d2t.dtype == torch.int64
+    assert head.t2d.dtype == torch.bool
+
+
+# --- the four families ---------------------------------------------------------------------------------------------
+
+FLAT = {
+    "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY, "draft_vocab_size": DRAFT, "rms_norm_eps": 1e-5, "num_hidden_layers": 1,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "tie_word_embeddings": False, "torch_dtype": "float16",
+}
+FAMILIES = {
+    "safeailab": {**FLAT, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "pad_token_id": 0},
+    "specforge": {
+        **FLAT, "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "rope_theta": 500000.0,
+        "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 6], "use_aux_hidden_state": True},
+    },
+    "angelslim": {
+        **FLAT, "architectures": ["Eagle3LlamaForCausalLM"], "model_type": "qwen3", "head_dim": 8,
+        "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False, "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    },
+    "speculators": {
+        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3", "draft_vocab_size": DRAFT,
+        "norm_before_residual": True, "norm_before_fc": False, "target_hidden_size": None,
+        "eagle_aux_hidden_state_layer_ids": [1, 4, 7],
+        "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "x"}},
+        "transformer_layer_config": {
+            "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+        },
+    },
+}
+FOUND = {  # taps as layer inputs, rope theta
+    "safeailab": ((2, 4, 5), 10000.0),
+    "specforge": ((2, 4, 7), 500000.0),
+    "angelslim": ((2, 4, 5), 10000.0),
+    "speculators": ((1, 4, 7), 500000.0),
+}
+
+
+def write_family(directory, family: str, pickle: bool = False) -> dict[str, torch.Tensor]:
+    """A checkpoint with the file, tensor and config names of one public family."""
+    nested = family == "speculators"
+    head = random_head(own_embeddings=nested)
+    tensors = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    if nested:
+        tensors = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()}
+    if pickle:
+        torch.save(tensors, directory / "pytorch_model.bin")
+    else:
+        save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(FAMILIES[family]))
+    return tensors
+
+
+@pytest.mark.parametrize("pickle", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("ignore:config.json states rope_theta")
+def test_every_family_loads(tmp_path, family, pickle):
+    tensors = write_family(tmp_path, family, pickle)
+    head = load_head(tmp_path, TARGET)
+    taps, theta = FOUND[family]
+    assert head.config.taps == taps
+    assert head.config.rope_parameters["rope_theta"] == theta
+    assert head.config.rms_norm_eps == 1e-5
+    assert head.config.own_embeddings == head.config.norm_before_residual == (family == "speculators")
+    for name, tensor in tensors.items():
+        assert torch.equal(head.state_dict()[name.replace("layers.0.", "midlayer.")], tensor), name
+
+
+def test_angelslim_theta_is_replaced_with_a_warning_and_can_be_kept(tmp_path):
+    write_family(tmp_path, "angelslim")
+    with pytest.warns(UserWarning, match="rope_theta"):
+        assert load_head(tmp_path, TARGET).config.rope_parameters["rope_theta"] == 10000.0
+    with pytest.warns(UserWarning):
+        assert load_head(tmp_path, TARGET, rope_theta=1e6).config.rope_parameters["rope_theta"] == 1e6
+
+
+def test_a_hub_id_is_downloaded(tmp_path, monkeypatch):
+    """`eagle.load_head` is the public name; only what a head consists of is fetched."""
+    write_family(tmp_path, "safeailab", pickle=True)
+    asked = []
+    monkeypatch.setattr(
+        "eagle.checkpoints.load.snapshot_download",
+        lambda name, allow_patterns: asked.append((name, allow_patterns)) or str(tmp_path),
+    )
+    assert eagle.load_head("yuhuili/EAGLE3-Tiny", TARGET).config.taps == (2, 4, 5)
+    assert asked == [("yuhuili/EAGLE3-Tiny", ["*.json", "*.safetensors", "*.bin"])]
+
+
+@pytest.mark.parametrize("t2d_dtype", [torch.bool, torch.uint8, torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("d2t_dtype", [torch.int32, torch.int64], ids=str)
+def test_maps_of_any_integer_type(saved, t2d_dtype, d2t_dtype):
+    expected = load_head(saved, TARGET)
+    edit(saved, tensors={"t2d": expected.t2d.to(t2d_dtype), "d2t": expected.d2t.to(d2t_dtype)})
+    head = load_head(saved, TARGET)
+    assert (head.t2d.dtype, head.d2t.dtype) == (torch.bool, torch.int64)
+    assert torch.equal(head.support(), expected.support())
+    edit(saved, tensors={"t2d": torch.ones(VOCABULARY, dtype=t2d_dtype)})
+    with pytest.raises(ValueError, match="t2d: sum is 40; expected draft_vocab_size = 24"):
+        load_head(saved, TARGET)
+
+
+def test_the_verifiers_tensors_are_not_the_heads(tmp_path):
+    """Speculators checkpoints carry embed_tokens, which counts, and sometimes copies of the verifier's own."""
+    tensors = write_family(tmp_path, "speculators")
+    copies = {"verifier_lm_head.weight": torch.ones(DRAFT, WIDTH), "verifier_norm.weight": torch.ones(WIDTH)}
+    edit(tmp_path, tensors=copies)
+    head = load_head(tmp_path, TARGET)
+    assert not [name for name in head.state_dict() if "verifier" in name]
+    head.bind_embeddings(torch.nn.Embedding(VOCABULARY, WIDTH))
+    assert torch.equal(head.embed(torch.tensor([7]))[0], tensors["embed_tokens.weight"][7])
+    assert torch.equal(head.lm_head.weight, tensors["lm_head.weight"])
+    edit(tmp_path, tensors={"lm_head.weight": None})
+    with pytest.raises(ValueError, match=r"missing \['lm_head.weight'\]"):
+        load_head(tmp_path, TARGET)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["parameters", "one storage"])
+def test_a_pickle_of_parameters(saved, tied):
+    tensors = load_file(saved / "model.safetensors")
+    gate, up = "midlayer.mlp.gate_proj.weight", "midlayer.mlp.up_proj.weight"
+    both = torch.nn.Parameter(torch.stack([tensors[gate], tensors[up]]))
+    if tied:
+        tensors[gate], tensors[up] = both.unbind()
+    else:
+        tensors[gate], tensors[up] = map(torch.nn.Parameter, (tensors[gate], tensors[up]))
+    expected = load_head(saved, TARGET).state_dict()
+    (saved / "model.safetensors").unlink()
+    torch.save(tensors, saved / "pytorch_model.bin")
+    found = load_head(saved, TARGET).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("place", ["eagle_config", "transformer_layer_config"])
+def test_flags_count_where_they_are_nested(tmp_path, place):
+    family = {"eagle_config": "specforge", "transformer_layer_config": "speculators"}[place]
+    write_family(tmp_path, family)
+    edit(tmp_path, config={place: {**FAMILIES[family][place], "norm_output": True}})
+    assert load_head(tmp_path, TARGET).config.norm_output
+
+
+def test_taps_written_as_inputs_in_eagle_config_are_recognised(tmp_path):
+    write_family(tmp_path, "specforge")
+    edit(tmp_path, config={"eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}})
+    assert load_head(tmp_path, TARGET).config.taps == (2, 4, 5)
+    assert load_head(tmp_path, TARGET, taps=(1, 2, 3)).config.taps == (1, 2, 3)
+
+
+@pytest.mark.parametrize("spelling", [
+    {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}},
+])
+def test_rope_in_old_and_new_spelling(saved, spelling):
+    edit(saved, config={"rope_theta": None, "rope_scaling": None, **spelling})
+    expected = 1 / 5e5 ** (torch.arange(0, 8, 2) / 8) / 2.0
+    torch.testing.assert_close(load_head(saved, TARGET).rotary.inv_freq, expected)
+
+
+def test_heads_whose_number_does_not_divide_the_width(tmp_path):
+    save_head(random_head(num_attention_heads=3, num_key_value_heads=1), tmp_path, LAYERS)
+    assert load_head(tmp_path, TARGET).rotary.inv_freq.shape == (4,)
+
+
+def test_head_dim_that_the_config_leaves_out_is_read_off_the_weights(tmp_path):
+    save_head(random_head(head_dim=16), tmp_path, LAYERS)
+    edit(tmp_path, config={"head_dim": None})
+    assert load_head(tmp_path, TARGET).config.head_dim == 16
+
+
+def test_equal_vocabularies_tolerate_an_identity_map_only(tmp_path):
+    save_head(random_head(draft_vocab_size=VOCABULARY), tmp_path, LAYERS)
+    identity = {"d2t": torch.zeros(VOCABULARY, dtype=torch.int64), "t2d": torch.ones(VOCABULARY, dtype=torch.bool)}
+    edit(tmp_path, tensors=identity)
+    assert load_head(tmp_path, TARGET).support() is None
+    edit(tmp_path, tensors={"d2t": torch.ones(VOCABULARY, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="d2t"):
+        load_head(tmp_path, TARGET)
+
+
+# --- what a bad checkpoint says ------------------------------------------------------------------------------------
+
+Q = "midlayer.self_attn.q_proj.weight"
+BAD_TENSORS = {
+    "missing": ({"norm.weight": None}, ["norm.weight", "missing"]),
+    "missing map": ({"t2d": None}, ["t2d", "missing"]),
+    "unexpected": ({"midlayer.self_attn.q_norm.weight": torch.ones(8)}, ["q_norm", "unexpected"]),
+    "shape": ({Q: torch.zeros(31, 2 * WIDTH)}, [Q, "32, 64", "31, 64"]),
+    "transposed": ({"fc.weight": torch.zeros(3 * WIDTH, WIDTH)}, ["fc.weight", "32, 96", "96, 32"]),
+    "integers": ({"fc.weight": torch.zeros(WIDTH, 3 * WIDTH, dtype=torch.int8)}, ["fc.weight", "int8"]),
+    "not finite": ({"norm.weight": torch.full((WIDTH,), float("nan"))}, ["norm.weight", "NaN"]),
+    "t2d sum": ({"t2d": torch.ones(VOCABULARY, dtype=torch.bool)}, ["t2d", "40", "24"]),
+    "ids for offsets": ({"d2t": torch.arange(DRAFT) * 2 + 1}, ["d2t", "outside", "offsets"]),
+    "disagreeing": ({"d2t": torch.zeros(DRAFT, dtype=torch.int64)}, ["d2t", "t2d", "disagree"]),
+    "float map": ({"d2t": torch.zeros(DRAFT)}, ["d2t", "integers"]),
+}
+BAD_CONFIGS = {
+    "taps": ({"eagle_aux_hidden_state_layer_ids": [2, 4, 8]}, ["eagle_aux_hidden_state_layer_ids", "8", "0..7"]),
+    "negative taps": ({"eagle_aux_hidden_state_layer_ids": [-1, 4, 7]}, ["eagle_aux_hidden_state_layer_ids", "-1"]),
+    "two taps": ({"eagle_aux_hidden_state_layer_ids": [2, 4]}, ["eagle_aux_hidden_state_layer_ids", "three"]),
+    "vocabulary": ({"vocab_size": 41}, ["vocab_size", "41", "40"]),
+    "hidden size": ({"target_hidden_size": 64}, ["hidden size", "64", "32"]),
+    "flag": ({"norm_everything": True}, ["norm_everything", "norm_before_fc"]),
+    "nested flag": ({"eagle_config": {"norm_everything": True}}, ["eagle_config", "norm_everything"]),
+    "both norms": ({"fc_norm": True, "norm_before_fc": True}, ["fc_norm", "norm_before_fc"]),
+    "bias": ({"attention_bias": True}, ["attention_bias"]),
+    "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
+    "layers": ({"num_hidden_layers": 2}, ["num_hidden_layers", "2"]),
+    "rope": ({"rope_scaling": {"type": "mrope"}}, ["rope type", "mrope", "linear"]),
+    "no size": ({"hidden_size": None}, ["hidden_size"]),
+    "number as text": ({"draft_vocab_size": "24"}, ["draft_vocab_size", "'24'", "positive integer"]),
+    "head_dim as text": ({"head_dim": "8"}, ["head_dim", "'8'"]),
+    "eps as text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps", "positive number"]),
+    "flag as text": ({"norm_output": "false"}, ["norm_output", "'false'", "true or false"]),
+    "groups": ({"num_key_value_heads": 3}, ["num_key_value_heads", "3", "divisor of 4"]),
+    "draft vocabulary": ({"draft_vocab_size": 50}, ["draft_vocab_size", "50", "at most", "40"]),
+    "taps as text": ({"eagle_aux_hidden_state_layer_ids": "2,4,5"}, ["layer_ids is '2,4,5'", "list"]),
+    "eagle_config": ({"eagle_config": [1]}, ["eagle_config", "[1]", "object"]),
+    "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["rope_parameters", "low_freq_factor"]),
+    "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ["rope_parameters", "full_att"]),
+    "part of the rotary": ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),
+    "rope text": ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "object"]),
+    "theta": ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'", "positive number"]),
+    "another model": ({"architectures": ["OPTForCausalLM"]}, ["architectures", "OPTForCausalLM", "SpecForge"]),
+    "a flag without its tensors": ({"norm_before_fc": True}, ["missing", "input_norm.weight"]),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_bad_tensors(saved, change, words):
+    edit(saved, tensors=change)
+    with pytest.raises(ValueError) as error:
+        load_head(saved, TARGET)
+    assert all(word in str(error.value) for word in [*words, str(saved)]), error.value
+
+
+@pytest.mark.parametrize(("change", "words"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_bad_configs(saved, change, words):
+    edit(saved, config=change)
+    with pytest.raises(ValueError) as error:
+        load_head(saved, TARGET)
+    assert all(word in str(error.value) for word in [*words, f"draft head '{saved}'"]), error.value
+
+
+def test_an_index_without_its_map_and_a_layer_that_is_there_twice(saved):
+    edit(saved, tensors={"layers.0.hidden_norm.weight": torch.ones(WIDTH)})
+    with pytest.raises(ValueError, match=f"draft head '{saved}': tensors: the layer is there twice"):
+        load_head(saved, TARGET)
+    (saved / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match="weight_map is None; expected the file of every tensor"):
+        load_head(saved, TARGET)
+
+
+def test_another_targets_head(saved):
+    wider = LlamaConfig(hidden_size=64, vocab_size=VOCABULARY, num_hidden_layers=LAYERS)
+    with pytest.raises(ValueError, match=r"hidden size.*32.*64"):
+        load_head(saved, wider)
+
+
+class Harmful:
+    """A pickle that would run code when opened."""
+
+    def __reduce__(self):
+        return (open, ("harm", "w"))
+
+
+def test_a_pickle_with_code_is_refused(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (saved / "model.safetensors").unlink()
+    torch.save({"fc.weight": Harmful()}, saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="never executed"):
+        load_head(saved, TARGET)
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 64])
+def test_a_file_cut_short(saved, content):
+    (saved / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_head(saved, TARGET)
+
+
+def test_missing_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="neither a directory"):
+        load_head(tmp_path / "nowhere", TARGET)
+    with pytest.raises(ValueError, match="expected model.safetensors or pytorch_model.bin"):
+        load_head(tmp_path, TARGET)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        load_head(tmp_path, TARGET)
+
+
+def test_a_save_that_dies_leaves_the_old_head(saved, monkeypatch):
+    before = load_head(saved, TARGET).state_dict()
+
+    def dies(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("eagle.checkpoints.load.save_file", dies)
+    with pytest.raises(OSError, match="disk full"):
+        save_head(random_head(norm_output=True), saved, LAYERS)
+    after = load_head(saved, TARGET).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]

@@ -1,0 +1,65 @@
+"""A step on a device without values: nothing may look at one, or bring a tensor along from the host.
+
+On `meta` every `.item()` and boolean index raises, and so does an operator that mixes in a tensor of the host, as both
+would in the recording of a CUDA graph.
+"""
+import pytest
+import torch
+
+from eagle.drafters import CausalLMDrafter, Eagle3Drafter
+from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sequence import Carried, Session
+from eagle.engine.step import Plan, draft, score, verify
+from eagle.engine.step import _finish as finish
+from eagle.modules.target import CausalLM
+from eagle.trees import TreeSettings, find_tree
+from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
+
+BATCH, LENGTH, DEPTH = 2, 6, 4
+META = torch.device("meta")
+
+
+def head_pair(target) -> tuple[CausalLM, Eagle3Drafter]:
+    head = tiny_head(target, draft_vocab=40).to(META)
+    target = target.to(META)
+    head.bind_embeddings(target.get_input_embeddings())
+    return CausalLM(target, tuple(head.config.taps)), Eagle3Drafter(head)
+
+
+def lm_pair(target) -> tuple[CausalLM, CausalLMDrafter]:
+    return CausalLM(target.to(META)), CausalLMDrafter(tiny_target(num_hidden_layers=4).to(META), VOCAB)
+
+
+def after_the_prompt(target, drafter, plan) -> Session:
+    target.reserve(BATCH, 12 if plan.tree != "none" else 1, 50, DEPTH + 1)
+    if builder := find_tree(plan.tree):
+        drafter.reserve(BATCH, builder.slots(plan.settings), 50, DEPTH + 1)
+    zeros = torch.zeros(BATCH, LENGTH + 1, dtype=torch.int64, device=META)
+    scores = target.prefill(zeros[:, 1:], zeros[:, 0])
+    return Session(Carried(zeros, zeros[:, 0], scores.features), [], [])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pair", [head_pair, lm_pair])
+@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid", "auto"])
+@pytest.mark.parametrize("temperature, verifier", [(0.0, "greedy"), (1.0, "hsd"), (1.0, "token")])
+def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
+    target, drafter = pair(tiny_target())
+    law = Law(SamplingSettings(temperature, top_k=5, top_p=0.9, min_p=0.01))
+    plan = Plan(tree, TreeSettings(12, DEPTH), verifier, law, law)
+    session = after_the_prompt(target, drafter, plan)
+    for _ in range(3):
+        drafted = draft(drafter, plan, session, None)
+        scores = score(target, drafted)
+        outcome = verify(plan, session, drafted, scores, None)
+        packed = finish(target, session, scores, outcome)
+        assert packed.device == META and packed.shape == (BATCH, 2 + outcome.tokens.shape[1])
+        target.settle(LENGTH + 1)
+        drafter.settle(LENGTH + 2)
+
+
+def test_the_device_notices():
+    x = torch.zeros(3, device=META)
+    for wrong in (lambda: x.sum().item(), lambda: x[x > 0], lambda: x.tolist(), lambda: x + torch.zeros(3)):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wrong()

@@ -1,0 +1,73 @@
+"""The number format where nobody names one: bfloat16 only where the hardware multiplies it."""
+import json
+import sys
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from eagle.train import precision
+from eagle.train.config import TrainConfig
+from eagle.train.data import regenerate
+from eagle.train.precision import has_bf16
+from eagle.train.trainer import Trainer
+from tests.eagle.train.conftest import losses
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(("features", "expected"), [
+    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+    ({"avx2": True, "avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"neon": True, "bf16": True}, True),
+    ({}, False),
+])
+def test_a_cpu_is_asked_for_its_instructions(monkeypatch, features, expected):
+    monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda: features)
+    assert has_bf16(CPU) == expected
+    assert TrainConfig().for_device(CPU).precision == ("bf16" if expected else "no")
+
+
+def test_other_devices(monkeypatch):
+    monkeypatch.delattr(precision.torch.cpu, "get_capabilities")  # an older torch
+    assert not has_bf16(CPU)
+    monkeypatch.setattr(precision.torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert has_bf16(GPU)
+    assert not has_bf16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("given", ["bf16", "no"])
+def test_what_is_named_stays(given):
+    assert [TrainConfig(precision=given).for_device(device).precision for device in (GPU, CPU)] == [given, given]
+
+
+def test_a_run_keeps_what_was_decided(settings, tmp_path, monkeypatch):
+    """A checkpoint of a run in float32 is not continued in bfloat16 because the machine is another one."""
+    monkeypatch.setattr("eagle.train.config.has_bf16", lambda device: False)
+    Trainer(settings(tmp_path, precision="auto", steps=2, save_every=2)).run()
+    state = json.loads((tmp_path / "checkpoints/step-00000002/state.json").read_text())
+    assert state["config"]["precision"] == "no"
+    AcceleratorState._reset_state()  # one process, two formats
+    with pytest.raises(ValueError, match="precision: was 'no', is 'bf16'"):
+        Trainer(settings(tmp_path, precision="bf16", steps=4, save_every=2))
+    AcceleratorState._reset_state()
+
+
+def test_bf16_trains(settings, tmp_path):
+    AcceleratorState._reset_state()
+    trainer = Trainer(settings(tmp_path / "half", precision="bf16", steps=8, acceptance_weight=0.5))
+    assert trainer.head.fc.weight.dtype == torch.float32
+    trainer.run()
+    AcceleratorState._reset_state()
+    Trainer(settings(tmp_path / "full", steps=8, acceptance_weight=0.5)).run()
+    assert losses(tmp_path / "half") == pytest.approx(losses(tmp_path / "full"), rel=0.02)
+    assert losses(tmp_path / "half") != losses(tmp_path / "full")
+
+
+def test_regenerate_decides_before_it_compares(monkeypatch, tiny_target, tiny_data, tmp_path):
+    """`auto` and the name it stands for are the same run."""
+    monkeypatch.setattr(regenerate, "has_bf16", lambda device: False)
+    common = ["--target", tiny_target, "--data", tiny_data, "--output", tmp_path / "o.jsonl", "--minutes", "0"]
+    for dtype in ([], ["--dtype", "fp32"]):
+        monkeypatch.setattr(sys, "argv", ["regenerate", *map(str, common + dtype)])
+        regenerate.main()
+    assert json.loads((tmp_path / "o.jsonl.parts/settings.json").read_text())["dtype"] == "fp32"

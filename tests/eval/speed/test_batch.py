@@ -1,0 +1,34 @@
+"""`python -m eval.speed.batch` on the demo pair with tiny arguments: every row is there and says what was measured."""
+import json
+
+import pytest
+
+from eval.speed import batch
+
+
+def test_rows_by_batch_size_and_method(tmp_path, capsys):
+    path = tmp_path / "batch.json"
+    sizes = ["--batch", "1", "3", "--problems", "3", "--tokens", "6", "--nodes", "5", "--depth", "2", "--repeats", "1"]
+    batch.main([*sizes, "--output", str(path)])
+    written = json.loads(path.read_text(encoding="utf-8"))
+    rows = written["rows"]
+    assert [(row["batch"], row["method"]) for row in rows] == [
+        (1, "plain"), (1, "hybrid+hsd"), (3, "plain"), (3, "hybrid+hsd")
+    ]
+    for row in rows:
+        assert 0 < row["tokens"] <= 18 and row["tokens_per_second"] > 0
+        assert row["speedup"] == pytest.approx(1) or row["method"] != "plain"
+        assert row["tau"] == 1 if row["method"] == "plain" else 1 < row["tau"] <= 3
+    assert written["settings"]["nodes"] == 5 and "git" in written["origin"]
+    assert capsys.readouterr().out.count("| hybrid+hsd |") == 2
+
+
+def test_sizes_below_one_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        batch.main(["--batch", "4", "0"])
+    assert "--batch 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_padding_is_on_the_right():
+    ids, mask = batch.padded([[5, 6, 7], [8]])
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]

@@ -1,0 +1,145 @@
+"""The probe compares what generation does; the picture says what the stopping law says."""
+import pytest
+import torch
+
+import hsd
+from eagle import EagleModel, SamplingSettings
+from eagle.trees import TreeSettings
+from eval.trees import draw as draw_tree
+from eval.trees.probe import Room, Walk, node_quantities
+from tests.eagle.tiny import tiny_head, tiny_target
+
+PROMPT = [3, 1, 4, 1, 5]
+SETTINGS = TreeSettings(12, 4)
+
+
+@pytest.fixture(scope="module", params=[60, 40], ids=["same vocabulary", "smaller draft vocabulary"])
+def model(request):
+    target = tiny_target()
+    return EagleModel.from_head(target, tiny_head(target, draft_vocab=request.param))
+
+
+def walk_of(model, *plans, temperature=1.0):
+    return Walk(model, SamplingSettings(temperature), Room.of(list(plans) or [("hybrid", SETTINGS)]))
+
+
+def steps(model, seed=0, count=30):
+    walk = walk_of(model)
+    follow = lambda walk: (walk.draft("hybrid", SETTINGS), "hsd")
+    for _ in walk.along(PROMPT, count, torch.Generator().manual_seed(seed), follow):
+        yield walk
+
+
+def test_a_walk_along_a_method_is_its_generation(model):
+    *_, walk = steps(model)
+    out = model.generate(torch.tensor([PROMPT]), 30, tree="hybrid", nodes=12, depth=4, verifier="hsd",
+                         generator=torch.Generator().manual_seed(0), return_dict_in_generate=True)
+    assert walk.session.sequences[0][: 5 + 30] == PROMPT + out.new_tokens
+
+
+def test_the_walk_expects_what_generation_expects(model):
+    found = []
+    walk = walk_of(model)
+
+    def follow(walk):
+        drafted = walk.draft("hybrid", SETTINGS)
+        found.append(drafted.expected("hsd"))
+        return drafted, "hsd"
+
+    for _ in walk.along(PROMPT, 20, torch.Generator().manual_seed(3), follow):
+        pass
+    out = model.generate(torch.tensor([PROMPT]), 20, tree="hybrid", nodes=12, depth=4, verifier="hsd",
+                         generator=torch.Generator().manual_seed(3), return_dict_in_generate=True)
+    assert found[: len(out.steps)] == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
+
+
+def test_looking_at_trees_changes_nothing(model):
+    """Drafting other trees at a state leaves the state, and what is drafted next, as it was."""
+    walk = walk_of(model, ("hybrid", SETTINGS), ("topk", TreeSettings(20, 5)), ("chain", SETTINGS))
+    for index in walk.along(PROMPT, 12, torch.Generator().manual_seed(1)):
+        first = walk.draft("topk", SETTINGS)
+        walk.draft("hybrid", SETTINGS, draft_sampling=SamplingSettings(0.5))
+        walk.draft("topk", TreeSettings(20, 5))
+        again = walk.draft("topk", SETTINGS)
+        assert torch.equal(first.tree.tokens, again.tree.tokens)
+        assert torch.allclose(first.laws, again.laws, atol=1e-5)
+        if index == 3:
+            break
+
+
+def test_a_chains_quantities(model):
+    walk = walk_of(model, ("chain", SETTINGS))
+    for _ in walk.along(PROMPT, 12, torch.Generator().manual_seed(2)):
+        chain = walk.draft("chain", SETTINGS)
+        found = node_quantities(chain, children=3)
+        q, p = chain.tree.proposals, chain.laws
+        if chain.tree.support is not None:
+            p = p[:, chain.tree.support]
+        for node in range(4):
+            assert found.overlap[node].item() == pytest.approx(torch.minimum(p[node], q[node]).sum().item(), abs=1e-5)
+            top = q[node].argmax()
+            assert found.chosen[node, 0].item() == pytest.approx(p[node, top].item(), abs=1e-6)
+            rest = q[node].clone()
+            rest[top] = 0
+            mixed = p[node, top] + torch.minimum(p[node], rest / rest.sum()).sum()
+            assert found.mixed[node, 1].item() == pytest.approx(mixed.item(), abs=1e-5)
+        assert found.passed[0] == pytest.approx(1, abs=1e-5)
+        assert (found.chosen.diff(dim=1) >= 0).all()
+        assert torch.allclose(found.mixed[:, 0], found.overlap, atol=1e-6)
+        flat = node_quantities(chain, children=3, sharpness=0.5)
+        assert (flat.spread >= found.spread - 1e-6).all()
+
+
+def test_a_plan_needs_room(model):
+    walk = walk_of(model)
+    with pytest.raises(ValueError, match="reserve"):
+        for _ in walk.along(PROMPT, 12, torch.Generator().manual_seed(2)):
+            walk.draft("hybrid", TreeSettings(60, 7))
+
+
+def test_a_repetition_penalty_is_refused(model):
+    with pytest.raises(ValueError, match="repetition_penalty"):
+        Walk(model, SamplingSettings(1.0, repetition_penalty=1.2), Room.of([("hybrid", SETTINGS)]))
+
+
+def test_the_pictures_weights_are_those_of_verification(model):
+    """A leaf that is visited first stops with its weight; every drawn leaf's weight bounds its stop probability."""
+    walk = next(steps(model))
+    drafted = walk.draft("hybrid", SETTINGS)
+    law, weights = drafted.stopping_law("hsd"), draw_tree.node_weights(drafted.tree, drafted.laws)
+    parents = set(drafted.tree.parents.tolist())
+    leaf = 0
+    while leaf in parents:  # the first child of the first child ...: first in post-order
+        leaf = (drafted.tree.parents == leaf).nonzero()[0, 0].item()
+    assert law.stop[leaf].item() == pytest.approx(weights[leaf], abs=1e-5)
+    assert all(law.stop[node].item() <= weight + 1e-5 for node, weight in enumerate(weights) if node)
+
+
+@pytest.mark.parametrize("tree, verifier", [("hybrid", "hsd"), ("topk", "token"), ("chain", "block")])
+def test_a_picture_is_written(model, tmp_path, tree, verifier):
+    generator = torch.Generator().manual_seed(4)
+    drafted = draw_tree.draft_step(model, PROMPT, SamplingSettings(1.0), tree, SETTINGS, verifier, 2, generator)
+    picture = draw_tree.describe(drafted, verifier, generator, None, "$a tree$")
+    assert len(picture.nodes) == len(drafted.tree)
+    assert sum(node.stop for node in picture.nodes) == pytest.approx(1, abs=1e-4)
+    accepted = [node for node in picture.nodes if node.accepted]
+    assert accepted[0].parent == -1 and [node.depth for node in accepted] == list(range(len(accepted)))
+    draw_tree.draw(picture, tmp_path / "tree.png")
+    assert (tmp_path / "tree.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_leaves_lie_one_below_another():
+    node = lambda parent, depth: draw_tree.Node(parent, depth, "", False, 1.0, 1.0, None, 0.0, False)
+    assert draw_tree.place([node(-1, 0), node(0, 1), node(0, 1), node(1, 2), node(1, 2)]) == [1.25, 0.5, 2.0, 0.0, 1.0]
+
+
+def test_a_step_past_the_answers_end_is_refused(model):
+    with pytest.raises(ValueError, match="--skip"):
+        draw_tree.draft_step(model, PROMPT, SamplingSettings(1.0), "chain", SETTINGS, "hsd", 999,
+                             torch.Generator().manual_seed(0))
+
+
+def test_stopping_laws_are_kept(model):
+    drafted = next(steps(model)).draft("hybrid", SETTINGS)
+    assert drafted.stopping_law("hsd") is drafted.stopping_law("hsd")
+    assert drafted.expected("hsd") == hsd.stopping_law(drafted.tree, drafted.laws, "hsd").expected_accepted.item()
