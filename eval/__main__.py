@@ -32,7 +32,7 @@ from eval.runs.answers import AnswerFile, remove, shard_path
 from eval.runs.methods import METHODS, Decoding, Method, from_flags, resolve
 from eval.speed import budget
 
-TREES = ("none", "topk", "chain", "multi", "hybrid", "auto")
+TREES = ("none", "topk", "chain", "multi", "hybrid")
 VERIFIERS = ("token", "block", "hsd", "published")
 AUTO = "auto"  # of --nodes
 

@@ -18,7 +18,6 @@ from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CausalLM, device_of
 from eagle.modules.tree_attention import ATTENTION
 from eagle.trees import TreeSettings, find_tree
-from eagle.weight_order import order_for_decoding
 from hsd.verifiers import find_verifier
 
 
@@ -81,7 +80,6 @@ class EagleModel:
         model = _load_lm(base_model_path, dtype, device_map, **{"attn_implementation": attention, **model_kwargs})
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype)
-            order_for_decoding(head)
             return cls.from_head(model, head, tokenizer)
         if not draft_model_path:
             return cls(model, None, tokenizer)
@@ -128,7 +126,7 @@ class EagleModel:
     ) -> Iterator[list[Generation]]:
         """Yield the growing rows after the prompts' forward and after every step.
 
-        tree            "none" (plain decoding), "topk", "chain", "multi", "hybrid" or "auto"; see `eagle.trees`
+        tree            "none" (plain decoding), "topk", "chain", "multi" or "hybrid"; see `eagle.trees`
         nodes           rows of the target's scoring forward per step: drafted nodes and the root
         depth, width, beta    see `eagle.trees.TreeSettings`
         verifier        a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
@@ -212,7 +210,6 @@ class EagleModel:
 
 def _load_lm(path: str, dtype, device_map: str | None, **kwargs):
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
-    order_for_decoding(model)
     return model
 
 

@@ -22,7 +22,6 @@ from torch.nn.functional import embedding, linear, silu
 
 from eagle.modules.head import Eagle3Head
 from eagle.modules.packed_linear import PackedLinear, version_of
-from eagle.weight_order import column_major
 
 LARGEST_TABLE = 2**26  # bytes
 MOVING_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host is asked for
@@ -41,13 +40,6 @@ def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
     return [version_of(tensor) for tensor in (*head.parameters(), *(bound.weight for bound in head._bound))]
 
 
-def _ordered(weight: Tensor) -> Tensor:
-    """Column by column where that is faster, as `eagle.weight_order` has it."""
-    if weight.device.type == "cpu" and weight.dtype == torch.float32:
-        return column_major(weight)
-    return weight.contiguous()
-
-
 class FusedHead:
     """A head with bound embeddings, to decode with. Reads the weights when made, the rotary angles in `reserve`."""
 
@@ -64,7 +56,7 @@ class FusedHead:
         if self.folded:
             of_token, of_hidden = of_token * layer.input_layernorm.weight, of_hidden * layer.hidden_norm.weight
         self.table = self._table(of_token)
-        self.qkv = _ordered(torch.cat([of_token, of_hidden], 1) if self.table is None else of_hidden).t()
+        self.qkv = (torch.cat([of_token, of_hidden], 1) if self.table is None else of_hidden.contiguous()).t()
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
         self.gate_up = self._after(layer.post_attention_layernorm, gate_up).t()
         self.o_proj, self.down_proj = attention.o_proj.weight.t(), mlp.down_proj.weight.t()
@@ -127,7 +119,7 @@ class FusedHead:
 
     def _after(self, norm: nn.Module, weight: Tensor) -> Tensor:
         """The matrix that reads what `_norm` gives."""
-        return _ordered(weight * norm.weight if self.folded else weight)
+        return weight * norm.weight if self.folded else weight
 
     def _norm(self, norm: nn.Module, x: Tensor) -> Tensor:
         """norm(x), its weight left out if it is in the matrix behind it."""

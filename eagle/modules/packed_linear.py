@@ -2,7 +2,7 @@
 
 The product of 2 to 30 rows with a weight [out, in] spends most of its time rearranging the weight, every time anew:
 3 rows x (4096x256) take three times as long as one row. oneDNN can be given the weight rearranged beforehand
-(`python -m benchmarks.weight_order`). One row, and hundreds, go the ordinary way. Values differ from those of
+(measured in docs/step.md). One row, and hundreds, go the ordinary way. Values differ from those of
 `torch.nn.functional.linear` by rounding only.
 """
 import torch

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from eagle.trees import auto, hybrid, paths, topk
+from eagle.trees import hybrid, paths, topk
 from eagle.trees.base import TreeBatch, TreeSettings, root_only
 
 
@@ -19,11 +19,12 @@ TREES: dict[str, TreeBuilder | None] = {
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
     "hybrid": TreeBuilder(hybrid.build, hybrid.slots),
-    "auto": TreeBuilder(auto.build, auto.slots),
 }
 
 
 def find_tree(name: str) -> TreeBuilder | None:
+    if name == "auto":
+        raise ValueError("tree 'auto' is not available yet: choose one of " + ", ".join(TREES))
     if name not in TREES:
         raise ValueError(f"tree {name!r} is not known; known: {', '.join(TREES)}")
     return TREES[name]

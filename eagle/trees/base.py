@@ -27,16 +27,12 @@ class TreeSettings:
     width   topk: nodes expanded per level; hybrid: slots per level at most; multi: number of paths;
             None: topk 10, hybrid and multi as many as `nodes` allows
     beta    hybrid: the probability that an unlikely draw is accepted, in [0, 1]
-    growth  hybrid: size of a level over the size of the one above
-    sharpness   hybrid: power of q that is drafted from; below 1 is flatter than q
     """
 
     nodes: int = 60
     depth: int = 7
     width: int | None = None
     beta: float = 0.85
-    growth: float = 1.0
-    sharpness: float = 1.0
 
     def __post_init__(self):
         if self.nodes < 1:
@@ -47,9 +43,6 @@ class TreeSettings:
             raise ValueError(f"width={self.width}: expected at least 1, or None for the tree's default")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta={self.beta}: expected a value in [0, 1]")
-        for name in ("growth", "sharpness"):
-            if not 0.1 <= getattr(self, name) <= 10:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a value in [0.1, 10], 1 for none")
 
 
 @dataclass(frozen=True)

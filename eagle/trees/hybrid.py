@@ -34,7 +34,7 @@ TINY = 1e-20  # keeps q outside S a law when S holds all its mass; the law recor
 
 
 def level_sizes(settings: TreeSettings) -> list[int]:
-    """Slots of every level: `nodes - 1` in all, each level `growth` times the one above, at least 1, at most `width`.
+    """Slots of every level: `nodes - 1` in all, levels as equal as they can be, earlier ones larger, at most `width`.
 
     A budget below one node per level makes the tree shallower.
     """
@@ -42,12 +42,8 @@ def level_sizes(settings: TreeSettings) -> list[int]:
     depth = min(settings.depth, budget)
     if depth == 0:
         return []
-    shares = [settings.growth**level for level in range(depth)]
-    ideal = [1 + (budget - depth) * share / sum(shares) for share in shares]
-    sizes = [int(size) for size in ideal]
-    left_over = sorted(range(depth), key=lambda level: (sizes[level] - ideal[level], level))
-    for level in left_over[: budget - sum(sizes)]:
-        sizes[level] += 1
+    size, larger = divmod(budget, depth)
+    sizes = [size + (level < larger) for level in range(depth)]
     return [min(size, settings.width or size) for size in sizes]
 
 
@@ -62,7 +58,7 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
     if not sizes:
         return root_only(root)
     grown = _Grown(root, drafter.support)
-    q = _power(law(logits)[:, None], settings.sharpness)
+    q = law(logits)[:, None]
     reach = torch.ones_like(q[..., 0])
     for level, size in enumerate(sizes):
         picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
@@ -71,16 +67,8 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
         grown.add(columns, picked, outside)
         if level + 1 < len(sizes):
             reach = _reach(q, reach, picked, columns, settings.beta)
-            q = _power(law(drafter.grow(grown.parents[-1], grown.tokens[-1])), settings.sharpness)
+            q = law(drafter.grow(grown.parents[-1], grown.tokens[-1]))
     return grown.batch()
-
-
-def _power(law: Tensor, exponent: float) -> Tensor:
-    """q to a power, renormalised: flatter below 1."""
-    if exponent == 1:
-        return law
-    law = law**exponent
-    return law / law.sum(-1, keepdim=True)
 
 
 def _candidates(q: Tensor) -> int:

@@ -116,7 +116,7 @@ METHODS = {
         Method("transformers", "none", "none", by_transformers),
         Method("transformers-assisted", "draft model", "token", by_transformers),
         *(engine_method("topk", verifier) for verifier in ("token", "hsd")),
-        *(engine_method(tree, verifier) for tree in ("hybrid", "auto") for verifier in ("token", "hsd")),
+        *(engine_method(tree, verifier) for tree in ("hybrid",) for verifier in ("token", "hsd")),
         *(engine_method("chain", verifier) for verifier in ("token", "block", "hsd", "published")),
         *(engine_method("multi", verifier) for verifier in ("token", "hsd")),
     )

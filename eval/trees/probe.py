@@ -194,8 +194,8 @@ class NodeQuantities(NamedTuple):
     mixed: Tensor
 
 
-def node_quantities(chain: Drafted, children: int = 5, sharpness: float = 1.0) -> NodeQuantities:
-    """Quantities at the nodes of a tree drafted as "chain"; q is its proposal law to the power `sharpness`."""
+def node_quantities(chain: Drafted, children: int = 5) -> NodeQuantities:
+    """Quantities at the nodes of a tree drafted as "chain"; q is its proposal law."""
     batch, law = chain.batch, chain.stopping_law("hsd")
     q = batch.proposals[0]
     n = len(q)
@@ -203,7 +203,6 @@ def node_quantities(chain: Drafted, children: int = 5, sharpness: float = 1.0) -
     p = p_all if batch.support is None else p_all.index_select(1, batch.support)
     drawn_target = batch.tokens[0, 1 : n + 1]
     column = drawn_target if batch.support is None else (batch.support == drawn_target[:, None]).int().argmax(-1)
-    q = q**sharpness / (q**sharpness).sum(-1, keepdim=True)
     pick = lambda rows: rows.gather(1, column[:, None])[:, 0]
     top_q, top = q.topk(children)
     top_p = p.gather(1, top)

@@ -2,7 +2,7 @@
 
     python -m eval.trees.table --bench gsm8k --base-model-path checkpoints/demo/target \\
         --ea-model-path checkpoints/demo/eagle3 --temperatures 0 0.5 1 1.5 --budgets 4 8 16 32 60 128 \\
-        --methods topk+token chain+hsd hybrid+token hybrid+hsd auto+hsd --output results/tree_table
+        --methods topk+token chain+hsd hybrid+token hybrid+hsd --output results/tree_table
 
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
@@ -25,11 +25,15 @@ from eval import jsonl as storage
 from eval import provenance
 from eval.questions import benchmarks, prompts
 from eval.runs import load_models as engine
-from eval.tree_search import generator_of
 from eval.trees.probe import Room, Walk
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
 RESAMPLES = 2000
+
+
+def generator_of(seed: int, question: int) -> torch.Generator:
+    """The generator of one question's states: the same whichever questions were measured before."""
+    return torch.Generator().manual_seed(1_000_003 * seed + question)
 
 
 def measure(model: Any, questions: list[list[int]], temperature: float, cells: list[tuple[str, TreeSettings]],

@@ -14,7 +14,7 @@ from eagle.trees import TreeSettings
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
-TREES = ["none", "topk", "chain", "multi", "hybrid", "auto"]
+TREES = ["none", "topk", "chain", "multi", "hybrid"]
 PROMPTS = torch.tensor([[7, 3, 22, 41, 5], [9, 1, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 

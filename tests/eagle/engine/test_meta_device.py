@@ -41,7 +41,7 @@ def after_the_prompt(target, drafter, plan) -> Session:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pair", [head_pair, lm_pair])
-@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid", "auto"])
+@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid"])
 @pytest.mark.parametrize("temperature, verifier", [(0.0, "greedy"), (1.0, "hsd"), (1.0, "token")])
 def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
     target, drafter = pair(tiny_target())

@@ -20,13 +20,11 @@ CASES = [  # tree, vocabulary, nodes, depth, width, beta
     ("hybrid", 4, 7, 2, 3, 0.3),
     ("hybrid", 3, 9, 2, 4, 0.85),
     ("hybrid", 3, 8, 3, None, 0.2),
-    ("auto", 3, 7, 3, None, 0.85),
-    ("auto", 4, 4, 3, None, 0.85),
 ]
 SHAPED = [  # vocabulary, settings of the hybrid tree
-    (3, TreeSettings(9, 3, None, 0.4, growth=1.5)),
-    (4, TreeSettings(8, 2, None, 0.6, growth=0.6, sharpness=0.6)),
-    (3, TreeSettings(7, 3, None, 0.2, growth=1.2, sharpness=1.5)),
+    (3, TreeSettings(9, 3, None, 0.4)),
+    (4, TreeSettings(8, 2, None, 0.6)),
+    (3, TreeSettings(7, 3, None, 0.2)),
     (3, TreeSettings(30, 2, None, 0.5)),  # more slots than candidates on the first level
 ]
 
