@@ -1,8 +1,9 @@
 """EAGLE-3 drafting with lossless verification: load a target and a draft head, and generate.
 
-    model = EagleModel.from_pretrained(base_model_path, ea_model_path)
-    ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
+model = EagleModel.from_pretrained(base_model_path, ea_model_path)
+ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 """
+
 from eagle.checkpoints.load import load_head, save_head
 from eagle.engine.sampling import SamplingSettings
 from eagle.model.ea_model import EaModel

@@ -1,4 +1,5 @@
 """`python -m eagle.convert`, the short name of `python -m eagle.checkpoints.convert`."""
+
 from eagle.checkpoints.convert import main
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Everything is written beside its place, flushed to disk, and renamed: a process killed at any moment leaves the old
 content or the new one, never half of either.
 """
+
 import json
 import os
 import shutil

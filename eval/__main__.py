@@ -18,6 +18,7 @@ Over several processes or GPUs (one shard file per rank, joined by the report):
 Questions come from --question-file, from $HSD_DATA, or are downloaded and checked;
 `python -m eval.questions.downloads` lists them.
 """
+
 import argparse
 import os
 import sys
@@ -40,8 +41,11 @@ AUTO = "auto"  # of --nodes
 def add_questions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("questions")
     group.add_argument("--bench", "--bench-name", choices=list(benchmarks.BENCHMARKS), required=True)
-    group.add_argument("--protocol", help="which of the benchmark's question sets: gsm8k has full (default), eagle80, "
-                                          "paper263 (8-shot), sample (bundled); humaneval has full, eagle80")
+    group.add_argument(
+        "--protocol",
+        help="which of the benchmark's question sets: gsm8k has full (default), eagle80, "
+        "paper263 (8-shot), sample (bundled); humaneval has full, eagle80",
+    )
     group.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
     group.add_argument("--num-questions", type=int, metavar="N", help="the first N questions (default: all)")
 
@@ -50,26 +54,49 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models (a directory or a hub id)")
     group.add_argument("--base-model-path", "--target", required=True, metavar="P", help="the target")
     group.add_argument("--ea-model-path", "--head", metavar="P", help="its EAGLE-3 head, which drafts")
-    group.add_argument("--draft-model-path", metavar="P",
-                       help="an ordinary draft model: drafts when there is no head; used by transformers-assisted")
-    group.add_argument("--dtype", choices=list(engines.DTYPES), default=engines.default_dtype(),
-                       help="weights and arithmetic (default: %(default)s on this machine)")
+    group.add_argument(
+        "--draft-model-path",
+        metavar="P",
+        help="an ordinary draft model: drafts when there is no head; used by transformers-assisted",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=list(engines.DTYPES),
+        default=engines.default_dtype(),
+        help="weights and arithmetic (default: %(default)s on this machine)",
+    )
 
 
 def add_methods(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("methods")
     group.add_argument("--tree", choices=TREES, help="how drafts are laid out (one method; default hybrid)")
-    group.add_argument("--verifier", choices=VERIFIERS, help="which drafts are kept (one method; default hsd); "
-                                                             "`published` is the released rule, not lossless")
+    group.add_argument(
+        "--verifier",
+        choices=VERIFIERS,
+        help="which drafts are kept (one method; default hsd); `published` is the released rule, not lossless",
+    )
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
-    group.add_argument("--total-token", "--nodes", type=count_or_auto, dest="nodes", metavar="N",
-                       help="rows of the target's forward per step: drafted tokens and the root; `auto` measures "
-                            "which budget and depth are fastest here (python -m eval.speed.budget) and keeps "
-                            "the choice")
-    group.add_argument("--depth", type=int, metavar="K",
-                       help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)")
-    group.add_argument("--top-k", "--width", type=int, dest="width", metavar="K",
-                       help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)")
+    group.add_argument(
+        "--total-token",
+        "--nodes",
+        type=count_or_auto,
+        dest="nodes",
+        metavar="N",
+        help="rows of the target's forward per step: drafted tokens and the root; `auto` measures "
+        "which budget and depth are fastest here (python -m eval.speed.budget) and keeps "
+        "the choice",
+    )
+    group.add_argument(
+        "--depth", type=int, metavar="K", help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)"
+    )
+    group.add_argument(
+        "--top-k",
+        "--width",
+        type=int,
+        dest="width",
+        metavar="K",
+        help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)",
+    )
 
 
 def count_or_auto(text: str) -> int | str:
@@ -81,8 +108,9 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1; 0 is greedy")
     group.add_argument("--top-p", type=float, default=1.0, metavar="P")
     group.add_argument("--sampling-top-k", type=int, default=0, metavar="K", help="0: all tokens")
-    group.add_argument("--max-new-tokens", "--max-new-token", type=int, metavar="N",
-                       help="per turn (default 512; 1024 for mt_bench)")
+    group.add_argument(
+        "--max-new-tokens", "--max-new-token", type=int, metavar="N", help="per turn (default 512; 1024 for mt_bench)"
+    )
     group.add_argument("--system-prompt", metavar="TEXT", help="put in front of every conversation (default: none)")
     group.add_argument("--seed", type=int, default=0)
 
@@ -96,8 +124,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for add in (add_questions, add_models, add_methods, add_decoding, add_output):
         add(parser)
     return parser
@@ -123,17 +155,28 @@ def check_drafter(options: argparse.Namespace, methods: list[Method]) -> None:
     """ValueError when a method's drafter was not given."""
     drafting = [method.name for method in methods if method.tree != "none"]
     if "transformers-assisted" in drafting and not options.draft_model_path:
-        raise ValueError("method 'transformers-assisted' needs an ordinary draft model with the target's vocabulary; "
-                         "pass --draft-model-path")
+        raise ValueError(
+            "method 'transformers-assisted' needs an ordinary draft model with the target's vocabulary; "
+            "pass --draft-model-path"
+        )
     if drafting and not (options.ea_model_path or options.draft_model_path):
-        raise ValueError(f"method {drafting[0]!r} drafts and no drafter was given; pass --ea-model-path or "
-                         "--draft-model-path")
+        raise ValueError(
+            f"method {drafting[0]!r} drafts and no drafter was given; pass --ea-model-path or --draft-model-path"
+        )
 
 
 def check_numbers(options: argparse.Namespace) -> None:
     """ValueError for a number no run can have."""
-    limits = {"temperature": (0, None), "top_p": (0, 1), "sampling_top_k": (0, None), "max_new_tokens": (1, None),
-              "nodes": (2, None), "depth": (1, None), "width": (1, None), "seed": (0, None)}
+    limits = {
+        "temperature": (0, None),
+        "top_p": (0, 1),
+        "sampling_top_k": (0, None),
+        "max_new_tokens": (1, None),
+        "nodes": (2, None),
+        "depth": (1, None),
+        "width": (1, None),
+        "seed": (0, None),
+    }
     for name, (low, high) in limits.items():
         value = getattr(options, name)
         if value not in (None, AUTO) and not (low <= value and (high is None or value <= high)):
@@ -141,21 +184,40 @@ def check_numbers(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected {bound}")
 
 
-def settings(options: argparse.Namespace, questions: benchmarks.QuestionSet, method: Method, decoding: Decoding,
-             template: str, device: str) -> dict[str, Any]:
+def settings(
+    options: argparse.Namespace,
+    questions: benchmarks.QuestionSet,
+    method: Method,
+    decoding: Decoding,
+    template: str,
+    device: str,
+) -> dict[str, Any]:
     """Everything that makes this method's answers what they are; a resumed run must agree on all of it."""
     return {
-        "method": method.name, "tree": method.tree, "verifier": method.verifier, "lossy": method.lossy,
-        "bench": questions.bench, "protocol": questions.protocol, "questions": questions.source,
-        "questions_sha256": questions.sha256, "num_questions": len(questions.questions),
-        "base_model_path": options.base_model_path, "ea_model_path": options.ea_model_path,
-        "draft_model_path": options.draft_model_path, "dtype": options.dtype, "device": device,
-        "template": template, "system_prompt": options.system_prompt, "seed": options.seed, **decoding._asdict(),
+        "method": method.name,
+        "tree": method.tree,
+        "verifier": method.verifier,
+        "lossy": method.lossy,
+        "bench": questions.bench,
+        "protocol": questions.protocol,
+        "questions": questions.source,
+        "questions_sha256": questions.sha256,
+        "num_questions": len(questions.questions),
+        "base_model_path": options.base_model_path,
+        "ea_model_path": options.ea_model_path,
+        "draft_model_path": options.draft_model_path,
+        "dtype": options.dtype,
+        "device": device,
+        "template": template,
+        "system_prompt": options.system_prompt,
+        "seed": options.seed,
+        **decoding._asdict(),
     }
 
 
-def open_jobs(chosen: list[tuple[Method, Path]], rank: int, world: int, fresh: bool, describe: Any,
-              origin: dict[str, Any]) -> list[runner.Job]:
+def open_jobs(
+    chosen: list[tuple[Method, Path]], rank: int, world: int, fresh: bool, describe: Any, origin: dict[str, Any]
+) -> list[runner.Job]:
     jobs = []
     for method, path in chosen:
         place = shard_path(path, rank, world)
@@ -182,8 +244,10 @@ def automatic_budget(options: argparse.Namespace, task: runner.Task, world: int)
     if options.fresh:
         place.unlink(missing_ok=True)
     if world > 1 and not place.is_file():
-        raise ValueError("--nodes auto: every process would measure its own budget; run python -m eval.speed.budget "
-                         "first and pass its --nodes and --depth")
+        raise ValueError(
+            "--nodes auto: every process would measure its own budget; run python -m eval.speed.budget "
+            "first and pass its --nodes and --depth"
+        )
     return budget.kept_or_measured(place, task)
 
 
@@ -194,12 +258,18 @@ def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     check_drafter(options, [method for method, _ in chosen])
     questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     rank, world = ranks()
-    engine = load(options.base_model_path, options.ea_model_path, options.dtype,
-                  local_rank=int(os.environ.get("LOCAL_RANK", "0")), draft_model_path=options.draft_model_path)
+    engine = load(
+        options.base_model_path,
+        options.ea_model_path,
+        options.dtype,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        draft_model_path=options.draft_model_path,
+    )
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
     limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
-    decoding = Decoding(options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes,
-                        options.depth, options.width)
+    decoding = Decoding(
+        options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes, options.depth, options.width
+    )
     task = runner.Task(engine, style, decoding.with_defaults(), options.seed, options.system_prompt)
     if options.nodes == AUTO:
         nodes, depth = automatic_budget(options, task, world)

@@ -4,6 +4,7 @@ A reader never sees half of a report (`write_whole`: temporary file, fsync, rena
 disk before the next question starts (`append`: one line, flush, fsync); if the process dies inside a line, that line
 has no newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
 """
+
 import json
 import os
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
 """Where a number comes from: code, versions, machine, command. Written beside every answer file."""
+
 import os
 import platform
 import subprocess

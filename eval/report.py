@@ -1,4 +1,5 @@
 """`python -m eval.report`, the short name of `python -m eval.reports`."""
+
 from eval.reports.report import main
 
 if __name__ == "__main__":

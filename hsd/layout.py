@@ -71,8 +71,9 @@ class Layout:
         or sampled[t] > sizes[t].
         """
         if len(sizes) != len(sampled) or any(s > n for s, n in zip(sampled, sizes)):
-            raise ValueError(f"sampled = {tuple(sampled)}: expected one count per level, at most the "
-                             f"level's size in {tuple(sizes)}")
+            raise ValueError(
+                f"sampled = {tuple(sampled)}: expected one count per level, at most the level's size in {tuple(sizes)}"
+            )
         rounds, start = [], 1
         for size, count in zip(sizes, sampled):
             rounds.append((range(start, start + count),) if count else ())
@@ -104,5 +105,7 @@ class Layout:
         """True if this layout is a valid hint for a tree whose inferred layout is `other`."""
         if self.depth < other.depth or (self.sampled_first and not other.sampled_first):
             return False
-        return all(len(mine) >= len(theirs) and all(set(t) <= set(m) for m, t in zip(mine, theirs))
-                   for mine, theirs in zip(self.rounds, other.rounds))
+        return all(
+            len(mine) >= len(theirs) and all(set(t) <= set(m) for m, t in zip(mine, theirs))
+            for mine, theirs in zip(self.rounds, other.rounds)
+        )

@@ -23,8 +23,7 @@ from hsd.verifiers.balance import Problem
 
 
 @torch.no_grad()
-def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
-                 check: bool = True) -> StoppingLaw:
+def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd", check: bool = True) -> StoppingLaw:
     """The exact law of the stopping node.
 
     target_probs  Float[N, V]  row v: law of the token after node v, after all warpers; float32 or float64 are
@@ -41,8 +40,14 @@ def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
 
 
 @torch.no_grad()
-def decide(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
-           generator: torch.Generator | None = None, check: bool = False, ancestors: Tensor | None = None) -> Decision:
+def decide(
+    tree: DraftTree,
+    target_probs: Tensor,
+    verifier: str = "hsd",
+    generator: torch.Generator | None = None,
+    check: bool = False,
+    ancestors: Tensor | None = None,
+) -> Decision:
     """Draw the stopping node and the bonus token. Arguments and errors as for `stopping_law`.
 
     `ancestors` Bool[N, N]: `hsd.ancestors_of(tree.parents)`, where the caller has it already; it is not checked.
@@ -59,8 +64,13 @@ def decide(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
     return Decision(path[:slots], on_path.sum() - 1, node, token, _expected(problem, law))
 
 
-def verify(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
-           generator: torch.Generator | None = None, check: bool = True) -> Verdict:
+def verify(
+    tree: DraftTree,
+    target_probs: Tensor,
+    verifier: str = "hsd",
+    generator: torch.Generator | None = None,
+    check: bool = True,
+) -> Verdict:
     """Which path to keep and what to emit after it.
 
     Returns path Int64[k+1], node indices from root to stopping node, and token Int64[], the bonus token.
@@ -71,8 +81,9 @@ def verify(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd",
     return Verdict(decision.path[decision.path >= 0], decision.token)
 
 
-def _solve(tree: DraftTree, target_probs: Tensor, verifier: str, check: bool,
-           ancestors: Tensor | None = None) -> tuple[Problem, Law]:
+def _solve(
+    tree: DraftTree, target_probs: Tensor, verifier: str, check: bool, ancestors: Tensor | None = None
+) -> tuple[Problem, Law]:
     entry = find_verifier(verifier)
     check_target_shape(tree, target_probs)
     if check:

@@ -1,4 +1,5 @@
 """Dependencies point one way: eval -> eagle -> hsd -> torch."""
+
 import ast
 from pathlib import Path
 

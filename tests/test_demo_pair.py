@@ -1,4 +1,5 @@
 """The embedded pair, loaded from disk by the real loaders: lossless end to end, and a drafter worth its name."""
+
 import json
 from pathlib import Path
 
@@ -37,9 +38,7 @@ def questions(count: int) -> list[str]:
 
 def assert_greedy(model, text: str, tokens: int) -> None:
     ids = prompt_ids(model, text)
-    want = model.target.model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False
-    )
+    want = model.target.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False)
     for tree in TREES:
         assert torch.equal(model.generate(ids, tokens, temperature=0, tree=tree), want), (tree, text)
 
@@ -61,8 +60,15 @@ def sampled_triples(model, ids, verifier: str, tree: str, count: int) -> torch.T
     rows = []
     for _ in range(count // 100):
         rows += model.generate(
-            ids.expand(100, -1), 3, tree=tree, verifier=verifier, nodes=9, depth=2, generator=generator,
-            eos_token_id=-1, return_dict_in_generate=True,
+            ids.expand(100, -1),
+            3,
+            tree=tree,
+            verifier=verifier,
+            nodes=9,
+            depth=2,
+            generator=generator,
+            eos_token_id=-1,
+            return_dict_in_generate=True,
         )
     return torch.tensor([row.new_tokens for row in rows])
 
@@ -121,9 +127,16 @@ def test_law_of_the_first_tokens(model, text, tree):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tree, verifier", [
-    ("hybrid", "hsd"), ("hybrid", "token"), ("topk", "hsd"), ("chain", "block"), ("multi", "hsd"),
-])
+@pytest.mark.parametrize(
+    "tree, verifier",
+    [
+        ("hybrid", "hsd"),
+        ("hybrid", "token"),
+        ("topk", "hsd"),
+        ("chain", "block"),
+        ("multi", "hsd"),
+    ],
+)
 @pytest.mark.parametrize("text", PROMPTS)
 def test_law_of_the_first_tokens_with_more_samples(model, text, tree, verifier):
     compare(model, text, tree, verifier, count=3000)

@@ -1,4 +1,5 @@
 """The documents agree with the measurements, the commands they name exist, links lead somewhere."""
+
 import re
 import subprocess
 import sys

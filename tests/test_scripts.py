@@ -1,4 +1,5 @@
 """The shell scripts name methods and flags that exist, and parse."""
+
 import re
 import shutil
 import subprocess
@@ -10,8 +11,10 @@ from eval.__main__ import build_parser
 from eval.runs.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [ROOT / "scripts" / f"{name}.sh"
-           for name in ("setup", "demo", "test", "gsm8k", "mt_bench", "paper_tables", "get_checkpoints")]
+SCRIPTS = [
+    ROOT / "scripts" / f"{name}.sh"
+    for name in ("setup", "demo", "test", "gsm8k", "mt_bench", "paper_tables", "get_checkpoints")
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -29,8 +32,16 @@ def test_methods_and_flags_exist(script):
     named = set(re.findall(r"\b(?:topk|hybrid|chain|multi)\+\w+", code))
     assert named <= set(METHODS)
     flags = {flag for action in build_parser()._actions for flag in action.option_strings}
-    others = {"--demo", "--version", "--quiet", "--disable-pip-version-check", "--system-site-packages", "--revision",
-              "--local-dir", "--exclude"}
+    others = {
+        "--demo",
+        "--version",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--system-site-packages",
+        "--revision",
+        "--local-dir",
+        "--exclude",
+    }
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code)) <= flags | others
 
 

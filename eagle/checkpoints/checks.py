@@ -2,6 +2,7 @@
 
 Every failure is a ValueError that names the tensor or key, what was expected and what was found.
 """
+
 from collections.abc import Mapping
 
 import torch

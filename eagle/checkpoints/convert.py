@@ -9,6 +9,7 @@ is needed where IN names no feature taps, checks that the head belongs to it, an
 safeailab     what SafeAILab's code, SGLang and vLLM read: flat config.json, midlayer.*
 speculators   what the speculators library and vLLM read: nested config.json, layers.0.*
 """
+
 import argparse
 from pathlib import Path
 

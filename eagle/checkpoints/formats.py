@@ -7,6 +7,7 @@
 
 A flag that is on and not known here could change what the head computes, so it is refused, not ignored.
 """
+
 import warnings
 from collections.abc import Mapping
 
@@ -18,14 +19,30 @@ from eagle.modules.head import HeadConfig, default_taps
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Switches that are on in real configs and change nothing in the head's arithmetic.
 HARMLESS = {
-    "use_cache", "tie_word_embeddings", "return_dict", "use_aux_hidden_state", "has_no_defaults_at_init",
-    "embed_requires_grad", "enable_sp_ulysses", "is_decoder", "use_return_dict", "output_hidden_states",
-    "use_last_layernorm", "use_input_layernorm_in_first_layer",
+    "use_cache",
+    "tie_word_embeddings",
+    "return_dict",
+    "use_aux_hidden_state",
+    "has_no_defaults_at_init",
+    "embed_requires_grad",
+    "enable_sp_ulysses",
+    "is_decoder",
+    "use_return_dict",
+    "output_hidden_states",
+    "use_last_layernorm",
+    "use_input_layernorm_in_first_layer",
 }
 # Settings that would change it, with the only value for which they do not.
 NEUTRAL = {
-    "attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "num_hidden_layers": 1,
-    "quantization_config": None, "logit_scale": 1.0, "qkv_bias": False, "bias": False, "partial_rotary_factor": 1.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "hidden_act": "silu",
+    "num_hidden_layers": 1,
+    "quantization_config": None,
+    "logit_scale": 1.0,
+    "qkv_bias": False,
+    "bias": False,
+    "partial_rotary_factor": 1.0,
 }
 ANGELSLIM_THETA = 10000.0
 
@@ -150,9 +167,7 @@ def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int
     return size(settings, "head_dim", agreed or size(settings, "hidden_size") // heads)
 
 
-def read_config(
-    config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_layers: int | None = None
-) -> HeadConfig:
+def read_config(config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_layers: int | None = None) -> HeadConfig:
     """HeadConfig of a config.json of any family. `shapes`: those of the checkpoint's tensors (`midlayer.*` names)."""
     family = family_of(config)
     check_settings(config, "config.json")

@@ -4,6 +4,7 @@ What is not the published default is written in every spelling that engines read
 (vLLM) and as layer outputs in `eagle_config` (SGLang), flags at the top level, rope in the old spelling (which
 transformers 5 reads as well).
 """
+
 from eagle.checkpoints.formats import FLAGS
 from eagle.modules.head import DEFAULT_ROPE, HeadConfig, default_taps
 

@@ -5,6 +5,7 @@
 
 Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong shape is an error that names it.
 """
+
 import contextlib
 import dataclasses
 import json
@@ -105,7 +106,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 def canonical_name(name: str) -> str:
     """`layers.0.*` (speculators, vLLM) and `midlayer.*` (all others) are one layer."""
-    return "midlayer." + name[len("layers.0."):] if name.startswith("layers.0.") else name
+    return "midlayer." + name[len("layers.0.") :] if name.startswith("layers.0.") else name
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
 """What a tree builder needs from a drafter, and the ancestor bookkeeping that drafters share."""
+
 from typing import Protocol
 
 import torch

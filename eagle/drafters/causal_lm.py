@@ -1,4 +1,5 @@
 """Drafting with an ordinary small causal LM that shares the target's tokenizer (the paper's main tables)."""
+
 import torch
 from torch import Tensor
 

@@ -3,6 +3,7 @@
 The pair (feature of token t, token t+1) sits at position t. The root's pair is the last committed one, at position
 c - 1 when c pairs are committed; a drafted node of depth d sits at position c - 1 + d and reads its parent's output.
 """
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention

@@ -1,4 +1,5 @@
 """Why the steps of a plan cannot be recorded, if they cannot: what is known before anyone tries."""
+
 from eagle.drafters import CausalLMDrafter, Drafter
 from eagle.engine.sequence import Plan
 from eagle.modules.fused_head import MOVING_ROPE

@@ -11,6 +11,7 @@ allocated anew (a longer request) all recordings are dropped. What one phase giv
 Random numbers come from the backend's own generator, the only one that recordings know: a step takes over the state of
 the caller's generator and gives it back advanced, so that the draws are those of a step that is not recorded.
 """
+
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol

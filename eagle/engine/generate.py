@@ -1,4 +1,5 @@
 """From prompts to finished rows: run steps until every row has ended, and keep the record of each step."""
+
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 The law after these settings is the target p that verification preserves; the draft law q goes through the same
 settings (a q as sharp as p is accepted more), and losslessness does not depend on that choice.
 """
+
 from dataclasses import dataclass
 
 import torch

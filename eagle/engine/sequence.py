@@ -2,6 +2,7 @@
 
 Shapes: B batch, L prompt length, K depth, F tap width.
 """
+
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple

@@ -11,6 +11,7 @@ The host waits once per step, in `_read_back`; from the second step on the phase
 (`eagle.engine.cuda_graphs`).
 Shapes: B batch, N nodes, K depth, V vocabulary, F tap width.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,17 @@ from eagle.modules.target import CausalLM, Scores
 from eagle.trees import TreeBatch, find_tree, root_only
 
 __all__ = [
-    "Outcome", "PhaseClock", "Plan", "Session", "StepResult", "commit", "draft", "prefill", "score", "step", "verify",
+    "Outcome",
+    "PhaseClock",
+    "Plan",
+    "Session",
+    "StepResult",
+    "commit",
+    "draft",
+    "prefill",
+    "score",
+    "step",
+    "verify",
 ]
 
 
@@ -48,7 +59,12 @@ class StepResult(NamedTuple):
 
 @torch.inference_mode()
 def prefill(
-    target: CausalLM, drafter: Drafter | None, plan: Plan, prompts: list[list[int]], room: int, generator,
+    target: CausalLM,
+    drafter: Drafter | None,
+    plan: Plan,
+    prompts: list[list[int]],
+    room: int,
+    generator,
     stock: Stock | None = None,
 ) -> Session:
     """Read the prompts, draw the first token of each row; caches get room for `room` more tokens per row.
@@ -91,9 +107,7 @@ def draft(drafter: Drafter | None, plan: Plan, session: Session, generator) -> T
         return root_only(session.root)
     logits = drafter.read(session.pending, session.counts, session.features)
     root = session.root.to(logits.device)
-    return builder.build(
-        drafter, root, logits, plan.settings, plan.draft_law, lambda probs: hsd.draw(probs, generator)
-    )
+    return builder.build(drafter, root, logits, plan.settings, plan.draft_law, lambda probs: hsd.draw(probs, generator))
 
 
 def score(target: CausalLM, tree: TreeBatch) -> Scores:
@@ -183,7 +197,11 @@ def _open(target: CausalLM, drafter: Drafter | None, plan: Plan, session: Sessio
 
 @torch.inference_mode()
 def step(
-    target: CausalLM, drafter: Drafter | None, plan: Plan, session: Session, generator,
+    target: CausalLM,
+    drafter: Drafter | None,
+    plan: Plan,
+    session: Session,
+    generator,
     captured: Captured | None = None,
 ) -> tuple[list[StepResult], dict[str, float]]:
     """One decoding step of every row; returns the rows' results and the wall seconds of each phase.

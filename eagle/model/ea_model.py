@@ -5,6 +5,7 @@ What differs from the original: `hsd=True` (the default) drafts the hybrid tree 
 past `max_new_tokens`. EAGLE's `depth` counts the head's passes after the first, so its tree is one level deeper:
 `depth=7` here is the same tree as there, `TreeSettings(depth=8)`.
 """
+
 from collections.abc import Iterator
 
 import torch
@@ -27,10 +28,19 @@ class EaModel:
 
     @classmethod
     def from_pretrained(
-        cls, use_eagle3: bool = True, base_model_path: str | None = None, ea_model_path: str | None = None,
-        total_token: int = 60, depth: int = 7, top_k: int = 10, threshold: float = 1.0,
-        torch_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None, low_cpu_mem_usage: bool = True,
-        device_map: str | None = None, **model_kwargs,
+        cls,
+        use_eagle3: bool = True,
+        base_model_path: str | None = None,
+        ea_model_path: str | None = None,
+        total_token: int = 60,
+        depth: int = 7,
+        top_k: int = 10,
+        threshold: float = 1.0,
+        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+        low_cpu_mem_usage: bool = True,
+        device_map: str | None = None,
+        **model_kwargs,
     ) -> "EaModel":
         """Load a pair. `total_token` counts the root, as in EAGLE; `threshold` and `low_cpu_mem_usage` are accepted
         for old scripts and have no effect.
@@ -86,9 +96,18 @@ class EaModel:
             yield row.sequences
 
     def _rows(
-        self, input_ids: Tensor, temperature: float = 0.0, top_p: float = 0.0, top_k: float = 0.0,
-        max_new_tokens: int = 512, max_length: int = 2048, is_llama3: bool = False, hsd: bool = True,
-        tree: str | None = None, verifier: str | None = None, generator: torch.Generator | None = None,
+        self,
+        input_ids: Tensor,
+        temperature: float = 0.0,
+        top_p: float = 0.0,
+        top_k: float = 0.0,
+        max_new_tokens: int = 512,
+        max_length: int = 2048,
+        is_llama3: bool = False,
+        hsd: bool = True,
+        tree: str | None = None,
+        verifier: str | None = None,
+        generator: torch.Generator | None = None,
     ) -> Iterator[Generation]:
         tree, verifier = tree or ("hybrid" if hsd else "topk"), verifier or ("hsd" if hsd else "token")
         room = max_length - input_ids.shape[-1]
@@ -97,8 +116,16 @@ class EaModel:
         # `top_k` of the constructor is the published tree's width; the hybrid tree spends `total_token` its own way.
         width = self.top_k if tree == "topk" or temperature == 0 else None
         steps = self.model.stream(
-            input_ids, min(max_new_tokens, room), temperature=temperature, top_p=top_p, top_k=int(top_k), tree=tree,
-            verifier=verifier, width=width, generator=generator, eos_token_id=self._eos_ids(is_llama3),
+            input_ids,
+            min(max_new_tokens, room),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=int(top_k),
+            tree=tree,
+            verifier=verifier,
+            width=width,
+            generator=generator,
+            eos_token_id=self._eos_ids(is_llama3),
             **self.tree_settings,
         )
         return (rows[0] for rows in steps)

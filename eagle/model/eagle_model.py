@@ -1,4 +1,5 @@
 """`EagleModel`: a target, a drafter and `generate`."""
+
 import warnings
 from collections.abc import Iterator
 
@@ -60,8 +61,14 @@ class EagleModel:
 
     @classmethod
     def from_pretrained(
-        cls, base_model_path: str, ea_model_path: str | None = None, draft_model_path: str | None = None,
-        dtype: torch.dtype | None = None, device_map: str | None = None, attention: str = "sdpa", **model_kwargs,
+        cls,
+        base_model_path: str,
+        ea_model_path: str | None = None,
+        draft_model_path: str | None = None,
+        dtype: torch.dtype | None = None,
+        device_map: str | None = None,
+        attention: str = "sdpa",
+        **model_kwargs,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
 
@@ -88,8 +95,14 @@ class EagleModel:
         return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
 
     def generate(
-        self, input_ids: Tensor, max_new_tokens: int = 512, *, attention_mask: Tensor | None = None, streamer=None,
-        return_dict_in_generate: bool = False, **settings,
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 512,
+        *,
+        attention_mask: Tensor | None = None,
+        streamer=None,
+        return_dict_in_generate: bool = False,
+        **settings,
     ) -> Tensor | Generation | list[Generation]:
         """Continue the prompts; the emitted law is the target's own under the sampling settings.
 
@@ -117,11 +130,25 @@ class EagleModel:
         return _stack(rows, self._pad_id())
 
     def stream(
-        self, input_ids: Tensor, max_new_tokens: int = 512, *, temperature: float = 1.0, top_p: float = 1.0,
-        top_k: int = 0, min_p: float = 0.0, repetition_penalty: float = 1.0, tree: str = "hybrid",
-        verifier: str = "hsd", nodes: int = 60, depth: int = 7, width: int | None = None, beta: float = 0.85,
-        generator: torch.Generator | None = None, eos_token_id: int | list[int] | None = None,
-        attention_mask: Tensor | None = None, draft_sampling: SamplingSettings | None = None,
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int = 512,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        tree: str = "hybrid",
+        verifier: str = "hsd",
+        nodes: int = 60,
+        depth: int = 7,
+        width: int | None = None,
+        beta: float = 0.85,
+        generator: torch.Generator | None = None,
+        eos_token_id: int | list[int] | None = None,
+        attention_mask: Tensor | None = None,
+        draft_sampling: SamplingSettings | None = None,
         graphs: bool | None = None,
     ) -> Iterator[list[Generation]]:
         """Yield the growing rows after the prompts' forward and after every step.
@@ -163,7 +190,11 @@ class EagleModel:
         return None if self.eager_because else self.captured
 
     def _plan(
-        self, sampling: SamplingSettings, draft_sampling: SamplingSettings | None, tree: str, verifier: str,
+        self,
+        sampling: SamplingSettings,
+        draft_sampling: SamplingSettings | None,
+        tree: str,
+        verifier: str,
         settings: TreeSettings,
     ) -> Plan:
         find_verifier(verifier)
@@ -228,7 +259,8 @@ def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[
     """Rows of token ids without their padding."""
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
         found = (
-            f"{input_ids.dtype} of shape {tuple(input_ids.shape)}" if isinstance(input_ids, Tensor)
+            f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            if isinstance(input_ids, Tensor)
             else type(input_ids).__name__
         )
         raise ValueError(f"input_ids: expected an integer tensor [batch, length], found {found}")

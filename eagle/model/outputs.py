@@ -1,4 +1,5 @@
 """What a generation gives back: one `Generation` per row, one `StepRecord` per decoding step."""
+
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

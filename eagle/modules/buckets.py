@@ -6,6 +6,7 @@
 Multiples of the smallest granule up to sixteen of them, then eight windows for every doubling of the length: a
 generation sees few shapes, and at most an eighth of a long window is padding, which masks hide.
 """
+
 import torch
 
 # Slots by device type: on a CPU padding costs time, on a GPU every new shape costs a capture.

@@ -14,6 +14,7 @@ The joined weights are copies: `is_current` says whether the head still has the 
 
 Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, P positions of the rotary table.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -137,4 +138,3 @@ class FusedHead:
         cos, sin = self.head.rotary(self.qkv, positions)
         half = self.config.head_dim // 2
         return torch.cat([cos, -sin[..., :half], sin[..., half:]], dim=-1)
-

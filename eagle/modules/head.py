@@ -19,6 +19,7 @@ Published variants, each a flag of `HeadConfig`, all off in the original:
 Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, F tap width, V target vocabulary,
 Vd draft vocabulary.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 

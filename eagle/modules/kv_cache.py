@@ -11,6 +11,7 @@ tokens. Slots at or past a row's length hold garbage; attention masks never show
 
 Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
 """
+
 from dataclasses import dataclass
 
 import torch

@@ -1,4 +1,5 @@
 """Whether a cache fits before it is asked for: a refusal with numbers instead of an out-of-memory error halfway."""
+
 import psutil
 import torch
 

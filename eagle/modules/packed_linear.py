@@ -5,6 +5,7 @@ The product of 2 to 30 rows with a weight [out, in] spends most of its time rear
 (measured in docs/step.md). One row, and hundreds, go the ordinary way. Values differ from those of
 `torch.nn.functional.linear` by rounding only.
 """
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear

@@ -15,6 +15,7 @@ Feature taps are the *inputs* of the named decoder layers, taken by hooks.
 
 Shapes: B batch, N nodes, L prompt length, F hidden size, V vocabulary, K depth.
 """
+
 from typing import NamedTuple
 
 import torch
@@ -146,7 +147,11 @@ class CausalLM:
         self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None, **options
     ) -> Scores:
         out = self.model.model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True,
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
             **options,
         )
         hidden = out.last_hidden_state

@@ -13,6 +13,7 @@ so that stock models select it by name; prompts go through SDPA as always.
 
 Shapes: B batch, H heads, G key/value heads, n nodes, S scratch slots, C committed slots, E head size.
 """
+
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -87,8 +88,11 @@ def by_flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale
     from flash_attn import flash_attn_with_kvcache
 
     output, lse = flash_attn_with_kvcache(
-        *(x.transpose(1, 2) for x in (query, keys, values)), cache_seqlens=lengths.to(torch.int32),
-        softmax_scale=scale, causal=False, return_softmax_lse=True,
+        *(x.transpose(1, 2) for x in (query, keys, values)),
+        cache_seqlens=lengths.to(torch.int32),
+        softmax_scale=scale,
+        causal=False,
+        return_softmax_lse=True,
     )
     return Part(output.transpose(1, 2), lse)
 
@@ -103,8 +107,14 @@ def choose(device: str, dtype: torch.dtype) -> PrefixAttention:
 
 
 def split_prefix(
-    module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float | None = None,
-    prefix_lengths: Tensor | None = None, **kwargs,
+    module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix_lengths: Tensor | None = None,
+    **kwargs,
 ) -> tuple[Tensor, None]:
     """An attention function of `transformers`: [B, n, H, E], and no weights.
 

@@ -6,6 +6,7 @@ F is a JSON file (see eagle/train/config.py); every setting can be given on the 
 output directory holds checkpoints continues from the last one. The best head so far lies in the output directory
 itself, in the SafeAILab layout; with several processes or machines, start it with `accelerate launch -m eagle.train`.
 """
+
 import argparse
 
 from eagle.train.config import add_arguments, from_arguments

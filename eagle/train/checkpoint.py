@@ -4,6 +4,7 @@
 
 A directory of that name is whole: a process killed while saving leaves only a `.step-*.tmp`, which is never read.
 """
+
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -19,8 +20,17 @@ from eagle.train.config import TrainConfig
 
 # Settings that may differ when a run is continued; everything else would make it another run.
 CHANGEABLE = {
-    "steps", "epochs", "minutes", "log_every", "save_every", "keep", "accumulation", "checkpointing",
-    "output", "feature_cache", "shard_target",
+    "steps",
+    "epochs",
+    "minutes",
+    "log_every",
+    "save_every",
+    "keep",
+    "accumulation",
+    "checkpointing",
+    "output",
+    "feature_cache",
+    "shard_target",
 }
 
 

@@ -4,6 +4,7 @@
 
 An unknown key is an error that lists the known ones. Paths are relative to the working directory.
 """
+
 import argparse
 import dataclasses
 import json
@@ -159,8 +160,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="F", help="JSON file with settings; the options below override it")
     for name, setting in known_keys().items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, type=parser_of(setting), default=argparse.SUPPRESS,
-            nargs="+" if kind_of(setting).startswith("list") else None, help=kind_of(setting),
+            f"--{name.replace('_', '-')}",
+            dest=name,
+            type=parser_of(setting),
+            default=argparse.SUPPRESS,
+            nargs="+" if kind_of(setting).startswith("list") else None,
+            help=kind_of(setting),
         )
 
 

@@ -13,6 +13,7 @@ small. accelerate would divide the head as well, so it is never told: `take_requ
 and the Accelerator that is built next copies the head (DDP). Neither the deepspeed package nor accelerate's FSDP
 plugin is used.
 """
+
 import base64
 import binascii
 import json
@@ -28,7 +29,11 @@ from torch.distributed.tensor import DTensor
 
 # FSDP 1's strategies by name and by number; True: every layer is spread.
 STRATEGIES = {
-    "FULL_SHARD": True, "SHARD_GRAD_OP": False, "NO_SHARD": False, "HYBRID_SHARD": True, "HYBRID_SHARD_ZERO2": False,
+    "FULL_SHARD": True,
+    "SHARD_GRAD_OP": False,
+    "NO_SHARD": False,
+    "HYBRID_SHARD": True,
+    "HYBRID_SHARD_ZERO2": False,
 }
 
 

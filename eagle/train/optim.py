@@ -3,6 +3,7 @@
 `muon`: the head's hidden matrices by Muon, norms and lm_head by AdamW at the same rate (Muon's update is scaled to
 match AdamW's). `adamw`: everything by AdamW.
 """
+
 import torch
 from torch import nn
 from torch.optim import Optimizer

@@ -3,6 +3,7 @@
 bfloat16 halves memory, and is faster where the hardware multiplies it; elsewhere it is emulated, several times slower
 than float32.
 """
+
 import torch
 
 CPU_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")  # the last one as ARM calls it

@@ -4,6 +4,7 @@ Sums since the last line are kept in `window` [unroll + 1, 4]: for every draft s
 min(p, q) and top-1 agreement; in the last row the positions of the batches and their loss. They belong to a
 checkpoint, so that a run that continues writes the line an uninterrupted one would have written.
 """
+
 import json
 from pathlib import Path
 
@@ -72,9 +73,14 @@ class Records:
         sums, (positions, loss, _, _) = total[:-1], total[-1].tolist()
         count = sums[:, 0].clamp(min=1)
         row = {
-            "step": self.progress.step, "epoch": self.progress.epoch, "tokens": self.progress.tokens,
-            "seconds": round(seconds, 1), "lr": lr, "loss": loss / max(1, positions),
-            "cross_entropy": (sums[:, 1] / count).tolist(), "accepted": (sums[:, 2] / count).tolist(),
+            "step": self.progress.step,
+            "epoch": self.progress.epoch,
+            "tokens": self.progress.tokens,
+            "seconds": round(seconds, 1),
+            "lr": lr,
+            "loss": loss / max(1, positions),
+            "cross_entropy": (sums[:, 1] / count).tolist(),
+            "accepted": (sums[:, 2] / count).tolist(),
             "agree": (sums[:, 3] / count).tolist(),
         }
         self.write(row)

@@ -1,4 +1,5 @@
 """`python -m eagle.train.regenerate`, the short name of `python -m eagle.train.data.regenerate`."""
+
 from eagle.train.data.regenerate import main
 
 if __name__ == "__main__":

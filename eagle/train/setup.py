@@ -1,4 +1,5 @@
 """Everything a run needs before its first step: target, tokenizer, examples, head."""
+
 from collections import Counter
 
 import torch

@@ -4,6 +4,7 @@ Every process walks the same plan of batches and takes its own rows; the loss is
 positions of the *whole* batch, known from the data alone, so one process, several, and any accumulation give the same
 gradient.
 """
+
 import contextlib
 import itertools
 import time
@@ -40,7 +41,8 @@ class Trainer:
         cpu = trains_on_cpu()
         self.config = config = config.for_device(PartialState(cpu=cpu).device)
         self.accelerator = Accelerator(  # `accumulation` counts, whatever the accelerate config says of it
-            mixed_precision=config.precision, cpu=cpu,
+            mixed_precision=config.precision,
+            cpu=cpu,
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         self.device = self.accelerator.device

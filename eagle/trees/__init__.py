@@ -1,4 +1,5 @@
 """Tree builders by name. Each grows one tree per batch row; see `eagle.trees.base` for the rule they keep."""
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -5,6 +5,7 @@ may depend on anything except the token drawn for it and what grew below it.
 
 Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

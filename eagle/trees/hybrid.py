@@ -21,6 +21,7 @@ by them would not be lossless. See docs/hybrid-trees.md. At temperature 0 the bu
 
 Shapes: B batch, n frontier nodes, t chosen candidates per node, w slots of a level, Vd draft vocabulary.
 """
+
 from typing import NamedTuple
 
 import torch

@@ -3,6 +3,7 @@
 The paths share only the root; repeated tokens are kept as separate draws with the same law, so verification is
 recursive rejection with replacement at the root and block-wise below it.
 """
+
 import torch
 from torch import Tensor
 

@@ -8,6 +8,7 @@ A node of depth d with a kept child is kept with its d - 1 ancestors, with that 
 its level: it is among the nodes - 1 - d best of its level, as the child is of its siblings. No others are grown, so a
 small budget costs less and gives the same tree.
 """
+
 import torch
 from torch import Tensor
 
@@ -48,11 +49,13 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
         log_q = drafter.grow(parent_slots, last.tokens.gather(1, frontier)).float().log_softmax(-1)
         k = min(size, log_q.shape[-1])
         value, columns = log_q.topk(k)  # [B, n, k]
-        levels.append(_Level(
-            (reach[:, :, None] + value).flatten(1),
-            to_target(columns, drafter.support).flatten(1),
-            (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
-        ))
+        levels.append(
+            _Level(
+                (reach[:, :, None] + value).flatten(1),
+                to_target(columns, drafter.support).flatten(1),
+                (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
+            )
+        )
         if depth < len(sizes):
             offset += last.value.shape[1]
             frontier = levels[-1].value.topk(min(k, levels[-1].value.shape[1])).indices

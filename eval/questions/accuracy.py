@@ -3,6 +3,7 @@
 What counts as committing, in this order: `#### n`, `the answer is n`, `\\boxed{n}`, else the last number in the text.
 A few-shot model may go on and invent further questions: text from a new `Question:` line on is not its answer.
 """
+
 import re
 
 NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"

@@ -11,6 +11,7 @@
 
 `--question-file` replaces a protocol's questions by the reader's own; the answer file then names that file.
 """
+
 import gzip
 import json
 from collections.abc import Callable
@@ -85,9 +86,7 @@ def as_question(record: dict[str, Any], index: int, category: str, source: str) 
     elif "prompt" in record:
         turns, reference = (HUMANEVAL_TASK + record["prompt"],), record.get("canonical_solution")
     else:
-        raise ValueError(
-            f"{source}, question {index}: keys {sorted(record)}; expected `question`, `turns` or `prompt`"
-        )
+        raise ValueError(f"{source}, question {index}: keys {sorted(record)}; expected `question`, `turns` or `prompt`")
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise ValueError(f"{source}, question {index}: an empty turn in {turns!r}; expected text in every turn")
     return Question(int(record.get("question_id", index)), record.get("category", category), turns, reference)
@@ -128,13 +127,19 @@ BENCHMARKS = {
             "eagle80": published("eagle80/gsm8k.jsonl", "math"),
             "paper263": paper263,
             "sample": lambda: as_questions(SAMPLE.read_bytes(), "math", SAMPLE.name),
-        }, 512, "math"),
+        },
+        512,
+        "math",
+    ),
     "mt_bench": Benchmark({"full": published("mt_bench/question.jsonl", "chat")}, 1024, "chat"),
     "humaneval": Benchmark(
         {
             "full": published("humaneval/HumanEval.jsonl.gz", "code"),
             "eagle80": published("eagle80/humaneval.jsonl", "code"),
-        }, 512, "code"),
+        },
+        512,
+        "code",
+    ),
 }
 
 
@@ -151,8 +156,9 @@ def read_file(path: str, category: str) -> list[Question]:
     return as_questions(place.read_bytes(), category, path)
 
 
-def load(bench: str, protocol: str | None = None, question_file: str | None = None,
-         num_questions: int | None = None) -> QuestionSet:
+def load(
+    bench: str, protocol: str | None = None, question_file: str | None = None, num_questions: int | None = None
+) -> QuestionSet:
     """The questions of a run.
 
     A protocol that was asked for by name is used or refused. With none named, GSM8K without its test file falls back
@@ -160,11 +166,13 @@ def load(bench: str, protocol: str | None = None, question_file: str | None = No
     """
     chosen = benchmark(bench)
     if protocol is not None and protocol not in chosen.protocols:
-        raise ValueError(f"protocol {protocol!r} is not known for {bench}; expected one of "
-                         f"{', '.join(chosen.protocols)}")
+        raise ValueError(
+            f"protocol {protocol!r} is not known for {bench}; expected one of {', '.join(chosen.protocols)}"
+        )
     if question_file and protocol:
-        raise ValueError(f"--question-file {question_file!r} and --protocol {protocol!r} both name questions; "
-                         "leave one of them out")
+        raise ValueError(
+            f"--question-file {question_file!r} and --protocol {protocol!r} both name questions; leave one of them out"
+        )
     if question_file:
         name, source, questions = "file", portable(question_file), read_file(question_file, chosen.category)
     else:

@@ -6,6 +6,7 @@
 A file is looked for in `$HSD_DATA`, then in the download folder (`~/.cache/hsd-data`, or `$HSD_CACHE`). Every file is
 compared with the checksum written here before it is used: a changed question is a changed benchmark.
 """
+
 import argparse
 import hashlib
 import os
@@ -30,20 +31,42 @@ class DataFile(NamedTuple):
 KNOWN = {
     item.path: item
     for item in (
-        DataFile("gsm8k/test.jsonl", f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data/test.jsonl",
-                 "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14", "MIT"),
-        DataFile("gsm8k/prompt_original.txt",
-                 f"{GITHUB}/FranxYao/chain-of-thought-hub/main/gsm8k/lib_prompt/prompt_original.txt",
-                 "db8c84b10707a16cc2f61e192e1e55452393510470a3d5790db86188a42ae4e0", "MIT"),
-        DataFile("mt_bench/question.jsonl",
-                 f"{GITHUB}/lm-sys/FastChat/main/fastchat/llm_judge/data/mt_bench/question.jsonl",
-                 "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7", "Apache-2.0"),
-        DataFile("eagle80/gsm8k.jsonl", f"{GITHUB}/SafeAILab/EAGLE/main/eagle/data/gsm8k/question.jsonl",
-                 "a55920b2f2aac724241124c59e5b8e8168dbbeb2ab0fdbee17d5b0ab6db5ff27", "Apache-2.0"),
-        DataFile("eagle80/humaneval.jsonl", f"{GITHUB}/SafeAILab/EAGLE/main/eagle/data/humaneval/question.jsonl",
-                 "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e", "Apache-2.0"),
-        DataFile("humaneval/HumanEval.jsonl.gz", f"{GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz",
-                 "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef", "MIT"),
+        DataFile(
+            "gsm8k/test.jsonl",
+            f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data/test.jsonl",
+            "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+            "MIT",
+        ),
+        DataFile(
+            "gsm8k/prompt_original.txt",
+            f"{GITHUB}/FranxYao/chain-of-thought-hub/main/gsm8k/lib_prompt/prompt_original.txt",
+            "db8c84b10707a16cc2f61e192e1e55452393510470a3d5790db86188a42ae4e0",
+            "MIT",
+        ),
+        DataFile(
+            "mt_bench/question.jsonl",
+            f"{GITHUB}/lm-sys/FastChat/main/fastchat/llm_judge/data/mt_bench/question.jsonl",
+            "119565adbab82227089cefdb44c8d7e2cf04dc0a0ec233634c82e7d4e2a944f7",
+            "Apache-2.0",
+        ),
+        DataFile(
+            "eagle80/gsm8k.jsonl",
+            f"{GITHUB}/SafeAILab/EAGLE/main/eagle/data/gsm8k/question.jsonl",
+            "a55920b2f2aac724241124c59e5b8e8168dbbeb2ab0fdbee17d5b0ab6db5ff27",
+            "Apache-2.0",
+        ),
+        DataFile(
+            "eagle80/humaneval.jsonl",
+            f"{GITHUB}/SafeAILab/EAGLE/main/eagle/data/humaneval/question.jsonl",
+            "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e",
+            "Apache-2.0",
+        ),
+        DataFile(
+            "humaneval/HumanEval.jsonl.gz",
+            f"{GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz",
+            "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+            "MIT",
+        ),
     )
 }
 
@@ -127,8 +150,11 @@ def read_or_download(path: str) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.questions.downloads", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.questions.downloads",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("paths", nargs="*", help="files to download, named as in the list; nothing: list them")
     options = parser.parse_args(argv)
     for path in options.paths:

@@ -3,6 +3,7 @@
 A wrong template costs half of the acceptance and still looks like English, so nothing is guessed: a model whose
 tokenizer has no template and whose family is not listed here is refused. The answer file records which one was used.
 """
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,8 +36,9 @@ class PromptFormat(NamedTuple):
 
 def from_tokenizer(tokenizer: Any) -> PromptFormat:
     def render(messages: Messages) -> str:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                             date_string=TEMPLATE_DATE)
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
+        )
 
     return PromptFormat(f"tokenizer:{sha256(str(tokenizer.chat_template).encode())[:12]}", render, adds_bos=False)
 

@@ -1,4 +1,5 @@
 """`python -m eval.reports F...`: see eval/reports/report.py."""
+
 from eval.reports.report import main
 
 if __name__ == "__main__":

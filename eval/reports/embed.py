@@ -8,6 +8,7 @@ A document marks a table with a pair of comments; NAME.json is the report.json o
     <!-- table: gsm8k-t1 -->
     <!-- /table -->
 """
+
 import argparse
 import json
 import re

@@ -1,4 +1,5 @@
 """A report as one HTML page that needs nothing else: styles and pictures are inside."""
+
 import base64
 import re
 from collections.abc import Sequence
@@ -75,15 +76,18 @@ def picture(name: str, content: bytes) -> str:
 def html_section(section: Section, pictures: dict[str, bytes]) -> str:
     first, *rest = tables(section)
     shown = "".join(picture(name, content) for name, content in pictures.items())
-    return (f"<h2>{escape(section['title'])}</h2>{card(first)}"
-            f'<div class="pictures">{shown}</div>' + "".join(card(table) for table in rest))
+    return f'<h2>{escape(section["title"])}</h2>{card(first)}<div class="pictures">{shown}</div>' + "".join(
+        card(table) for table in rest
+    )
 
 
 def page(sections: Sequence[Section], pictures: Sequence[dict[str, bytes]]) -> str:
     """The whole report: one part per section, its pictures inline."""
     body = "".join(html_section(section, shown) for section, shown in zip(sections, pictures, strict=True))
-    return ('<!doctype html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Speculative decoding report'
-            f"</title><style>{STYLE}</style></head><body><main><h1>Speculative decoding report</h1>"
-            "<p>tau = tokens per target call, bonus token included. Definitions: eval/reports/metrics.py.</p>"
-            f"{body}</main></body></html>\n")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Speculative decoding report'
+        f"</title><style>{STYLE}</style></head><body><main><h1>Speculative decoding report</h1>"
+        "<p>tau = tokens per target call, bonus token included. Definitions: eval/reports/metrics.py.</p>"
+        f"{body}</main></body></html>\n"
+    )

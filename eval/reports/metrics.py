@@ -20,6 +20,7 @@ Ratios are ratios of sums over questions (long answers weigh more, as they do in
 between methods resample the questions both answered, keeping pairs together. An accuracy's interval is Wilson's.
 Questions that failed are in no number; how many there were is shown.
 """
+
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -103,16 +104,26 @@ def speedup(method: Answers, plain: Answers) -> Estimate | None:
     """tok/s of a method over tok/s of `plain`, on the questions both answered."""
     pairs = paired(method, plain)
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return bootstrap(lambda a, s, b, t: ratio(ratio(a, s), ratio(b, t)), column(ours, "tokens"),
-                     column(ours, "seconds"), column(theirs, "tokens"), column(theirs, "seconds"))
+    return bootstrap(
+        lambda a, s, b, t: ratio(ratio(a, s), ratio(b, t)),
+        column(ours, "tokens"),
+        column(ours, "seconds"),
+        column(theirs, "tokens"),
+        column(theirs, "seconds"),
+    )
 
 
 def difference(first: Answers, second: Answers, above: str, below: str) -> Estimate | None:
     """A ratio of the first method minus the second's, paired over questions."""
     pairs = paired(first, second)
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return bootstrap(lambda a, s, b, t: ratio(a, s) - ratio(b, t), column(ours, above), column(ours, below),
-                     column(theirs, above), column(theirs, below))
+    return bootstrap(
+        lambda a, s, b, t: ratio(a, s) - ratio(b, t),
+        column(ours, above),
+        column(ours, below),
+        column(theirs, above),
+        column(theirs, below),
+    )
 
 
 def wilson(successes: int, count: int) -> Estimate | None:
@@ -128,15 +139,23 @@ def wilson(successes: int, count: int) -> Estimate | None:
 def accuracy(entries: Sequence[Record]) -> Estimate | None:
     """GSM8K accuracy of the answers that have a `#### n` reference."""
     judged = [entry for entry in entries if "####" in (entry["reference"] or "")]
-    return wilson(sum(is_correct(entry["choices"][0]["turns"][-1], entry["reference"]) for entry in judged),
-                  len(judged))
+    return wilson(
+        sum(is_correct(entry["choices"][0]["turns"][-1], entry["reference"]) for entry in judged), len(judged)
+    )
 
 
 def whole_steps(entries: Sequence[Record]) -> np.ndarray:
     """Accepted length of every step that was not truncated."""
-    return np.array([accepted for entry in entries for turn in entry["measured"]
-                     for accepted, cut in zip(turn["steps"]["accepted"], turn["steps"]["truncated"], strict=True)
-                     if not cut], dtype=int)
+    return np.array(
+        [
+            accepted
+            for entry in entries
+            for turn in entry["measured"]
+            for accepted, cut in zip(turn["steps"]["accepted"], turn["steps"]["truncated"], strict=True)
+            if not cut
+        ],
+        dtype=int,
+    )
 
 
 def accepted_distribution(entries: Sequence[Record]) -> list[float]:
@@ -159,8 +178,9 @@ def phase_milliseconds(entries: Sequence[Record]) -> dict[str, float] | None:
 
 def runaways(entries: Sequence[Record]) -> list[int]:
     """Questions with an answer that ran into the token limit or the context's end instead of ending."""
-    return [entry["question_id"] for entry in entries if any(turn["stop_reason"] != "eos" for turn in
-                                                             entry["measured"])]
+    return [
+        entry["question_id"] for entry in entries if any(turn["stop_reason"] != "eos" for turn in entry["measured"])
+    ]
 
 
 def same_tokens(first: Answers, second: Answers) -> tuple[int, int]:

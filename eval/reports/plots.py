@@ -1,4 +1,5 @@
 """A section's numbers as pictures. One function per picture; each returns PNG bytes, or None with nothing to draw."""
+
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,12 +12,26 @@ from eval.runs.answers import PHASES, Record
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-TREE_COLOURS = {"none": "#8a8f98", "draft model": "#8a8f98", "topk": "#2f6fb7", "hybrid": "#d9622b", "chain": "#3a9a5b",
-                "multi": "#8458b3"}
+TREE_COLOURS = {
+    "none": "#8a8f98",
+    "draft model": "#8a8f98",
+    "topk": "#2f6fb7",
+    "hybrid": "#d9622b",
+    "chain": "#3a9a5b",
+    "multi": "#8458b3",
+}
 VERIFIER_ALPHA = {"token": 0.5, "block": 0.75, "published": 0.35}
 PHASE_COLOURS = dict(zip(PHASES, ("#d9622b", "#2f6fb7", "#3a9a5b", "#8a8f98"), strict=True))
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-         "grid.alpha": 0.25, "axes.axisbelow": True, "axes.titlesize": 11, "axes.titleweight": "bold"}
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+}
 
 
 def colour(row: Record) -> tuple:
@@ -27,9 +42,13 @@ def colour(row: Record) -> tuple:
 
 
 def line_style(row: Record) -> dict[str, Any]:
-    return {"color": matplotlib.colors.to_rgb(TREE_COLOURS.get(row["tree"], "#444444")), "linewidth": 1.8,
-            "linestyle": {"token": "--", "block": "-.", "published": ":"}.get(row["verifier"], "-"), "marker": "o",
-            "markersize": 4}
+    return {
+        "color": matplotlib.colors.to_rgb(TREE_COLOURS.get(row["tree"], "#444444")),
+        "linewidth": 1.8,
+        "linestyle": {"token": "--", "block": "-.", "published": ":"}.get(row["verifier"], "-"),
+        "marker": "o",
+        "markersize": 4,
+    }
 
 
 def png(figure: Any) -> bytes:
@@ -45,10 +64,18 @@ def bars(axes: Any, rows: Sequence[Record], key: str, label: str, digits: int) -
     values = [row[key].value for row in shown]
     lows = [value if row[key].low is None else row[key].low for row, value in zip(shown, values, strict=True)]
     highs = [value if row[key].high is None else row[key].high for row, value in zip(shown, values, strict=True)]
-    reach = [[value - low for value, low in zip(values, lows, strict=True)],
-             [high - value for value, high in zip(values, highs, strict=True)]]
-    axes.barh(range(len(shown)), values, xerr=reach, color=[colour(row) for row in shown], height=0.66,
-              error_kw={"elinewidth": 1, "capsize": 3, "ecolor": "#333333"})
+    reach = [
+        [value - low for value, low in zip(values, lows, strict=True)],
+        [high - value for value, high in zip(values, highs, strict=True)],
+    ]
+    axes.barh(
+        range(len(shown)),
+        values,
+        xerr=reach,
+        color=[colour(row) for row in shown],
+        height=0.66,
+        error_kw={"elinewidth": 1, "capsize": 3, "ecolor": "#333333"},
+    )
     axes.set_yticks(range(len(shown)), [row["method"] for row in shown])
     axes.invert_yaxis()
     axes.set_title(label)
@@ -132,8 +159,9 @@ def categories(section: Section) -> bytes | None:
     for number, row in enumerate(rows):
         found = [row["categories"].get(name, {}).get("tau") for name in names]
         places = [i + (number - (len(rows) - 1) / 2) * width for i in range(len(names))]
-        axes.bar(places, [tau.value if tau else 0 for tau in found], width=width, label=row["method"],
-                 color=colour(row))
+        axes.bar(
+            places, [tau.value if tau else 0 for tau in found], width=width, label=row["method"], color=colour(row)
+        )
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="x", visible=False)
     axes.set(title="tau by category")
@@ -142,7 +170,10 @@ def categories(section: Section) -> bytes | None:
 
 
 PLOTS: dict[str, Callable[[Section], bytes | None]] = {
-    "overview": overview, "acceptance": acceptance, "distribution": distribution, "step_time": step_time,
+    "overview": overview,
+    "acceptance": acceptance,
+    "distribution": distribution,
+    "step_time": step_time,
     "categories": categories,
 }
 

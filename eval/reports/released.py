@@ -6,6 +6,7 @@ The files hold, per question and turn, `new_tokens`, `wall_time` and `idxs` (the
 idxs + 1). From these: tau = tokens / step, accepted / step = tau - 1, tok/s with the bonus tokens and without them,
 the answers that reached the token limit, and the differences paired over questions with 95 % bootstrap intervals.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -30,8 +31,10 @@ def read(path: str) -> Totals:
         choice: dict[str, Any] = (record.get("choices") or [{}])[0]
         missing = [name for name in ("new_tokens", "idxs", "wall_time") if name not in choice]
         if missing:
-            raise ValueError(f"{path}, question {record.get('question_id')}: no {missing[0]!r} in its choice; expected "
-                             "an answer file written by EAGLE's evaluation scripts")
+            raise ValueError(
+                f"{path}, question {record.get('question_id')}: no {missing[0]!r} in its choice; expected "
+                "an answer file written by EAGLE's evaluation scripts"
+            )
         steps = sum(index + 1 for index in choice["idxs"])
         totals[record["question_id"]] = np.array([sum(choice["new_tokens"]), steps, sum(choice["wall_time"])], float)
     return totals
@@ -45,9 +48,15 @@ def summary(name: str, totals: Totals, limit: int) -> list[str]:
     """One file's row of the table."""
     tokens, steps, seconds = columns(totals, sorted(totals))
     long = [str(i) for i in sorted(totals) if totals[i][0] >= limit]
-    return [name, str(len(totals)), number(bootstrap(ratio, tokens, steps)),
-            number(bootstrap(ratio, tokens - steps, steps)), number(bootstrap(ratio, tokens, seconds), 1),
-            f"{(tokens - steps).sum() / seconds.sum():.1f}", ", ".join(long) or "–"]
+    return [
+        name,
+        str(len(totals)),
+        number(bootstrap(ratio, tokens, steps)),
+        number(bootstrap(ratio, tokens - steps, steps)),
+        number(bootstrap(ratio, tokens, seconds), 1),
+        f"{(tokens - steps).sum() / seconds.sum():.1f}",
+        ", ".join(long) or "–",
+    ]
 
 
 def compare(first: Totals, second: Totals) -> str:
@@ -59,14 +68,19 @@ def compare(first: Totals, second: Totals) -> str:
     pooled = bootstrap(lambda t, s, u, v: ratio(u, v) - ratio(t, s), a[0], a[1], b[0], b[1])
     each = b[0] / b[1] - a[0] / a[1]
     error = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else float("nan")
-    return (f"second - first, tau over all steps: {number(pooled, sign='+')}\n"
-            f"second - first, mean of the questions' own tau: {each.mean():+.2f} +- {error:.2f} "
-            f"(standard error, {len(ids)} questions)")
+    return (
+        f"second - first, tau over all steps: {number(pooled, sign='+')}\n"
+        f"second - first, mean of the questions' own tau: {each.mean():+.2f} +- {error:.2f} "
+        f"(standard error, {len(ids)} questions)"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.reports.released", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.reports.released",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("first", help="answer file in EAGLE's format")
     parser.add_argument("second", nargs="?", help="another one, to compare with the first")
     parser.add_argument("--limit", type=int, default=512, help="tokens from which an answer counts as cut (512)")

@@ -6,6 +6,7 @@
 Methods with equal settings are compared in one section. DIR also gets model_answer/METHOD.jsonl, the answers in
 FastChat's layout (shards joined, failed questions left out), for its MT-Bench judge.
 """
+
 import argparse
 import json
 import re
@@ -54,8 +55,9 @@ def write(paths: list[str], output: Path) -> list[Section]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m eval.reports", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("answers", nargs="+", help="answer files, or directories of them")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the first answer file)")
     options = parser.parse_args(argv)

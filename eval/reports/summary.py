@@ -3,6 +3,7 @@
 Methods share a section when everything but the method is the same: questions, models, temperature, seed, limits. Only
 those are compared.
 """
+
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,10 +77,14 @@ def row(run: Answers, plain: Answers | None, runaway: set[int]) -> Record:
     calm = [entry for entry in entries if entry["question_id"] not in runaway]
     same = metrics.same_tokens(run, plain) if plain and run is not plain else None
     return {
-        "method": run.name, "tree": run.settings["tree"], "verifier": run.settings["verifier"],
-        "lossy": run.settings["lossy"], "n": len(entries),
+        "method": run.name,
+        "tree": run.settings["tree"],
+        "verifier": run.settings["verifier"],
+        "lossy": run.settings["lossy"],
+        "n": len(entries),
         "errors": {str(e["question_id"]): e["error"] for e in run.records if e["error"] is not None},
-        "steps": int(metrics.column(entries, "steps").sum()), "tokens": int(metrics.column(entries, "tokens").sum()),
+        "steps": int(metrics.column(entries, "steps").sum()),
+        "tokens": int(metrics.column(entries, "tokens").sum()),
         **rates(entries),
         "speedup": metrics.speedup(run, plain) if plain else None,
         "accuracy": metrics.accuracy(entries),
@@ -95,16 +100,26 @@ def row(run: Answers, plain: Answers | None, runaway: set[int]) -> Record:
 
 def comparisons(runs: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
     """Pairs that differ in one thing: another verifier on the same tree, or another tree under the same verifier."""
-    drafting = [run for run in runs if any(turn["steps"]["emitted"] for e in run.records for turn in e["measured"])
-                and run.settings["tree"] != "none"]
-    return [(second, first) for i, first in enumerate(drafting) for second in drafting[i + 1:]
-            if (first.settings["tree"] == second.settings["tree"])
-            != (first.settings["verifier"] == second.settings["verifier"])]
+    drafting = [
+        run
+        for run in runs
+        if any(turn["steps"]["emitted"] for e in run.records for turn in e["measured"])
+        and run.settings["tree"] != "none"
+    ]
+    return [
+        (second, first)
+        for i, first in enumerate(drafting)
+        for second in drafting[i + 1 :]
+        if (first.settings["tree"] == second.settings["tree"])
+        != (first.settings["verifier"] == second.settings["verifier"])
+    ]
 
 
 def pair(first: Answers, second: Answers) -> Record:
     return {
-        "first": first.name, "second": second.name, "n": len(metrics.paired(first, second)),
+        "first": first.name,
+        "second": second.name,
+        "n": len(metrics.paired(first, second)),
         "tau": difference(first, second, "emitted", "steps"),
         "expected": difference(first, second, "expected", "steps"),
         "tok_s": difference(first, second, "tokens", "seconds"),
@@ -115,7 +130,12 @@ def published_for(settings: Record) -> list[Record]:
     """Published numbers for this very target, drafter, question set and temperature."""
     target = Path(settings["base_model_path"]).name.lower()
     drafter = Path(settings["ea_model_path"] or settings["draft_model_path"] or "").name.lower()
-    return [entry for entry in json.loads(PUBLISHED.read_text(encoding="utf-8"))
-            if entry["target"] in target and entry["head"] in drafter and entry["bench"] == settings["bench"]
-            and entry["protocol"] in (None, settings["protocol"])  # null: the source does not say which questions
-            and entry["temperature"] == settings["temperature"]]
+    return [
+        entry
+        for entry in json.loads(PUBLISHED.read_text(encoding="utf-8"))
+        if entry["target"] in target
+        and entry["head"] in drafter
+        and entry["bench"] == settings["bench"]
+        and entry["protocol"] in (None, settings["protocol"])  # null: the source does not say which questions
+        and entry["temperature"] == settings["temperature"]
+    ]

@@ -1,4 +1,5 @@
 """A section's numbers as tables, and tables as Markdown."""
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,8 +41,11 @@ def name(row: Record) -> str:
 
 
 def published_text(section: Section, row: Record) -> str:
-    found = [f"{entry['metric']} {entry['value']:g}{'' if entry['confirmed'] else ' (unconfirmed)'}"
-             for entry in section["published"] if entry["method"] == row["method"]]
+    found = [
+        f"{entry['metric']} {entry['value']:g}{'' if entry['confirmed'] else ' (unconfirmed)'}"
+        for entry in section["published"]
+        if entry["method"] == row["method"]
+    ]
     return "; ".join(found) or "–"
 
 
@@ -52,9 +56,15 @@ def headline(section: Section) -> Table:
     rows = []
     for row in section["rows"]:
         drafts = row["tree"] != "none"
-        cells = [name(row), number(row["tau"]), number(row["accepted"] if drafts else None),
-                 number(row["expected"] if drafts else None),
-                 number(row["tok_s"], 1), times(row["speedup"]), str(row["n"])]
+        cells = [
+            name(row),
+            number(row["tau"]),
+            number(row["accepted"] if drafts else None),
+            number(row["expected"] if drafts else None),
+            number(row["tok_s"], 1),
+            times(row["speedup"]),
+            str(row["n"]),
+        ]
         cells += [percent(row["accuracy"])] if judged else []
         if greedy:
             same = row["same_as_plain"]
@@ -63,52 +73,103 @@ def headline(section: Section) -> Table:
         rows.append(cells)
     header += (["accuracy"] if judged else []) + (["same tokens as plain"] if greedy else [])
     header += ["published"] if section["published"] else []
-    note = ("tau counts the bonus token, accepted/step does not; brackets are 95 % intervals over questions. "
-            "Speedup is over `plain` on the same engine, run and questions.")
+    note = (
+        "tau counts the bonus token, accepted/step does not; brackets are 95 % intervals over questions. "
+        "Speedup is over `plain` on the same engine, run and questions."
+    )
     return Table("Result", note, header, rows)
 
 
 def differences(section: Section) -> Table:
-    rows = [[f"{pair['first']} - {pair['second']}", number(pair["tau"], sign="+"), number(pair["expected"], sign="+"),
-             number(pair["tok_s"], 1, "+"), str(pair["n"])] for pair in section["pairs"]]
-    return Table("Paired differences", "The same questions under both methods, resampled together. An interval with 0 "
-                 "in it shows no difference.", ["methods", "tau", "E[accepted]", "tok/s", "n"], rows)
+    rows = [
+        [
+            f"{pair['first']} - {pair['second']}",
+            number(pair["tau"], sign="+"),
+            number(pair["expected"], sign="+"),
+            number(pair["tok_s"], 1, "+"),
+            str(pair["n"]),
+        ]
+        for pair in section["pairs"]
+    ]
+    return Table(
+        "Paired differences",
+        "The same questions under both methods, resampled together. An interval with 0 in it shows no difference.",
+        ["methods", "tau", "E[accepted]", "tok/s", "n"],
+        rows,
+    )
 
 
 def step_times(section: Section) -> Table:
     timed = [row for row in section["rows"] if row["milliseconds"]]
-    rows = [[name(row), *(f"{row['milliseconds'][phase]:.2f}" for phase in PHASES),
-             f"{sum(row['milliseconds'].values()):.2f}", str(row["steps"])] for row in timed]
-    return Table("Milliseconds per step", "On a GPU a phase that only queues work looks short, and the phase that "
-                 "waits for it (commit) looks long; their sum is right.", ["method", *PHASES, "step", "steps"], rows)
+    rows = [
+        [
+            name(row),
+            *(f"{row['milliseconds'][phase]:.2f}" for phase in PHASES),
+            f"{sum(row['milliseconds'].values()):.2f}",
+            str(row["steps"]),
+        ]
+        for row in timed
+    ]
+    return Table(
+        "Milliseconds per step",
+        "On a GPU a phase that only queues work looks short, and the phase that "
+        "waits for it (commit) looks long; their sum is right.",
+        ["method", *PHASES, "step", "steps"],
+        rows,
+    )
 
 
 def by_depth(section: Section) -> Table:
     drafting = [row for row in section["rows"] if row["acceptance_by_depth"]]
     depth = max((len(row["acceptance_by_depth"]) for row in drafting), default=0)
-    rows = [[name(row), *(f"{share:.2f}" for share in row["acceptance_by_depth"]),
-             *["0.00"] * (depth - len(row["acceptance_by_depth"]))] for row in drafting]
-    return Table("Acceptance by depth", "Share of steps that accepted at least this many drafted tokens (steps cut "
-                 "short are left out).", ["method", *(str(i + 1) for i in range(depth))], rows)
+    rows = [
+        [
+            name(row),
+            *(f"{share:.2f}" for share in row["acceptance_by_depth"]),
+            *["0.00"] * (depth - len(row["acceptance_by_depth"])),
+        ]
+        for row in drafting
+    ]
+    return Table(
+        "Acceptance by depth",
+        "Share of steps that accepted at least this many drafted tokens (steps cut short are left out).",
+        ["method", *(str(i + 1) for i in range(depth))],
+        rows,
+    )
 
 
 def by_category(section: Section) -> Table:
     names = sorted({category for row in section["rows"] for category in row["categories"]})
     if len(names) < 2:
         return Table("By category", "", [], [])
-    rows = [[name(row), *(number(row["categories"].get(category, {}).get("tau")) for category in names)]
-            for row in section["rows"] if row["tau"] and row["tree"] != "none"]
+    rows = [
+        [name(row), *(number(row["categories"].get(category, {}).get("tau")) for category in names)]
+        for row in section["rows"]
+        if row["tau"] and row["tree"] != "none"
+    ]
     return Table("tau by category", "", ["method", *names], rows)
 
 
 def runaway_answers(section: Section) -> Table:
-    rows = [[name(row), str(len(row["runaways"])), ", ".join(map(str, row["runaways"][:20]))
-             + (" ..." if len(row["runaways"]) > 20 else ""), number(row["tau"]), number(row["tau_without_runaways"])]
-            for row in section["rows"] if row["runaways"]]
-    return Table("Runaway answers", "Answers that hit the token limit or the context's end. They are long and "
-                 "repetitive, so they weigh much; the last column leaves out every question on which any method ran "
-                 "away.",
-                 ["method", "count", "question ids", "tau", "tau without them"], rows)
+    rows = [
+        [
+            name(row),
+            str(len(row["runaways"])),
+            ", ".join(map(str, row["runaways"][:20])) + (" ..." if len(row["runaways"]) > 20 else ""),
+            number(row["tau"]),
+            number(row["tau_without_runaways"]),
+        ]
+        for row in section["rows"]
+        if row["runaways"]
+    ]
+    return Table(
+        "Runaway answers",
+        "Answers that hit the token limit or the context's end. They are long and "
+        "repetitive, so they weigh much; the last column leaves out every question on which any method ran "
+        "away.",
+        ["method", "count", "question ids", "tau", "tau without them"],
+        rows,
+    )
 
 
 def failures(section: Section) -> Table:
@@ -117,26 +178,62 @@ def failures(section: Section) -> Table:
 
 
 def published(section: Section) -> Table:
-    rows = [[entry["method"], f"{entry['metric']} {entry['value']:g}", entry["definition"], entry["hardware"] or "–",
-             entry["source"] + ("" if entry["confirmed"] else " (unconfirmed)")] for entry in section["published"]]
-    return Table("Published numbers", "For the same target, drafter, question set and temperature; each with its own "
-                 "definition.", ["method", "number", "definition", "hardware", "source"], rows)
+    rows = [
+        [
+            entry["method"],
+            f"{entry['metric']} {entry['value']:g}",
+            entry["definition"],
+            entry["hardware"] or "–",
+            entry["source"] + ("" if entry["confirmed"] else " (unconfirmed)"),
+        ]
+        for entry in section["published"]
+    ]
+    return Table(
+        "Published numbers",
+        "For the same target, drafter, question set and temperature; each with its own definition.",
+        ["method", "number", "definition", "hardware", "source"],
+        rows,
+    )
 
 
 def origin(section: Section) -> Table:
     """What the numbers were made with."""
     settings, session = section["settings"], section["sessions"][-1]
-    commits = sorted({f"{(s['git']['commit'] or 'unknown')[:12]}{' + changes' if s['git']['dirty'] else ''}"
-                      for s in section["sessions"]})
+    commits = sorted(
+        {
+            f"{(s['git']['commit'] or 'unknown')[:12]}{' + changes' if s['git']['dirty'] else ''}"
+            for s in section["sessions"]
+        }
+    )
     hardware = session["hardware"]
-    machine = f"{', '.join(hardware['gpus']) or hardware['cpu']}, {hardware['cores']} cores, " \
-              f"{hardware['threads']} threads"
-    shown = ("base_model_path", "ea_model_path", "draft_model_path", "dtype", "template", "system_prompt", "seed",
-             "temperature", "top_p", "top_k", "max_new_tokens", "nodes", "depth", "width", "questions")
+    machine = (
+        f"{', '.join(hardware['gpus']) or hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads"
+    )
+    shown = (
+        "base_model_path",
+        "ea_model_path",
+        "draft_model_path",
+        "dtype",
+        "template",
+        "system_prompt",
+        "seed",
+        "temperature",
+        "top_p",
+        "top_k",
+        "max_new_tokens",
+        "nodes",
+        "depth",
+        "width",
+        "questions",
+    )
     rows = [[key, str(settings[key])] for key in shown if settings[key] is not None]
     versions = ", ".join(f"{key} {value}" for key, value in session["versions"].items() if value)
-    rows += [["git commit", ", ".join(commits)], ["machine", machine], ["python", session["python"]],
-             ["versions", versions]]
+    rows += [
+        ["git commit", ", ".join(commits)],
+        ["machine", machine],
+        ["python", session["python"]],
+        ["versions", versions],
+    ]
     return Table("Made with", "", ["", ""], rows)
 
 

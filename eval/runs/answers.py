@@ -10,6 +10,7 @@ than its steps), its tokens, its seconds.
 `measured[t]` holds the tokens and, per decoding step, lists: accepted, emitted, expected, nodes, truncated, and the
 seconds of each phase.
 """
+
 import json
 import re
 import time
@@ -60,20 +61,23 @@ def measured(turn: Turn) -> Record:
     }
 
 
-def record(question: Question, model_id: str, texts: list[str], turns: list[Turn], error: str | None,
-           session: int) -> Record:
+def record(
+    question: Question, model_id: str, texts: list[str], turns: list[Turn], error: str | None, session: int
+) -> Record:
     """One line of an answer file. A question that failed keeps the turns it finished, and its error."""
     return {
         "question_id": question.question_id,
         "answer_id": uuid.uuid4().hex[:22],
         "model_id": model_id,
-        "choices": [{
-            "index": 0,
-            "turns": texts,
-            "idxs": [len(turn.steps) - 1 for turn in turns],
-            "new_tokens": [len(turn.tokens) for turn in turns],
-            "wall_time": [rounded(turn.seconds) for turn in turns],
-        }],
+        "choices": [
+            {
+                "index": 0,
+                "turns": texts,
+                "idxs": [len(turn.steps) - 1 for turn in turns],
+                "new_tokens": [len(turn.tokens) for turn in turns],
+                "wall_time": [rounded(turn.seconds) for turn in turns],
+            }
+        ],
         "tstamp": time.time(),
         "category": question.category,
         "reference": question.reference,
@@ -115,10 +119,15 @@ class AnswerFile:
         storage.recover(self.path)
         place, begun = meta_path(self.path), self.path.stat().st_size > 0
         if begun and not place.is_file():
-            raise ValueError(f"{self.path} holds answers but {place.name} is missing, so nobody can say how they were "
-                             "made; use another file, or --fresh to start over")
-        meta = json.loads(place.read_text(encoding="utf-8")) if begun else {"schema": SCHEMA, "settings": settings,
-                                                                            "sessions": []}
+            raise ValueError(
+                f"{self.path} holds answers but {place.name} is missing, so nobody can say how they were "
+                "made; use another file, or --fresh to start over"
+            )
+        meta = (
+            json.loads(place.read_text(encoding="utf-8"))
+            if begun
+            else {"schema": SCHEMA, "settings": settings, "sessions": []}
+        )
         check_same_settings(self.path, meta["settings"], json.loads(json.dumps(settings)))
         meta["sessions"].append(origin)
         storage.write_whole(place, json.dumps(meta, indent=1) + "\n")
@@ -126,8 +135,10 @@ class AnswerFile:
 
     def _note(self, entry: Record) -> None:
         if entry["question_id"] in self.done:
-            raise ValueError(f"{self.path}: question {entry['question_id']} is answered twice; expected once. Remove "
-                             "one of its lines")
+            raise ValueError(
+                f"{self.path}: question {entry['question_id']} is answered twice; expected once. Remove "
+                "one of its lines"
+            )
         self.done[entry["question_id"]] = entry
 
     def add(self, entry: Record) -> None:
@@ -182,15 +193,19 @@ def read_run(name: str, shards: dict[int, Path], world: int) -> Answers:
     metas = []
     for place in shards.values():
         if not meta_path(place).is_file():
-            raise ValueError(f"{place}: {meta_path(place).name} is missing beside it; expected the settings it was "
-                             "made with. Answer again with `python -m eval`")
+            raise ValueError(
+                f"{place}: {meta_path(place).name} is missing beside it; expected the settings it was "
+                "made with. Answer again with `python -m eval`"
+            )
         metas.append(json.loads(meta_path(place).read_text(encoding="utf-8")))
     for place, meta in zip(shards.values(), metas, strict=True):
         check_same_settings(place, metas[0]["settings"], meta["settings"])
-    records = sorted((entry for place in shards.values() for entry in storage.lines(place)),
-                     key=lambda entry: entry["question_id"])
+    records = sorted(
+        (entry for place in shards.values() for entry in storage.lines(place)), key=lambda entry: entry["question_id"]
+    )
     ids = [entry["question_id"] for entry in records]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{name}: a question is answered twice in its shards; expected every question once")
-    return Answers(metas[0]["settings"]["method"], metas[0]["settings"], [s for m in metas for s in m["sessions"]],
-                   records)
+    return Answers(
+        metas[0]["settings"]["method"], metas[0]["settings"], [s for m in metas for s in m["sessions"]], records
+    )

@@ -1,4 +1,5 @@
 """Loading what a run measures: the target with its EAGLE-3 head, and a draft model for the assisted baseline."""
+
 from typing import Any
 
 import torch
@@ -15,8 +16,13 @@ def device_of(rank: int) -> str:
     return f"cuda:{rank % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
-def load(base_model_path: str, ea_model_path: str | None, dtype: str, local_rank: int = 0,
-         draft_model_path: str | None = None) -> Any:
+def load(
+    base_model_path: str,
+    ea_model_path: str | None,
+    dtype: str,
+    local_rank: int = 0,
+    draft_model_path: str | None = None,
+) -> Any:
     """The engine, an `eagle.EagleModel`. It drafts with the head, or, without one, with the draft model.
 
     A draft model is also kept as `.assistant`, for the assisted generation of `transformers`.

@@ -4,6 +4,7 @@ A method's name is `tree+verifier`. Three stand alone: `plain` (token by token o
 denominator of every speedup), `transformers` (that library's own `generate`) and `transformers-assisted` (its assisted
 generation with an ordinary draft model, `--draft-model-path`), the last two as baselines from outside.
 """
+
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -34,8 +35,9 @@ class Decoding(NamedTuple):
     def with_defaults(self) -> "Decoding":
         """The engine's own defaults where nothing was chosen, so that they are on record."""
         defaults = TreeSettings()
-        return self._replace(**{name: getattr(defaults, name) for name in ("nodes", "depth")
-                                if getattr(self, name) is None})
+        return self._replace(
+            **{name: getattr(defaults, name) for name in ("nodes", "depth") if getattr(self, name) is None}
+        )
 
 
 class Turn(NamedTuple):
@@ -59,22 +61,36 @@ class Method(NamedTuple):
     lossy: bool = False
 
 
-def by_engine(engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding,
-              generator: torch.Generator) -> Turn:
+def by_engine(
+    engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
+) -> Turn:
     out = engine.generate(
-        input_ids.to(engine.device), max_new_tokens=decoding.max_new_tokens, temperature=decoding.temperature,
-        top_p=decoding.top_p, top_k=decoding.top_k, tree=method.tree, verifier=method.verifier, generator=generator,
-        return_dict_in_generate=True, **decoding.tree_options(method.tree),
+        input_ids.to(engine.device),
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        top_k=decoding.top_k,
+        tree=method.tree,
+        verifier=method.verifier,
+        generator=generator,
+        return_dict_in_generate=True,
+        **decoding.tree_options(method.tree),
     )
-    return Turn(list(out.new_tokens), list(out.steps), out.stop_reason, out.prompt_tokens, out.seconds,
-                out.prefill_seconds)
+    return Turn(
+        list(out.new_tokens), list(out.steps), out.stop_reason, out.prompt_tokens, out.seconds, out.prefill_seconds
+    )
 
 
 def library_options(engine: Any, decoding: Decoding) -> dict[str, Any]:
     """Arguments of `transformers`' generate; penalties that a model's own config may set are switched off."""
     stops = sorted(engine.eos_ids())
-    options = {"max_new_tokens": decoding.max_new_tokens, "do_sample": decoding.temperature > 0,
-               "repetition_penalty": 1.0, "eos_token_id": stops or None, "pad_token_id": stops[0] if stops else 0}
+    options = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "do_sample": decoding.temperature > 0,
+        "repetition_penalty": 1.0,
+        "eos_token_id": stops or None,
+        "pad_token_id": stops[0] if stops else 0,
+    }
     if decoding.temperature > 0:
         options |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     return options
@@ -85,8 +101,9 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding,
-                    generator: torch.Generator) -> Turn:
+def by_transformers(
+    engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
+) -> Turn:
     options, input_ids = library_options(engine, decoding), input_ids.to(engine.device)
     if method.name == "transformers-assisted":
         options["assistant_model"] = engine.assistant
@@ -100,7 +117,7 @@ def by_transformers(engine: Any, method: Method, input_ids: torch.Tensor, decodi
         sequences = engine.target.model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **options)
         synchronise(engine.device)
         seconds = time.perf_counter() - start
-    tokens = sequences[0, input_ids.shape[1]:].tolist()
+    tokens = sequences[0, input_ids.shape[1] :].tolist()
     reason = "eos" if tokens and tokens[-1] in engine.eos_ids() else "length"
     return Turn(tokens, [], reason, input_ids.shape[1], seconds, None)
 

@@ -4,6 +4,7 @@ Methods alternate inside every question, and the one that begins changes from qu
 that slows down slows all of them alike. What an answer is depends on (seed, question, turn) only: not on the order of
 methods, on a resumed run, or on which shard asked. A question that fails is written down with its error.
 """
+
 import hashlib
 from collections import Counter
 from pathlib import Path
@@ -98,8 +99,9 @@ def progress_text(name: str, totals: Counter) -> str:
     return name + tau + speed + errors
 
 
-def run(task: Task, jobs: list[Job], questions: list[Question], rank: int = 0, world: int = 1,
-        quiet: bool = False) -> list[Path]:
+def run(
+    task: Task, jobs: list[Job], questions: list[Question], rank: int = 0, world: int = 1, quiet: bool = False
+) -> list[Path]:
     """Answer what is not answered yet. Returns the files; every record is on disk before the next one begins."""
     mine = shard(len(questions), rank, world)
     left = {index: [job for job in jobs if questions[index].question_id not in job.answers.done] for index in mine}
@@ -110,8 +112,13 @@ def run(task: Task, jobs: list[Job], questions: list[Question], rank: int = 0, w
         for entry in job.answers.done.values():
             tally(totals[job.method.name], entry)
     count = len(mine) * len(jobs)
-    with tqdm(total=count, initial=count - sum(map(len, left.values())), disable=quiet or rank > 0,
-              unit="answer", dynamic_ncols=True) as bar:
+    with tqdm(
+        total=count,
+        initial=count - sum(map(len, left.values())),
+        disable=quiet or rank > 0,
+        unit="answer",
+        dynamic_ncols=True,
+    ) as bar:
         for position, index in enumerate(mine):
             start = position % len(jobs)
             for job in [*jobs[start:], *jobs[:start]]:

@@ -8,6 +8,7 @@ Every repeat answers all of them by every method and batch size in turn, so that
 one batch of each warms up. tok/s is tokens emitted / wall seconds, prompts included, and a row that has ended waits for
 the others of its batch; medians over the repeats. tau is 1 + mean E[accepted] over all steps.
 """
+
 import argparse
 import json
 import statistics
@@ -55,8 +56,16 @@ def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespa
     generator = torch.Generator(device=engine.device).manual_seed(seed)
     synchronise(engine.device)
     out = engine.generate(
-        ids, args.tokens, attention_mask=mask, temperature=args.temperature, tree=tree, verifier="hsd",
-        nodes=args.nodes, depth=args.depth, generator=generator, return_dict_in_generate=True,
+        ids,
+        args.tokens,
+        attention_mask=mask,
+        temperature=args.temperature,
+        tree=tree,
+        verifier="hsd",
+        nodes=args.nodes,
+        depth=args.depth,
+        generator=generator,
+        return_dict_in_generate=True,
     )
     found = out if isinstance(out, list) else [out]
     steps = [step.expected_accepted for row in found for step in row.steps]
@@ -94,9 +103,13 @@ def summarise(batch: int, name: str, runs: dict[tuple[int, str], list[Answered]]
     speedups = [rate * other.seconds / other.tokens for rate, other in zip(rates, plain)]
     expected = [value for run in own for value in run.expected]
     return {
-        "batch": batch, "method": name, "tokens_per_second": statistics.median(rates),
-        "speedup": statistics.median(speedups), "tau": 1 + (statistics.fmean(expected) if expected else 0.0),
-        "tokens": own[0].tokens, "repeats": len(own),
+        "batch": batch,
+        "method": name,
+        "tokens_per_second": statistics.median(rates),
+        "speedup": statistics.median(speedups),
+        "tau": 1 + (statistics.fmean(expected) if expected else 0.0),
+        "tokens": own[0].tokens,
+        "repeats": len(own),
     }
 
 

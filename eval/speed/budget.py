@@ -8,6 +8,7 @@ A larger tree accepts more and takes longer. Each candidate (nodes, depth) answe
 the median seconds of a step, and the budget with the largest quotient wins. One node is plain decoding: it is shown
 beside them and never chosen.
 """
+
 import argparse
 import json
 import statistics
@@ -49,8 +50,14 @@ def summarise(nodes: int, depth: int, steps: list[Any]) -> Point:
     return Point(nodes, depth, tau, 1e3 * seconds, tau / seconds)
 
 
-def measure(task: Task, tree: str = "hybrid", verifier: str = "hsd", problems: int = 4, tokens: int = 48,
-            candidates: tuple[tuple[int, int], ...] = CANDIDATES) -> list[Point]:
+def measure(
+    task: Task,
+    tree: str = "hybrid",
+    verifier: str = "hsd",
+    problems: int = 4,
+    tokens: int = 48,
+    candidates: tuple[tuple[int, int], ...] = CANDIDATES,
+) -> list[Point]:
     """Both curves for the task's engine, an `eagle.EagleModel` with a drafter, under the task's sampling settings:
     `problems` answers of at most `tokens` tokens per candidate (nodes, depth)."""
     questions = benchmarks.load("gsm8k", "sample", None, problems).questions
@@ -71,8 +78,17 @@ def table(points: list[Point]) -> str:
     rows = []
     for p in points:
         speedup = f"{p.tokens_per_second / plain.tokens_per_second:.2f}x" if plain else "–"
-        rows.append([str(p.nodes), str(p.depth), f"{p.tau:.2f}", f"{p.step_ms:.1f}", f"{p.tokens_per_second:.0f}",
-                     speedup, "chosen" if p == best else ""])
+        rows.append(
+            [
+                str(p.nodes),
+                str(p.depth),
+                f"{p.tau:.2f}",
+                f"{p.step_ms:.1f}",
+                f"{p.tokens_per_second:.0f}",
+                speedup,
+                "chosen" if p == best else "",
+            ]
+        )
     return markdown_table(Table("Budget", "", ["nodes", "depth", "tau", "step, ms", "tok/s", "speedup", ""], rows))
 
 
@@ -85,14 +101,17 @@ def kept_or_measured(path: Path, task: Task) -> tuple[int, int]:
     points = measure(task)
     print(table(points))
     chosen = choose(points)
-    write_json(path, {"temperature": task.decoding.temperature, "points": [p._asdict() for p in points],
-                      "chosen": chosen._asdict()})
+    write_json(
+        path,
+        {"temperature": task.decoding.temperature, "points": [p._asdict() for p in points], "chosen": chosen._asdict()},
+    )
     return chosen.nodes, chosen.depth
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval.speed.budget", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.speed.budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--base-model-path", required=True)
     parser.add_argument("--ea-model-path", required=True)
     parser.add_argument("--dtype", choices=tuple(engines.DTYPES), default=engines.default_dtype())

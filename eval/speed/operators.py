@@ -9,6 +9,7 @@ which other work on the machine disturbs far less than wall time: the median and
     read       the drafter reads what was committed last            grow n    its pass over the nodes of level n
     pick n     the builder fills level n                            tree      the levels are joined
 """
+
 import argparse
 import statistics
 import time

@@ -1,4 +1,5 @@
 """What the hardware allows, measured in this process: bytes that must move, and arithmetic that must be done."""
+
 import time
 from typing import NamedTuple
 

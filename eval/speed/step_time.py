@@ -8,6 +8,7 @@ over `--steps` rounds are reported. `floor` is the larger of two: bytes that mus
 and FLOPs / measured matrix-product rate. `host` is what lies between the phases. On a GPU every phase ends with a wait,
 and steps are replayed as CUDA graphs unless `--no-graphs`.
 """
+
 import argparse
 import json
 import statistics
@@ -81,9 +82,7 @@ class Runner:
         vocabulary = self.model.target.vocab_size
         tokens = torch.randint(vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
         stock = None if self.captured is None else self.captured.stock
-        self.session = prefill(
-            self.model.target, self.drafter(), self.plan, [tokens], self.room, self.generator, stock
-        )
+        self.session = prefill(self.model.target, self.drafter(), self.plan, [tokens], self.room, self.generator, stock)
         self.session.clock = PhaseClock(synchronize=self.model.device.type == "cuda")
         self.began = len(self.session.sequences[0])
 
@@ -97,9 +96,7 @@ class Runner:
         if len(self.session.sequences[0]) - self.began > self.room - self.plan.settings.depth - 2:
             self.start()
         began = time.perf_counter()
-        _, seconds = step(
-            self.model.target, self.drafter(), self.plan, self.session, self.generator, self.captured
-        )
+        _, seconds = step(self.model.target, self.drafter(), self.plan, self.session, self.generator, self.captured)
         whole = time.perf_counter() - began
         return {**seconds, "host": max(whole - sum(seconds.values()), 0.0)}
 
@@ -127,17 +124,30 @@ def summarise(variant: Variant, times: list[dict[str, float]], floor: Floor) -> 
     medians = {name: 1e3 * statistics.median(one[name] for one in times) for name in COLUMNS}
     whole = 1e3 * statistics.median(sum(one.values()) for one in times)
     return {
-        **variant._asdict(), **medians, "step": whole, "floor": 1e3 * floor.seconds,
-        "floor_bytes": 1e3 * floor.bytes_seconds, "floor_flops": 1e3 * floor.flops_seconds,
-        "ratio": whole / (1e3 * floor.seconds), "n": len(times),
+        **variant._asdict(),
+        **medians,
+        "step": whole,
+        "floor": 1e3 * floor.seconds,
+        "floor_bytes": 1e3 * floor.bytes_seconds,
+        "floor_flops": 1e3 * floor.flops_seconds,
+        "ratio": whole / (1e3 * floor.seconds),
+        "n": len(times),
     }
 
 
 def table(rows: list[dict]) -> Table:
     header = ["tree", "nodes", "context", *COLUMNS, "step", "plain steps", "floor", "step / floor"]
     cells = [
-        [row["tree"], str(row["nodes"]), str(row["context"]), *(f"{row[name]:.2f}" for name in COLUMNS),
-         f"{row['step']:.2f}", f"{row['plain_steps']:.2f}", f"{row['floor']:.2f}", f"{row['ratio']:.1f}"]
+        [
+            row["tree"],
+            str(row["nodes"]),
+            str(row["context"]),
+            *(f"{row[name]:.2f}" for name in COLUMNS),
+            f"{row['step']:.2f}",
+            f"{row['plain_steps']:.2f}",
+            f"{row['floor']:.2f}",
+            f"{row['ratio']:.1f}",
+        ]
         for row in rows
     ]
     note = "Milliseconds, medians. `plain steps` is the step in units of plain decoding's step at the same context."

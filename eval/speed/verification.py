@@ -60,9 +60,14 @@ def hybrid_tree(vocabulary: int, draft_vocabulary: int, device: str, seed: int =
         level = list(range(start, len(tokens)))
     token_ids = support[torch.tensor(tokens)]
     full = draft_vocabulary == vocabulary
-    tree = hsd.DraftTree(token_ids.to(device), torch.tensor(parents, device=device),
-                         torch.tensor(rows, device=device), torch.stack(laws).to(device),
-                         None if full else support.to(device), hsd.Layout.levels(SIZES, counts))
+    tree = hsd.DraftTree(
+        token_ids.to(device),
+        torch.tensor(parents, device=device),
+        torch.tensor(rows, device=device),
+        torch.stack(laws).to(device),
+        None if full else support.to(device),
+        hsd.Layout.levels(SIZES, counts),
+    )
     return tree, logits.to(device)
 
 
@@ -123,8 +128,7 @@ def contestants(tree: hsd.DraftTree, logits: torch.Tensor, args) -> dict[str, Ca
     generator = torch.Generator(args.device).manual_seed(0)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
     for name in ("hsd", "token", "greedy"):
-        actions[f"verify {name}"] = (
-            lambda name=name: hsd.verify(tree, probs, name, generator, check=False))
+        actions[f"verify {name}"] = lambda name=name: hsd.verify(tree, probs, name, generator, check=False)
         if args.graph:
             actions[f"graph {name}"] = captured(lambda name=name: hsd.decide(tree, probs, name))
     if tree.support is None:
@@ -149,8 +153,7 @@ def measure(actions: dict[str, Callable[[], object]], args) -> dict[str, list[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -166,20 +169,39 @@ def main() -> None:
         times = measure(contestants(tree, logits, args), args)
         medians = {name: statistics.median(values) for name, values in times.items()}
         for name, value in medians.items():
-            rows.append({"draft_vocabulary": width, "what": name, "median_ms": value,
-                         "softmaxes": value / medians["softmax"],
-                         "hsd_verifications": value / medians["verify hsd"]})
+            rows.append(
+                {
+                    "draft_vocabulary": width,
+                    "what": name,
+                    "median_ms": value,
+                    "softmaxes": value / medians["softmax"],
+                    "hsd_verifications": value / medians["verify hsd"],
+                }
+            )
     sampled = int((tree.proposal_rows >= 0).sum())
-    print(f"60 nodes, {sampled} of them sampled, {args.vocabulary:,} tokens, float32; {device_name}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}, n = {args.repeats}\n")
+    print(
+        f"60 nodes, {sampled} of them sampled, {args.vocabulary:,} tokens, float32; {device_name}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, n = {args.repeats}\n"
+    )
     print("| q lives on | what | median ms | softmaxes | x verify hsd |\n|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['draft_vocabulary']:,} | {row['what']} | {row['median_ms']:.2f} | "
-              f"{row['softmaxes']:.2f} | {row['hsd_verifications']:.2f} |")
+        print(
+            f"| {row['draft_vocabulary']:,} | {row['what']} | {row['median_ms']:.2f} | "
+            f"{row['softmaxes']:.2f} | {row['hsd_verifications']:.2f} |"
+        )
     if args.json:
         with open(args.json, "w") as file:
-            json.dump({"device": device_name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-                       "repeats": args.repeats, "rows": rows}, file, indent=1)
+            json.dump(
+                {
+                    "device": device_name,
+                    "threads": torch.get_num_threads(),
+                    "torch": torch.__version__,
+                    "repeats": args.repeats,
+                    "rows": rows,
+                },
+                file,
+                indent=1,
+            )
 
 
 if __name__ == "__main__":

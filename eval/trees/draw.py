@@ -8,6 +8,7 @@ p, for a drawn one p / d, the target's law over the law it was drawn from; w is 
 fill is the probability that the accepted path ends there (written below it), and the thick line is the path that one
 verification accepted, with its bonus token in green. `--skip` answers that many steps first.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -52,12 +53,19 @@ def describe(drafted: Drafted, verifier: str, generator: torch.Generator, tokeni
     for index, (parent, row) in enumerate(zip(tree.parents.tolist(), tree.proposal_rows.tolist())):
         token = int(tree.tokens[index])
         column = token if tree.support is None else int((tree.support == token).int().argmax())
-        nodes.append(Node(
-            parent, int(drafted.batch.depths[0, index]), _shown(tokenizer, token), row >= 0,
-            1.0 if parent < 0 else drafted.laws[parent, token].item(),
-            tree.proposals[row, column].item() if row >= 0 else 1.0,
-            None if weights is None else weights[index], law.stop[index].item(), index in path,
-        ))
+        nodes.append(
+            Node(
+                parent,
+                int(drafted.batch.depths[0, index]),
+                _shown(tokenizer, token),
+                row >= 0,
+                1.0 if parent < 0 else drafted.laws[parent, token].item(),
+                tree.proposals[row, column].item() if row >= 0 else 1.0,
+                None if weights is None else weights[index],
+                law.stop[index].item(),
+                index in path,
+            )
+        )
     accepted = law.expected_accepted.item()
     return Picture(nodes, _shown(tokenizer, int(verdict.token)), f"{title}\nE[accepted] {accepted:.2f}".strip())
 
@@ -126,16 +134,32 @@ def draw(picture: Picture, path: str | Path) -> None:
     most = max(node.stop for node in nodes)
     for index, node in enumerate(nodes[1:], 1):
         ends = [nodes[node.parent].depth, node.depth], [height[node.parent], height[index]]
-        axes.plot(*ends, color="#1a7a3c" if node.accepted else "#9aa0a8", linewidth=3.5 if node.accepted else 1,
-                  zorder=1)
+        axes.plot(
+            *ends, color="#1a7a3c" if node.accepted else "#9aa0a8", linewidth=3.5 if node.accepted else 1, zorder=1
+        )
     for index, node in enumerate(nodes):
-        axes.scatter(node.depth, height[index], s=330, marker="o" if node.drawn else "s", zorder=2,
-                     color=shade(0.75 * node.stop / most), edgecolors="#1a7a3c" if node.accepted else "#444444",
-                     linewidths=2.2 if node.accepted else 0.8)
+        axes.scatter(
+            node.depth,
+            height[index],
+            s=330,
+            marker="o" if node.drawn else "s",
+            zorder=2,
+            color=shade(0.75 * node.stop / most),
+            edgecolors="#1a7a3c" if node.accepted else "#444444",
+            linewidths=2.2 if node.accepted else 0.8,
+        )
         _label(axes, node, height[index])
     last = max((index for index, node in enumerate(nodes) if node.accepted), key=lambda index: nodes[index].depth)
-    axes.annotate(f"+ {picture.bonus}", (nodes[last].depth, height[last]), (34, -11), textcoords="offset points",
-                  color="#1a7a3c", weight="bold", va="top", parse_math=False)
+    axes.annotate(
+        f"+ {picture.bonus}",
+        (nodes[last].depth, height[last]),
+        (34, -11),
+        textcoords="offset points",
+        color="#1a7a3c",
+        weight="bold",
+        va="top",
+        parse_math=False,
+    )
     _legend(figure, pyplot)
     axes.set_title(picture.title, fontsize=10, loc="left", parse_math=False)
     axes.set_xlim(-0.35, deepest + 0.9)
@@ -149,9 +173,15 @@ def draw(picture: Picture, path: str | Path) -> None:
 
 
 def _label(axes, node: Node, height: float) -> None:
-    beside = "" if node.parent < 0 else (
-        f"p {node.target:.2g}" + (f" / d {node.law:.2g}" if node.drawn else "")
-        + (f"  w {node.weight:.2f}" if node.weight is not None else ""))
+    beside = (
+        ""
+        if node.parent < 0
+        else (
+            f"p {node.target:.2g}"
+            + (f" / d {node.law:.2g}" if node.drawn else "")
+            + (f"  w {node.weight:.2f}" if node.weight is not None else "")
+        )
+    )
     where = {"textcoords": "offset points", "parse_math": False}
     axes.annotate(node.text, (node.depth, height), (12, 3), fontsize=9, weight="bold", **where)
     axes.annotate(beside, (node.depth, height), (12, -8), fontsize=6.5, color="#444444", **where)
@@ -160,14 +190,24 @@ def _label(axes, node: Node, height: float) -> None:
 
 def _legend(figure, pyplot) -> None:
     shape = {"color": "white", "markeredgecolor": "#444444", "linestyle": "", "markersize": 9}
-    marks = [pyplot.Line2D([], [], marker="s", label="chosen token", **shape),
-             pyplot.Line2D([], [], marker="o", label="drawn token", **shape),
-             pyplot.Line2D([], [], color="#1a7a3c", linewidth=3.5, label="accepted path, + bonus token")]
+    marks = [
+        pyplot.Line2D([], [], marker="s", label="chosen token", **shape),
+        pyplot.Line2D([], [], marker="o", label="drawn token", **shape),
+        pyplot.Line2D([], [], color="#1a7a3c", linewidth=3.5, label="accepted path, + bonus token"),
+    ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
-def draft_step(model: EagleModel, prompt: list[int], sampling: SamplingSettings, tree: str, settings: TreeSettings,
-               verifier: str, skip: int, generator: torch.Generator) -> Drafted:
+def draft_step(
+    model: EagleModel,
+    prompt: list[int],
+    sampling: SamplingSettings,
+    tree: str,
+    settings: TreeSettings,
+    verifier: str,
+    skip: int,
+    generator: torch.Generator,
+) -> Drafted:
     """The tree of step `skip` of an answer. Raises ValueError where the answer ends earlier."""
     walk = Walk(model, sampling, Room.of([(tree, settings)]))
     follow = lambda walk: (walk.draft(tree, settings), verifier)
@@ -180,15 +220,17 @@ def draft_step(model: EagleModel, prompt: list[int], sampling: SamplingSettings,
 def encode(tokenizer, text: str) -> list[int]:
     """One user message in the tokenizer's chat template, or the plain text without one."""
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                             add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenizer(text)["input_ids"]
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval.trees.draw", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.trees.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--base-model-path", required=True, metavar="P")
     add("--ea-model-path", metavar="P")
@@ -213,8 +255,16 @@ def main(argv: list[str] | None = None) -> int:
         settings = TreeSettings(options.nodes, options.depth, options.width)
         verifier = "greedy" if options.temperature < 1e-5 else options.verifier
         generator = torch.Generator(model.device).manual_seed(options.seed)
-        drafted = draft_step(model, encode(model.tokenizer, options.prompt), SamplingSettings(options.temperature),
-                             options.tree, settings, verifier, options.skip, generator)
+        drafted = draft_step(
+            model,
+            encode(model.tokenizer, options.prompt),
+            SamplingSettings(options.temperature),
+            options.tree,
+            settings,
+            verifier,
+            options.skip,
+            generator,
+        )
         title = f"{options.tree} tree, {verifier}, temperature {options.temperature:g}, {options.nodes} nodes"
         draw(describe(drafted, verifier, generator, model.tokenizer, title), options.output)
     except ValueError as error:

@@ -6,6 +6,7 @@ For random models over a few tokens, every outcome of the real hybrid builder is
 and token-wise verification of these trees are compared with the optimum over all lossless verifiers of the same trees
 (hsd/audit/optimum.py, needs scipy). Reported are means over worlds.
 """
+
 import argparse
 from collections.abc import Iterator
 from typing import Any
@@ -82,29 +83,38 @@ def compare(vocabulary: int, settings: TreeSettings, seed: int) -> dict[str, flo
     best = optimum(world, outcomes)
     if best is None:
         return None
-    found = {verifier: sum(d.probability * hsd.stopping_law(d.tree, d.target, verifier).expected_accepted.item()
-                           for d in outcomes) for verifier in ("token", "hsd")}
+    found = {
+        verifier: sum(
+            d.probability * hsd.stopping_law(d.tree, d.target, verifier).expected_accepted.item() for d in outcomes
+        )
+        for verifier in ("token", "hsd")
+    }
     return {**found, "optimum": best}
 
 
 def table(worlds: int, seed: int) -> str:
     """Markdown: one row per shape."""
-    lines = ["| tokens | nodes | depth | beta | token-wise | HSD | optimum | HSD / optimum | share of the gain |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        "| tokens | nodes | depth | beta | token-wise | HSD | optimum | HSD / optimum | share of the gain |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for vocabulary, settings in SHAPES:
         rows = [row for k in range(worlds) if (row := compare(vocabulary, settings, seed + k))]
         if not rows:
             continue
         token, ours, best = (np.mean([row[name] for row in rows]) for name in ("token", "hsd", "optimum"))
         share = f"{(ours - token) / (best - token):.0%}" if best - token > 1e-6 else "-"
-        lines.append(f"| {vocabulary} | {settings.nodes} | {settings.depth} | {settings.beta} | {token:.4f} | "
-                     f"{ours:.4f} | {best:.4f} | {ours / best:.1%} | {share} |")
+        lines.append(
+            f"| {vocabulary} | {settings.nodes} | {settings.depth} | {settings.beta} | {token:.4f} | "
+            f"{ours:.4f} | {best:.4f} | {ours / best:.1%} | {share} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m eval.trees.optimum", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.trees.optimum", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -13,6 +13,7 @@ the states are those a real generation visits.
 
 Shapes: N nodes, V vocabulary, Vd draft vocabulary.
 """
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,7 +112,10 @@ class Walk:
 
     @torch.inference_mode()
     def draft(
-        self, tree: str, settings: TreeSettings, draft_sampling: SamplingSettings | None = None,
+        self,
+        tree: str,
+        settings: TreeSettings,
+        draft_sampling: SamplingSettings | None = None,
         draw: Callable[[Tensor], Tensor] | None = None,
     ) -> Drafted:
         """Grow a tree from the current root and score it; the state stays where it is.
@@ -152,7 +156,10 @@ class Walk:
         return drafted
 
     def along(
-        self, prompt: list[int], max_new_tokens: int, generator: torch.Generator,
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        generator: torch.Generator,
         follow: Callable[["Walk"], tuple[Drafted | None, str]] | None = None,
     ) -> Iterator[int]:
         """The states of one answer, by index. `follow(walk)` says how to move on: (drafted, verifier) or (None, ...).

@@ -9,6 +9,7 @@ number is exact for its tree (the stopping law, no verification noise) and comes
 questions; gains are paired. Writes table.md, table.json and table.png; a run that is started again goes on where it
 stopped. Timings and E[accepted] along each method's own generations come from `python -m eval`.
 """
+
 import argparse
 import json
 import sys
@@ -36,8 +37,18 @@ def generator_of(seed: int, question: int) -> torch.Generator:
     return torch.Generator().manual_seed(1_000_003 * seed + question)
 
 
-def measure(model: Any, questions: list[list[int]], temperature: float, cells: list[tuple[str, TreeSettings]],
-            states: int, stride: int, seed: int, done: Values, save: Any, quiet: bool) -> Values:
+def measure(
+    model: Any,
+    questions: list[list[int]],
+    temperature: float,
+    cells: list[tuple[str, TreeSettings]],
+    states: int,
+    stride: int,
+    seed: int,
+    done: Values,
+    save: Any,
+    quiet: bool,
+) -> Values:
     """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
     room = Room.of([(method.split("+")[0], settings) for method, settings in cells])
     walk = Walk(model, SamplingSettings(temperature), room)
@@ -53,8 +64,9 @@ def measure(model: Any, questions: list[list[int]], temperature: float, cells: l
     return done
 
 
-def at_state(walk: Walk, temperature: float, cells: list[tuple[str, TreeSettings]],
-             row: dict[str, list[float]]) -> None:
+def at_state(
+    walk: Walk, temperature: float, cells: list[tuple[str, TreeSettings]], row: dict[str, list[float]]
+) -> None:
     """Each tree once, verified by all the verifiers that are asked for."""
     drafted = {}
     for method, settings in cells:
@@ -88,8 +100,7 @@ def summarise(values: Values, base_method: str) -> dict[str, Any]:
     for key, cells in values.items():
         base = values.get(f"{base_method}@{key.split('@')[1]}")
         gain = interval(cells, base) if base and any(map(sum, base)) else None
-        rows[key] = {"expected": interval(cells), "gain": gain,
-                     "states": sum(map(len, cells)), "questions": len(cells)}
+        rows[key] = {"expected": interval(cells), "gain": gain, "states": sum(map(len, cells)), "questions": len(cells)}
     return rows
 
 
@@ -98,8 +109,12 @@ def markdown(tables: dict[str, dict[str, Any]], methods: list[str], budgets: lis
     lines = []
     for temperature, rows in tables.items():
         first = rows[f"{methods[0]}@{budgets[0]}"]
-        lines += [f"\ntemperature {temperature}: {first['states']} states of {first['questions']} questions", "",
-                  "| nodes | " + " | ".join(methods) + " |", "|---|" + "---|" * len(methods)]
+        lines += [
+            f"\ntemperature {temperature}: {first['states']} states of {first['questions']} questions",
+            "",
+            "| nodes | " + " | ".join(methods) + " |",
+            "|---|" + "---|" * len(methods),
+        ]
         for nodes in budgets:
             cells = [_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods]
             lines.append(f"| {nodes} | " + " | ".join(cells) + " |")
@@ -121,8 +136,9 @@ def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[in
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(tables), figsize=(3.3 * len(tables) + 1, 3.4), sharey=True, squeeze=False,
-                                     layout="constrained")
+    figure, panels = pyplot.subplots(
+        1, len(tables), figsize=(3.3 * len(tables) + 1, 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
     for axes, (temperature, rows) in zip(panels[0], tables.items()):
         for number, method in enumerate(methods):
             points = np.array([rows[f"{method}@{nodes}"]["expected"] for nodes in budgets])
@@ -134,15 +150,20 @@ def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[in
         axes.set_xlabel("nodes scored per step")
         axes.grid(alpha=0.25)
     panels[0][0].set_ylabel("E[accepted] (draft tokens per step)")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods),
-                  frameon=False)
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False
+    )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval.trees.table", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.trees.table",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
     add("--protocol")
@@ -150,8 +171,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--base-model-path", required=True, metavar="P")
     add("--ea-model-path", metavar="P")
     add("--draft-model-path", metavar="P")
-    add("--methods", nargs="+", default=["topk+token", "chain+hsd", "hybrid+token", "hybrid+hsd"], metavar="M",
-        help="tree+verifier; gains are over the first")
+    add(
+        "--methods",
+        nargs="+",
+        default=["topk+token", "chain+hsd", "hybrid+token", "hybrid+hsd"],
+        metavar="M",
+        help="tree+verifier; gains are over the first",
+    )
     add("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="T")
     add("--budgets", type=int, nargs="+", default=[8, 16, 32, 60], metavar="N")
     add("--depth", type=int, default=7)
@@ -171,27 +197,44 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
-    model = engine.load(options.base_model_path, options.ea_model_path, options.dtype,
-                        draft_model_path=options.draft_model_path)
+    model = engine.load(
+        options.base_model_path, options.ea_model_path, options.dtype, draft_model_path=options.draft_model_path
+    )
     style = prompts.prompt_format(model.tokenizer, options.base_model_path)
-    questions = [prompts.encode(model.tokenizer, style, [{"role": "user", "content": question.turns[0]}])[0].tolist()
-                 for question in asked.questions]
+    questions = [
+        prompts.encode(model.tokenizer, style, [{"role": "user", "content": question.turns[0]}])[0].tolist()
+        for question in asked.questions
+    ]
     cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
     tables = {}
     for temperature in options.temperatures:
-        tables[f"{temperature:g}"] = summarise(one_temperature(model, questions, temperature, cells, options, output),
-                                               options.methods[0])
+        tables[f"{temperature:g}"] = summarise(
+            one_temperature(model, questions, temperature, cells, options, output), options.methods[0]
+        )
     write(tables, asked, options, output)
     return tables
 
 
-def one_temperature(model: Any, questions: list[list[int]], temperature: float, cells: list[tuple[str, TreeSettings]],
-                    options: argparse.Namespace, output: Path) -> Values:
+def one_temperature(
+    model: Any,
+    questions: list[list[int]],
+    temperature: float,
+    cells: list[tuple[str, TreeSettings]],
+    options: argparse.Namespace,
+    output: Path,
+) -> Values:
     """Measure what the temperature's file does not hold yet."""
     path = output / f"states_T{temperature:g}.jsonl"
     done: Values = {}
-    told = {"methods": options.methods, "budgets": options.budgets, "depth": options.depth, "states": options.states,
-            "stride": options.stride, "seed": options.seed, "models": [options.base_model_path, options.ea_model_path]}
+    told = {
+        "methods": options.methods,
+        "budgets": options.budgets,
+        "depth": options.depth,
+        "states": options.states,
+        "stride": options.stride,
+        "seed": options.seed,
+        "models": [options.base_model_path, options.ea_model_path],
+    }
     if path.is_file():
         storage.recover(path)
         head, *rows = [*storage.lines(path)] or [told]
@@ -203,15 +246,34 @@ def one_temperature(model: Any, questions: list[list[int]], temperature: float, 
     with open(path, "ab") as file:
         if not path.stat().st_size:
             storage.append(file, told)
-        return measure(model, questions, temperature, cells, options.states, options.stride, options.seed, done,
-                       lambda row: storage.append(file, row), options.quiet)
+        return measure(
+            model,
+            questions,
+            temperature,
+            cells,
+            options.states,
+            options.stride,
+            options.seed,
+            done,
+            lambda row: storage.append(file, row),
+            options.quiet,
+        )
 
 
 def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argparse.Namespace, output: Path) -> None:
     origin = provenance.provenance([])
-    record = {"bench": asked.bench, "protocol": asked.protocol, "questions_sha256": asked.sha256,
-              "depth": options.depth, "seed": options.seed, "stride": options.stride, "git": origin["git"],
-              "versions": origin["versions"], "cpu": origin["hardware"]["cpu"], "tables": tables}
+    record = {
+        "bench": asked.bench,
+        "protocol": asked.protocol,
+        "questions_sha256": asked.sha256,
+        "depth": options.depth,
+        "seed": options.seed,
+        "stride": options.stride,
+        "git": origin["git"],
+        "versions": origin["versions"],
+        "cpu": origin["hardware"]["cpu"],
+        "tables": tables,
+    }
     storage.write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
     storage.write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
     plot(tables, options.methods, options.budgets, output / "table.png")

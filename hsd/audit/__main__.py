@@ -33,13 +33,15 @@ from hsd.audit.report import HEADER, Row, Subject, audit, families, line, plot
 
 def as_rule(function: Callable) -> Rule:
     """Accept (stop, residuals) or an object with .stop and .residual(node)."""
+
     def rule(tree: hsd.DraftTree, target: Tensor) -> tuple[Tensor, Tensor]:
         law = function(tree, target)
         if isinstance(law, tuple) and len(law) == 2 and isinstance(law[1], Tensor):
             return law
         unused = torch.zeros_like(target[0])
-        return law.stop, torch.stack([law.residual(node) if stop > 0 else unused
-                                      for node, stop in enumerate(law.stop.tolist())])
+        return law.stop, torch.stack(
+            [law.residual(node) if stop > 0 else unused for node, stop in enumerate(law.stop.tolist())]
+        )
 
     return rule
 
@@ -62,13 +64,23 @@ def foreign(spec: str) -> Subject:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hsd.audit", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--verifier", action="append", metavar="NAME", default=[],
-                        help="a name in hsd.VERIFIERS or module:function; may be repeated (default: all "
-                             "names); `token` is always included, as the baseline")
-    parser.add_argument("--families", choices=("quick", "standard", "full"), default="standard",
-                        help="quick: four; full: every recipe crossed with every kind of world (minutes)")
+    parser = argparse.ArgumentParser(
+        prog="python -m hsd.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--verifier",
+        action="append",
+        metavar="NAME",
+        default=[],
+        help="a name in hsd.VERIFIERS or module:function; may be repeated (default: all "
+        "names); `token` is always included, as the baseline",
+    )
+    parser.add_argument(
+        "--families",
+        choices=("quick", "standard", "full"),
+        default="standard",
+        help="quick: four; full: every recipe crossed with every kind of world (minutes)",
+    )
     parser.add_argument("--seed", type=int, default=7, help="of the toy models (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--plot", metavar="FILE", help="write a PNG of E[accepted] (needs matplotlib)")
@@ -99,11 +111,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _conclude(subjects: list[Subject], rows: list[Row]) -> int:
     """Say what failed. Having refused every family certifies nothing, so it is a failure too."""
-    failures = [f"NOT LOSSLESS: {row.verifier} on {row.family}: error {row.error:.2e}, TV {row.variation:.2e}"
-                for row in rows if row.failed]
+    failures = [
+        f"NOT LOSSLESS: {row.verifier} on {row.family}: error {row.error:.2e}, TV {row.variation:.2e}"
+        for row in rows
+        if row.failed
+    ]
     tried = {row.verifier for row in rows}
-    failures += [f"NOT CERTIFIED: no family here suits {subject.name}" for subject in subjects
-                 if subject.name not in tried]
+    failures += [
+        f"NOT CERTIFIED: no family here suits {subject.name}" for subject in subjects if subject.name not in tried
+    ]
     if failures:
         print("\n".join(failures))
     return 1 if failures else 0

@@ -62,8 +62,7 @@ def _not_laws(stop: Tensor, residuals: Tensor) -> float:
     return float(worst) if worst.isfinite() else math.inf
 
 
-def _emit(draft: Draft, stop: list[float], residuals: list[list[float]],
-          emitted: dict[Prefix, float]) -> float:
+def _emit(draft: Draft, stop: list[float], residuals: list[list[float]], emitted: dict[Prefix, float]) -> float:
     """Add this draft's emissions; return its E[accepted]."""
     accepted = 0.0
     for prefix, chance, residual in zip(draft.prefixes, stop, residuals):

@@ -31,8 +31,12 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
     for draft in drafts:
         trees[frozenset(draft.prefixes)] += draft.probability
     chances = list(trees.values())
-    variables = [(t, prefix + (y,)) for t, prefixes in enumerate(trees)
-                 for prefix in sorted(prefixes) for y in range(world.vocabulary)]
+    variables = [
+        (t, prefix + (y,))
+        for t, prefixes in enumerate(trees)
+        for prefix in sorted(prefixes)
+        for y in range(world.vocabulary)
+    ]
     if len(variables) > LIMIT:
         return None
     try:
@@ -42,8 +46,7 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
         return None
 
     variables = [(t, s) for t, s in variables if path_probability(world, s) > 0]
-    sequences = [z for z in product(range(world.vocabulary), repeat=world.depth + 1)
-                 if path_probability(world, z) > 0]
+    sequences = [z for z in product(range(world.vocabulary), repeat=world.depth + 1) if path_probability(world, z) > 0]
     rows, columns, values = zip(*_entries(world, chances, variables, sequences))
     height = len(chances) + len(sequences)
     matrix = coo_array((values, (rows, columns)), shape=(height, len(variables))).tocsr()
@@ -55,8 +58,9 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
     return None
 
 
-def _entries(world: World, chances: list[float], variables: list[tuple[int, Prefix]],
-             sequences: list[Prefix]) -> list[tuple[int, int, float]]:
+def _entries(
+    world: World, chances: list[float], variables: list[tuple[int, Prefix]], sequences: list[Prefix]
+) -> list[tuple[int, int, float]]:
     """(row, column, coefficient) of the constraints: first the trees, then the sequences."""
     row_of = {z: len(chances) + i for i, z in enumerate(sequences)}
     entries = []

@@ -68,14 +68,22 @@ class Family:
 
 
 def families(which: str) -> list[Family]:
-    """"standard": every recipe in a random world, the edge cases on three. "quick", "full": fewer, more."""
+    """ "standard": every recipe in a random world, the edge cases on three. "quick", "full": fewer, more."""
     if which == "quick":
-        return [Family("chosen", "random"), Family("chain", "random", depth=3),
-                Family("multi", "random", depth=1), Family("hybrid", "one-hot p")]
+        return [
+            Family("chosen", "random"),
+            Family("chain", "random", depth=3),
+            Family("multi", "random", depth=1),
+            Family("hybrid", "one-hot p"),
+        ]
     if which == "full":
         return [Family(recipe, world) for world in WORLDS for recipe in RECIPES]
-    edges = [Family(recipe, world, vocabulary=4 if world == "zeros" else 3)
-             for world in WORLDS if world != "random" for recipe in ("chain", "multi", "hybrid")]
+    edges = [
+        Family(recipe, world, vocabulary=4 if world == "zeros" else 3)
+        for world in WORLDS
+        if world != "random"
+        for recipe in ("chain", "multi", "hybrid")
+    ]
     return [*(Family(recipe, "random") for recipe in RECIPES), Family("chain", "random", depth=3), *edges]
 
 
@@ -114,8 +122,17 @@ def line(row: Row) -> str:
     """One line of the Markdown table under HEADER."""
     best = "-" if row.best is None else f"{row.best:.4f}"
     share = "-" if row.share is None else f"{row.share:.0%}"
-    cells = (row.family, row.verifier, f"{row.error:.0e}", f"{row.variation:.0e}", f"{row.accepted:.4f}",
-             best, f"{row.bound:.4f}", share, row.verdict)
+    cells = (
+        row.family,
+        row.verifier,
+        f"{row.error:.0e}",
+        f"{row.variation:.0e}",
+        f"{row.accepted:.4f}",
+        best,
+        f"{row.bound:.4f}",
+        share,
+        row.verdict,
+    )
     return f"| {' | '.join(cells)} |"
 
 
@@ -134,13 +151,24 @@ def plot(rows: list[Row], path: str) -> None:
         mine = [row for row in rows if row.verifier == verifier]
         lossy = any(not row.claims_lossless or row.failed for row in mine)
         where = [names.index(row.family) + (k + 0.5) * width - 0.4 for row in mine]
-        axes.bar(where, [row.accepted for row in mine], width, hatch="///" if lossy else None,
-                 label=f"{verifier} (lossy)" if lossy else verifier)
+        axes.bar(
+            where,
+            [row.accepted for row in mine],
+            width,
+            hatch="///" if lossy else None,
+            label=f"{verifier} (lossy)" if lossy else verifier,
+        )
     for attribute, label, style in (("best", "optimum", "black"), ("bound", "bound", "grey")):
         marks = {row.family: getattr(row, attribute) for row in rows if getattr(row, attribute) is not None}
         where = [names.index(name) for name in marks]
-        axes.hlines(list(marks.values()), [x - 0.42 for x in where], [x + 0.42 for x in where], colors=style,
-                    linestyles="solid" if attribute == "best" else "dotted", label=label)
+        axes.hlines(
+            list(marks.values()),
+            [x - 0.42 for x in where],
+            [x + 0.42 for x in where],
+            colors=style,
+            linestyles="solid" if attribute == "best" else "dotted",
+            label=label,
+        )
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")
     axes.set_ylabel("E[accepted] (draft tokens per step)")
     figure.legend(loc="outside upper center", ncols=8, fontsize="small")

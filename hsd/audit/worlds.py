@@ -71,8 +71,9 @@ class Sketch:
             rows.append(-1 if law is None else count)
             count += law is not None
         tokens = [0] + [prefix[-1] for prefix in self.prefixes[1:]]
-        return DraftTree(torch.tensor(tokens), torch.tensor(self.parents), torch.tensor(rows),
-                         torch.stack(drawn) if drawn else None)
+        return DraftTree(
+            torch.tensor(tokens), torch.tensor(self.parents), torch.tensor(rows), torch.stack(drawn) if drawn else None
+        )
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def paths(world: World, dice: Dice, count: int = 2) -> Sketch:
 
 def without_replacement(world: World, dice: Dice, count: int = 2) -> Sketch:
     """Every node samples `count` distinct children: each from q without its earlier siblings' tokens."""
+
     def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
         drawn = []
         for _ in range(count):
@@ -154,6 +156,7 @@ def chosen(world: World, dice: Dice, count: int = 2) -> Sketch:
 
 def hybrid(world: World, dice: Dice, sampled_first: bool = True) -> Sketch:
     """At every node the most probable token is chosen and one more is sampled from q without it."""
+
     def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
         top = int(law.argmax())
         rest = law.index_fill(0, torch.tensor([top]), 0)
@@ -173,8 +176,9 @@ def hybrid_sampled_last(world: World, dice: Dice) -> Sketch:
 
 def overlapping(world: World, dice: Dice) -> Sketch:
     """Chosen, sampled from q sharpened, sampled from q, chosen: any order, with repeats."""
+
     def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
-        sharp = law ** 2 / (law ** 2).sum()
+        sharp = law**2 / (law**2).sum()
         top = law.topk(2).indices.tolist()
         if node:
             return [(dice.roll(sharp), sharp), (top[0], None)]
@@ -216,8 +220,14 @@ def random_world(name: str, vocabulary: int, depth: int, seed: int, **options) -
     return World(name, vocabulary, depth, target, draft)
 
 
-def _pair(vocabulary: int, generator: torch.Generator, zeros: bool = False, equal: bool = False,
-          one_hot: bool = False, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+def _pair(
+    vocabulary: int,
+    generator: torch.Generator,
+    zeros: bool = False,
+    equal: bool = False,
+    one_hot: bool = False,
+    spread: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     scores = torch.randn(2, vocabulary, dtype=torch.float64, generator=generator) * spread
     p, q = scores.softmax(-1)
     if zeros:
@@ -234,6 +244,9 @@ def _drop_one(law: Tensor, generator: torch.Generator) -> Tensor:
 
 
 WORLDS: dict[str, dict[str, bool]] = {
-    "random": {}, "zeros": {"zeros": True}, "p == q": {"equal": True}, "one-hot p": {"one_hot": True},
+    "random": {},
+    "zeros": {"zeros": True},
+    "p == q": {"equal": True},
+    "one-hot p": {"one_hot": True},
 }
 """Options of `random_world` by name."""

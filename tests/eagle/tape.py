@@ -4,6 +4,7 @@ Replaying runs the same operators on the same tensors; no Python of the recorded
 CUDA graph, what a function took from the host when it was recorded stays what it was, and a tensor that is not written
 in place is never seen. Recording does the work, which a CUDA graph does not: the first replay is left out for that.
 """
+
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,16 @@ from eagle.engine.cuda_graphs import Recording
 
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 HOST_METHODS = {
-    torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__bool__, torch.Tensor.__int__, torch.Tensor.__float__,
-    torch.Tensor.__index__, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.nonzero, torch.tensor,
+    torch.Tensor.tolist,
+    torch.Tensor.item,
+    torch.Tensor.__bool__,
+    torch.Tensor.__int__,
+    torch.Tensor.__float__,
+    torch.Tensor.__index__,
+    torch.Tensor.cpu,
+    torch.Tensor.numpy,
+    torch.Tensor.nonzero,
+    torch.tensor,
 }
 
 

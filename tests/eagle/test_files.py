@@ -1,4 +1,5 @@
 """Files and directories are whole or absent."""
+
 import pytest
 
 from eagle.files import write_directory, write_file, write_json, write_text

@@ -1,4 +1,5 @@
 """Tiny random targets of every supported family, and a random head for them."""
+
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -6,9 +7,16 @@ from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
 
 VOCAB, LAYERS = 60, 8
 SHAPE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": None,
-    "eos_token_id": None, "pad_token_id": None,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
 }
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 4, "num_experts": 4, "moe_intermediate_size": 32}
 FAMILIES = {
@@ -36,11 +44,19 @@ def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **cha
 def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB) -> Eagle3Head:
     torch.manual_seed(seed)
     config = target.config
-    head = Eagle3Head(HeadConfig(
-        hidden_size=config.hidden_size, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-        vocab_size=config.vocab_size, draft_vocab_size=draft_vocab, taps=default_taps(config.num_hidden_layers),
-        target_hidden_size=config.hidden_size,
-    ))
+    head = Eagle3Head(
+        HeadConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=64,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=config.vocab_size,
+            draft_vocab_size=draft_vocab,
+            taps=default_taps(config.num_hidden_layers),
+            target_hidden_size=config.hidden_size,
+        )
+    )
     with torch.no_grad():
         for weight in head.parameters():
             if weight.ndim > 1:

@@ -1,4 +1,5 @@
 """A tabular world behind the real interfaces: target and draft laws by prefix, a drafter, replayable draws."""
+
 import itertools
 from collections.abc import Callable, Iterator
 

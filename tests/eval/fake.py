@@ -4,6 +4,7 @@
 
 FAKE_DELAY (seconds per answer) makes a run slow enough to be killed.
 """
+
 import os
 import time
 from typing import Any, NamedTuple
@@ -52,8 +53,19 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.asked: list[tuple[str, str, str]] = []
 
-    def generate(self, input_ids, max_new_tokens, temperature, top_p, top_k, tree, verifier, generator,
-                 return_dict_in_generate, **_) -> Generated:
+    def generate(
+        self,
+        input_ids,
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        tree,
+        verifier,
+        generator,
+        return_dict_in_generate,
+        **_,
+    ) -> Generated:
         assert return_dict_in_generate
         time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
         prompt = self.tokenizer.decode(input_ids[0].tolist(), True)

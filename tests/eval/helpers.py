@@ -1,4 +1,5 @@
 """Small things several tests of the harness need."""
+
 import json
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,21 @@ VOLATILE = ("answer_id", "tstamp", "session")
 
 
 def arguments(output: Path, *more: str, methods: tuple[str, ...] = ("plain", "topk+token", "hybrid+hsd")) -> list[str]:
-    return ["--bench", "gsm8k", "--base-model-path", "target", "--ea-model-path", "head", "--quiet",
-            *(() if "--question-file" in more or "--protocol" in more else ("--protocol", "sample")),
-            "--methods", *methods, "--output", str(output), *more]
+    return [
+        "--bench",
+        "gsm8k",
+        "--base-model-path",
+        "target",
+        "--ea-model-path",
+        "head",
+        "--quiet",
+        *(() if "--question-file" in more or "--protocol" in more else ("--protocol", "sample")),
+        "--methods",
+        *methods,
+        "--output",
+        str(output),
+        *more,
+    ]
 
 
 def evaluate(output: Path, *more: str, **options: Any) -> int:
@@ -31,21 +44,54 @@ def numbers(output: Path) -> list[Any]:
     return [(section["rows"], section["pairs"]) for section in found]
 
 
-def turn(accepted: list[int], *, truncated: list[int] | None = None, expected: list[float] | None = None,
-         seconds: float = 1.0, stop: str = "eos") -> dict[str, Any]:
+def turn(
+    accepted: list[int],
+    *,
+    truncated: list[int] | None = None,
+    expected: list[float] | None = None,
+    seconds: float = 1.0,
+    stop: str = "eos",
+) -> dict[str, Any]:
     """One measured turn whose steps accepted these many tokens and added a bonus token each."""
     cut = truncated or [0] * len(accepted)
     emitted = [a + (not c) for a, c in zip(accepted, cut)]
-    return {"prompt_tokens": 3, "tokens": list(range(1 + sum(emitted))), "seconds": seconds, "prefill_seconds": 0.1,
-            "stop_reason": stop,
-            "steps": {"accepted": accepted, "emitted": emitted, "expected": expected or [float(a) for a in accepted],
-                      "nodes": [60] * len(accepted), "truncated": cut, "draft": [0.001] * len(accepted),
-                      "score": [0.002] * len(accepted), "verify": [0.0] * len(accepted),
-                      "commit": [0.0] * len(accepted)}}
+    return {
+        "prompt_tokens": 3,
+        "tokens": list(range(1 + sum(emitted))),
+        "seconds": seconds,
+        "prefill_seconds": 0.1,
+        "stop_reason": stop,
+        "steps": {
+            "accepted": accepted,
+            "emitted": emitted,
+            "expected": expected or [float(a) for a in accepted],
+            "nodes": [60] * len(accepted),
+            "truncated": cut,
+            "draft": [0.001] * len(accepted),
+            "score": [0.002] * len(accepted),
+            "verify": [0.0] * len(accepted),
+            "commit": [0.0] * len(accepted),
+        },
+    }
 
 
-def entry(question_id: int, *turns: dict[str, Any], text: str = "#### 1", reference: str | None = "#### 1",
-          error: str | None = None, category: str = "math") -> dict[str, Any]:
-    return {"question_id": question_id, "answer_id": "x", "model_id": "m", "category": category,
-            "reference": reference, "error": error, "session": 0, "tstamp": 0.0, "measured": list(turns),
-            "choices": [{"index": 0, "turns": [text] * len(turns), "idxs": [], "new_tokens": [], "wall_time": []}]}
+def entry(
+    question_id: int,
+    *turns: dict[str, Any],
+    text: str = "#### 1",
+    reference: str | None = "#### 1",
+    error: str | None = None,
+    category: str = "math",
+) -> dict[str, Any]:
+    return {
+        "question_id": question_id,
+        "answer_id": "x",
+        "model_id": "m",
+        "category": category,
+        "reference": reference,
+        "error": error,
+        "session": 0,
+        "tstamp": 0.0,
+        "measured": list(turns),
+        "choices": [{"index": 0, "turns": [text] * len(turns), "idxs": [], "new_tokens": [], "wall_time": []}],
+    }

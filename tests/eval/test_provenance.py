@@ -1,4 +1,5 @@
 """Where numbers come from, and that it can be shown to others."""
+
 from eval import provenance
 
 

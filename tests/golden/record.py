@@ -8,6 +8,7 @@ trees.safetensors   draft trees as drafted at temperature 1, with the target and
 Run again only when a change is meant to alter what is emitted (another default tree, another order of draws), and say
 so in the commit.
 """
+
 import json
 from pathlib import Path
 
@@ -51,7 +52,11 @@ def tokens(model: EagleModel, method: str, temperature: float, question: str) ->
     """48 new tokens of one method from a generator seeded with 0."""
     ids = prompt_ids(model, question)
     out = model.generate(
-        ids, max_new_tokens=48, temperature=temperature, generator=torch.Generator().manual_seed(0), **SAMPLING,
+        ids,
+        max_new_tokens=48,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(0),
+        **SAMPLING,
         **METHODS[method],
     )
     return out[0, ids.shape[1] :].tolist()
@@ -83,14 +88,19 @@ def record_trees(model: EagleModel) -> None:
                 drafted = walk.draft(name, settings)
                 break
         tree, probs = drafted.tree, drafted.laws.float()
-        tensors |= {f"{name}.tokens": tree.tokens, f"{name}.parents": tree.parents,
-                    f"{name}.proposal_rows": tree.proposal_rows, f"{name}.target_probs": probs}
+        tensors |= {
+            f"{name}.tokens": tree.tokens,
+            f"{name}.parents": tree.parents,
+            f"{name}.proposal_rows": tree.proposal_rows,
+            f"{name}.target_probs": probs,
+        }
         if tree.proposals is not None:
             tensors[f"{name}.proposals"] = tree.proposals.float()
         if tree.support is not None:
             tensors[f"{name}.support"] = tree.support
-        bare = hsd.DraftTree(tree.tokens, tree.parents, tree.proposal_rows, tensors.get(f"{name}.proposals"),
-                             tree.support)
+        bare = hsd.DraftTree(
+            tree.tokens, tree.parents, tree.proposal_rows, tensors.get(f"{name}.proposals"), tree.support
+        )
         for verifier in ("hsd", "token", *(["block"] if name == "chain" else [])):
             law = hsd.stopping_law(bare, probs, verifier)
             tensors[f"{name}.{verifier}.stop"] = law.stop

@@ -1,4 +1,5 @@
 """The engine emits the recorded tokens, and the verifiers decide the recorded trees as before (see record.py)."""
+
 import json
 
 import pytest
@@ -30,8 +31,9 @@ def test_the_tokens_are_the_recorded_ones(model, method, temperature):
 def test_the_stopping_distributions_are_the_recorded_ones(key):
     name, verifier, _ = key.split(".")
     field = lambda part: TREES.get(f"{name}.{part}")
-    tree = hsd.DraftTree(field("tokens"), field("parents"), field("proposal_rows"), field("proposals"),
-                         field("support"))
+    tree = hsd.DraftTree(
+        field("tokens"), field("parents"), field("proposal_rows"), field("proposals"), field("support")
+    )
     law = hsd.stopping_law(tree, field("target_probs"), verifier)
     assert torch.allclose(law.stop, TREES[key], atol=1e-5, rtol=0)
     assert abs(law.expected_accepted.item() - TREES[f"{name}.{verifier}.expected"].item()) < 1e-5

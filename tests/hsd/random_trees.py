@@ -16,8 +16,16 @@ def laws(rows: int, vocabulary: int, generator: torch.Generator, keep: int = 0) 
     return logits.softmax(-1)
 
 
-def random_tree(seed: int, nodes: int = 9, vocabulary: int = 6, sampled: float = 0.5, support: int = 0,
-                chain: bool = False, keep: int = 0, like_target: float = 0.0) -> tuple[hsd.DraftTree, Tensor]:
+def random_tree(
+    seed: int,
+    nodes: int = 9,
+    vocabulary: int = 6,
+    sampled: float = 0.5,
+    support: int = 0,
+    chain: bool = False,
+    keep: int = 0,
+    like_target: float = 0.0,
+) -> tuple[hsd.DraftTree, Tensor]:
     """-> (tree, target laws Float64[nodes, vocabulary]). like_target mixes p_parent into every d_i."""
     generator = torch.Generator().manual_seed(seed)
     target = laws(nodes, vocabulary, generator, keep=keep)
@@ -36,9 +44,13 @@ def random_tree(seed: int, nodes: int = 9, vocabulary: int = 6, sampled: float =
         else:
             rows.append(-1)
             tokens.append(int(torch.randint(vocabulary, (1,), generator=generator)))
-    tree = hsd.DraftTree(torch.tensor(tokens), torch.tensor(parents), torch.tensor(rows),
-                         torch.stack(proposals) if proposals else None,
-                         columns if support and proposals else None)
+    tree = hsd.DraftTree(
+        torch.tensor(tokens),
+        torch.tensor(parents),
+        torch.tensor(rows),
+        torch.stack(proposals) if proposals else None,
+        columns if support and proposals else None,
+    )
     return tree, target
 
 

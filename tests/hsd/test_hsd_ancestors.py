@@ -1,4 +1,5 @@
 """Ancestors of many trees at once, and a decision that is told them."""
+
 import pytest
 import torch
 

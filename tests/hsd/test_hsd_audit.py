@@ -33,8 +33,10 @@ def test_a_foreign_verifier_may_refuse_families(capsys) -> None:
     assert "refuses multi" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, message", [
-    ("nonsense", "module:function"), ("no_such_module:f", "no_such_module"), ("math:no_such", "no_such")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("nonsense", "module:function"), ("no_such_module:f", "no_such_module"), ("math:no_such", "no_such")],
+)
 def test_an_unknown_verifier_is_explained(name: str, message: str, capsys) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["--verifier", name])

@@ -20,8 +20,12 @@ def tensor(*values: int) -> torch.Tensor:
 def example() -> tuple[hsd.DraftTree, torch.Tensor]:
     """The tree drawn in hsd/tree.py; nodes 1, 3 and 6 are sampled."""
     generator = torch.Generator().manual_seed(0)
-    tree = hsd.DraftTree(tensor(0, 1, 2, 3, 4, 0, 1), tensor(-1, 0, 0, 1, 1, 2, 5),
-                         tensor(-1, 0, -1, 1, -1, -1, 2), laws(3, 5, generator))
+    tree = hsd.DraftTree(
+        tensor(0, 1, 2, 3, 4, 0, 1),
+        tensor(-1, 0, 0, 1, 1, 2, 5),
+        tensor(-1, 0, -1, 1, -1, -1, 2),
+        laws(3, 5, generator),
+    )
     return tree, laws(7, 5, generator)
 
 
@@ -36,7 +40,8 @@ def test_topology_of_the_drawn_tree() -> None:
         [1, 1, 0, 1, 0, 0, 0],
         [1, 1, 0, 0, 1, 0, 0],
         [1, 0, 1, 0, 0, 1, 0],
-        [1, 0, 1, 0, 0, 1, 1]]
+        [1, 0, 1, 0, 0, 1, 1],
+    ]
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
@@ -47,7 +52,7 @@ def test_verify_and_decide_agree(verifier: str) -> None:
         decision = hsd.decide(tree, target, verifier, torch.Generator().manual_seed(seed))
         assert path[0] == 0 and path[-1] == decision.node and len(path) == decision.length + 1
         assert decision.path.tolist()[: len(path)] == path.tolist()
-        assert (decision.path[len(path):] == -1).all()
+        assert (decision.path[len(path) :] == -1).all()
         assert tree.parents[path[1:]].tolist() == path[:-1].tolist()
         assert token == decision.token and token.dtype == path.dtype == torch.int64 and token.dim() == 0
         assert target[path[-1], token] > 0
@@ -70,6 +75,7 @@ def test_draws_follow_the_law() -> None:
     assert (counts[~possible] == 0).all()
     statistic = ((counts - n * joint)[possible] ** 2 / (n * joint)[possible]).sum()
     from scipy.stats import chi2
+
     assert statistic < chi2.isf(1e-3, int(possible.sum()) - 1)
 
 
@@ -82,7 +88,7 @@ def test_the_scalar_loop_samples_the_same_law() -> None:
     law = hsd.stopping_law(tree, target)
     mean = float(law.expected_accepted)
     deviation = sum(float(s) * (d - mean) ** 2 for s, d in zip(law.stop, depth)) ** 0.5
-    assert abs(sum(accepted) / 4000 - mean) < 5 * deviation / 4000 ** 0.5
+    assert abs(sum(accepted) / 4000 - mean) < 5 * deviation / 4000**0.5
 
 
 def test_draw_shapes_and_zeros() -> None:
@@ -129,10 +135,17 @@ def test_bad_values_are_named(message: str) -> None:
             call(tree, target)
 
 
-@pytest.mark.parametrize("field, value", [
-    ("tokens", torch.zeros(7)), ("parents", tensor(-1, 0)),
-    ("proposal_rows", torch.zeros(7, dtype=torch.int32)), ("proposals", torch.zeros(3)),
-    ("support", tensor(0, 1)), ("tokens", torch.zeros(0, dtype=torch.int64))])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("tokens", torch.zeros(7)),
+        ("parents", tensor(-1, 0)),
+        ("proposal_rows", torch.zeros(7, dtype=torch.int32)),
+        ("proposals", torch.zeros(3)),
+        ("support", tensor(0, 1)),
+        ("tokens", torch.zeros(0, dtype=torch.int64)),
+    ],
+)
 def test_bad_shapes_and_dtypes_are_named(field: str, value: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=field):
         replace(example()[0], **{field: value})
@@ -154,8 +167,10 @@ def hybrid_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     parents = tensor(-1, 0, 0, 0, 1, 2, 1, 4, 4)
     rows = tensor(-1, 0, -1, -1, 1, 2, -1, 3, -1)
     tokens = torch.randint(6, (9,), generator=generator)
-    return (hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.levels((3, 3, 2), (1, 2, 1))),
-            laws(9, 6, generator))
+    return (
+        hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.levels((3, 3, 2), (1, 2, 1))),
+        laws(9, 6, generator),
+    )
 
 
 def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
@@ -171,8 +186,9 @@ def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
 def chosen_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     """Depth 2, with a generous bound of 4, nodes in no particular order."""
     generator = torch.Generator().manual_seed(5)
-    tree = hsd.DraftTree(tensor(0, 1, 2, 3, 4, 1), tensor(-1, 0, 1, 0, 3, 1), torch.full((6,), -1),
-                         layout=hsd.Layout.chosen(4))
+    tree = hsd.DraftTree(
+        tensor(0, 1, 2, 3, 4, 1), tensor(-1, 0, 1, 0, 3, 1), torch.full((6,), -1), layout=hsd.Layout.chosen(4)
+    )
     return tree, laws(6, 6, generator)
 
 
@@ -206,8 +222,7 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
         pytest.skip("single paths only")
     with FakeTensorMode() as mode:
         names = ("tokens", "parents", "proposal_rows", "proposals", "support")
-        fields = {name: mode.from_tensor(getattr(tree, name)) for name in names
-                  if getattr(tree, name) is not None}
+        fields = {name: mode.from_tensor(getattr(tree, name)) for name in names if getattr(tree, name) is not None}
         fake = hsd.DraftTree(**fields, layout=tree.layout)
         decision = hsd.decide(fake, mode.from_tensor(target), verifier)
     assert decision.path.shape == (tree.layout.depth + 1,)
@@ -217,15 +232,25 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
 def test_the_check_above_would_notice() -> None:
     tree, target = hybrid_tree()
     with FakeTensorMode() as mode, pytest.raises(DataDependentOutputException):
-        hsd.decide(hsd.DraftTree(mode.from_tensor(tree.tokens), mode.from_tensor(tree.parents),
-                                 mode.from_tensor(tree.proposal_rows), mode.from_tensor(tree.proposals)),
-                   mode.from_tensor(target))
+        hsd.decide(
+            hsd.DraftTree(
+                mode.from_tensor(tree.tokens),
+                mode.from_tensor(tree.parents),
+                mode.from_tensor(tree.proposal_rows),
+                mode.from_tensor(tree.proposals),
+            ),
+            mode.from_tensor(target),
+        )
 
 
 def test_repeats_of_a_chosen_sibling_are_padding() -> None:
     tree, target = chosen_tree()
-    padded = hsd.DraftTree(torch.cat((tree.tokens, tensor(1, 1))), torch.cat((tree.parents, tensor(0, 0))),
-                           torch.full((8,), -1), layout=tree.layout)
+    padded = hsd.DraftTree(
+        torch.cat((tree.tokens, tensor(1, 1))),
+        torch.cat((tree.parents, tensor(0, 0))),
+        torch.full((8,), -1),
+        layout=tree.layout,
+    )
     more = torch.cat((target, target[:2]))
     for verifier in ("hsd", "token", "greedy"):
         stop = hsd.stopping_law(padded, more, verifier).stop

@@ -59,9 +59,13 @@ def test_hsd_accepts_at_least_as_much_as_token_wise(recipe: str) -> None:
     for seed in range({"overlapping": 1, "without replacement": 2}.get(recipe, 6)):
         world = random_world("random", 3, 2, seed, spread=(0.5, 1.0, 2.0)[seed % 3])
         drafts = enumerate_drafts(world, RECIPES[recipe])
-        accepted = {name: sum(draft.probability * float(hsd.stopping_law(draft.tree, draft.target, name)
-                                                       .expected_accepted) for draft in drafts)
-                    for name in ("hsd", "token")}
+        accepted = {
+            name: sum(
+                draft.probability * float(hsd.stopping_law(draft.tree, draft.target, name).expected_accepted)
+                for draft in drafts
+            )
+            for name in ("hsd", "token")
+        }
         bound = coverage_bound(world, drafts)
         assert accepted["token"] - 1e-12 <= accepted["hsd"] <= bound + 1e-12
         if recipe == "chosen":
@@ -72,7 +76,7 @@ def test_hsd_accepts_at_least_as_much_as_token_wise(recipe: str) -> None:
 def test_on_a_chosen_tree_every_node_is_the_stop_as_often_as_the_target_leaves_the_tree_there() -> None:
     """stop(v) = p(v) (1 - sum of p over its children), for hsd and token-wise alike."""
     world = random_world("random", 4, 3, seed=2)
-    draft, = enumerate_drafts(world, RECIPES["chosen"])
+    (draft,) = enumerate_drafts(world, RECIPES["chosen"])
     reach = torch.tensor([path_probability(world, prefix) for prefix in draft.prefixes], dtype=torch.float64)
     wanted = reach.clone().scatter_add(0, draft.tree.parents[1:], -reach[1:])
     for verifier in ("hsd", "token"):

@@ -30,13 +30,18 @@ def assert_laws(tree: hsd.DraftTree, target: torch.Tensor, verifier: str, tolera
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), nodes=st.integers(1, 14), vocabulary=st.integers(2, 9),
-       sampled=st.sampled_from([0.0, 0.5, 1.0]), temperature=st.floats(0.05, 2.0), keep=st.integers(0, 3),
-       dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
-       like_target=st.sampled_from([0.0, 0.9, 1.0]))
+@given(
+    seed=st.integers(0, 10**6),
+    nodes=st.integers(1, 14),
+    vocabulary=st.integers(2, 9),
+    sampled=st.sampled_from([0.0, 0.5, 1.0]),
+    temperature=st.floats(0.05, 2.0),
+    keep=st.integers(0, 3),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    like_target=st.sampled_from([0.0, 0.9, 1.0]),
+)
 def test_laws_are_laws(seed, nodes, vocabulary, sampled, temperature, keep, dtype, like_target) -> None:
-    tree, target = random_tree(seed, nodes, vocabulary, sampled, like_target=like_target,
-                               keep=min(keep, vocabulary))
+    tree, target = random_tree(seed, nodes, vocabulary, sampled, like_target=like_target, keep=min(keep, vocabulary))
     target = torch.where(target > 0, target ** (1 / temperature), 0)
     target = target / target.sum(-1, keepdim=True)
     for verifier in TREE_VERIFIERS:
@@ -50,8 +55,11 @@ def _in(proposals, dtype):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), like_target=st.sampled_from([0.0, 0.99, 1.0]),
-       dtype=st.sampled_from([torch.float64, torch.float32]))
+@given(
+    seed=st.integers(0, 10**6),
+    like_target=st.sampled_from([0.0, 0.99, 1.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+)
 def test_paths_of_32_tokens(seed, like_target, dtype) -> None:
     tree, target = random_tree(seed, 33, 50, sampled=0.95, chain=True, like_target=like_target)
     tree = replace(tree, proposals=tree.proposals.to(dtype))
@@ -64,8 +72,15 @@ def test_paths_of_32_tokens(seed, like_target, dtype) -> None:
 
 def test_hsd_equals_block_on_paths() -> None:
     for seed in range(60):
-        tree, target = random_tree(seed, nodes=1 + seed % 12, vocabulary=7, sampled=0.9, chain=True,
-                                   keep=(0, 3)[seed % 2], like_target=(0.0, 0.5, 1.0)[seed % 3])
+        tree, target = random_tree(
+            seed,
+            nodes=1 + seed % 12,
+            vocabulary=7,
+            sampled=0.9,
+            chain=True,
+            keep=(0, 3)[seed % 2],
+            like_target=(0.0, 0.5, 1.0)[seed % 3],
+        )
         one, other = (hsd.stopping_law(tree, target, name) for name in ("hsd", "block"))
         assert torch.allclose(one.stop, other.stop, rtol=0, atol=1e-12)
         emitted = (law.stop[:, None] * residuals(law, len(tree)) for law in (one, other))
@@ -77,9 +92,12 @@ def test_ratios_neither_underflow_nor_overflow() -> None:
     vocabulary, length = 4, 32
     p = torch.tensor([1e-10, 1 - 3e-10, 1e-10, 1e-10], dtype=torch.float64)
     for tokens in ([0] * length, [1] * length, [0, 1] * (length // 2)):
-        tree = hsd.DraftTree(torch.tensor([0, *tokens]), torch.arange(length + 1) - 1,
-                             torch.where(torch.arange(length + 1) > 0, 0, -1),
-                             torch.full((1, vocabulary), 0.25, dtype=torch.float64))
+        tree = hsd.DraftTree(
+            torch.tensor([0, *tokens]),
+            torch.arange(length + 1) - 1,
+            torch.where(torch.arange(length + 1) > 0, 0, -1),
+            torch.full((1, vocabulary), 0.25, dtype=torch.float64),
+        )
         target = p.expand(length + 1, -1)
         wide = hsd.stopping_law(tree, target, "hsd").stop
         low = replace(tree, proposals=tree.proposals.float())
@@ -118,7 +136,8 @@ def test_draft_law_equal_to_the_target_accepts_everything() -> None:
     for dtype in (torch.float32, torch.float64):
         tree, target = random_tree(4, 12, 1000, sampled=1.0, chain=True)
         p = target.to(dtype)
-        same = hsd.DraftTree(torch.cat((torch.zeros(1, dtype=torch.int64), hsd.draw(p[:-1]))), tree.parents,
-                             torch.arange(12) - 1, p[:-1])
+        same = hsd.DraftTree(
+            torch.cat((torch.zeros(1, dtype=torch.int64), hsd.draw(p[:-1]))), tree.parents, torch.arange(12) - 1, p[:-1]
+        )
         for verifier in PATH_VERIFIERS:
             assert hsd.stopping_law(same, p, verifier).stop[-1].item() == pytest.approx(1, abs=1e-6)

@@ -76,8 +76,9 @@ def test_greedy_is_hsd_and_token_on_one_hot_targets() -> None:
 
 def test_greedy_finds_the_longest_path_among_repeats() -> None:
     """Two drawn siblings hold the right token; only the second has the right child."""
-    tree = hsd.DraftTree(torch.tensor([0, 1, 1, 2]), torch.tensor([-1, 0, 0, 2]), torch.tensor([-1, 0, 0, -1]),
-                         torch.full((1, 3), 1 / 3))
+    tree = hsd.DraftTree(
+        torch.tensor([0, 1, 1, 2]), torch.tensor([-1, 0, 0, 2]), torch.tensor([-1, 0, 0, -1]), torch.full((1, 3), 1 / 3)
+    )
     target = torch.eye(3)[[1, 2, 2, 0]]
     assert hsd.verify(tree, target, "greedy").path.tolist() == [0, 2, 3]
     assert hsd.verify(tree, target, "hsd").path.tolist() == [0, 1]

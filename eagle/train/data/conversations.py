@@ -11,6 +11,7 @@ used; otherwise each assistant turn is what its rendering adds to the prompt bef
 
 The order of training is a function of (seed, epoch) alone, so a run that is stopped can continue exactly.
 """
+
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,15 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-         "system": "system", "tool": "tool"}
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
 
 
 class Example(NamedTuple):

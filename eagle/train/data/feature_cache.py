@@ -7,6 +7,7 @@ Worth it when the target costs much more than the head and the data is read seve
 anything is computed (`estimate`) and compared with the free disk. Shards are written whole or not at all, so an
 interrupted run continues with the shards that are missing.
 """
+
 import hashlib
 import shutil
 from array import array
@@ -39,7 +40,11 @@ def fingerprint(examples: list[Example], target: str, taps: tuple[int, ...], dty
     for example in examples:
         digest.update(array("i", example.ids).tobytes())
     return {
-        "target": target, "taps": list(taps), "dtype": str(dtype), "examples": len(examples), "ids": digest.hexdigest(),
+        "target": target,
+        "taps": list(taps),
+        "dtype": str(dtype),
+        "examples": len(examples),
+        "ids": digest.hexdigest(),
     }
 
 
@@ -134,7 +139,9 @@ class CachedFeatures:
 
     def __call__(self, indices: list[int], device: torch.device) -> Features:
         """Padded features of these examples, in their order."""
-        return Features(*(
-            pad_sequence([self.read(name, i) for i in indices], batch_first=True).float().to(device)
-            for name in ("taps", "last")
-        ))
+        return Features(
+            *(
+                pad_sequence([self.read(name, i) for i in indices], batch_first=True).float().to(device)
+                for name in ("taps", "last")
+            )
+        )

@@ -2,6 +2,7 @@
 
 Shapes: B batch, n tokens, F target hidden, M predicted positions.
 """
+
 from typing import NamedTuple
 
 import torch

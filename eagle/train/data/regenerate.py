@@ -7,6 +7,7 @@ the messages and the very token ids that were sampled. Batches are seeded by the
 one by one, so a run that is killed continues where it was and gives the same lines; OUT.jsonl appears when all parts
 are there, or when `--minutes` are over, with what there is. A complete OUT.jsonl is left alone.
 """
+
 import argparse
 import json
 import shutil
@@ -107,9 +108,7 @@ def end_tokens(model, tokenizer) -> Tensor:
     return torch.tensor(ends, device=model.device)
 
 
-def regenerate_batch(
-    model, tokenizer, conversations: list, temperatures: list[float], args, seed: int
-) -> list[dict]:
+def regenerate_batch(model, tokenizer, conversations: list, temperatures: list[float], args, seed: int) -> list[dict]:
     dialogues = [Dialogue(tokenizer, *pair) for pair in zip(conversations, temperatures, strict=True)]
     generator = torch.Generator(model.device).manual_seed(seed)
     context, ends = model.config.max_position_embeddings, end_tokens(model, tokenizer)
@@ -183,14 +182,19 @@ def regenerate(args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.regenerate", description=__doc__,
+        prog="python -m eagle.train.regenerate",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--target", required=True, help="directory or hub id of the target model")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files, messages or ShareGPT")
     parser.add_argument("--output", required=True)
     parser.add_argument(
-        "--temperature", type=float, nargs="+", default=[1.0], metavar="T",
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="T",
         help="several: conversation i is answered at the i-th of them, round and round",
     )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
@@ -198,7 +202,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first conversations")
     parser.add_argument("--minutes", type=float, help="stop after the batch that ends later than this")
     parser.add_argument(
-        "--dtype", choices=("auto", "bf16", "fp32"), default="auto",
+        "--dtype",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
         help="auto: bf16 where the device multiplies it itself, else fp32",
     )
     parser.add_argument("--device-map", help="as in transformers, e.g. auto: spread a large target over the GPUs")

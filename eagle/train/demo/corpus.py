@@ -8,6 +8,7 @@ Sources (a data directory with the layout below; licences lie beside the files):
 Nothing marked "evaluation only" is ever opened here. Every 20th GSM8K training question (5 %) is held out: it is
 never trained on and is what settings are tuned on.
 """
+
 import argparse
 import json
 import re
@@ -97,7 +98,10 @@ def train_tokenizer(conversations: list[Conversation], vocab_size: int) -> PreTr
     )
     bpe.train_from_iterator((m["content"] for item in conversations for m in item), trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|bos|>", eos_token="<|end|>", pad_token="<|pad|>",
+        tokenizer_object=bpe,
+        bos_token="<|bos|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE

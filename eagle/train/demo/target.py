@@ -7,6 +7,7 @@ are trained with Muon, embeddings and norms with AdamW. The learning rate follow
 zero over the last `--decay` share of `--minutes`, so that a run ends where it was told to. A run that is stopped goes
 on from its last checkpoint in `--work` when the command is repeated; time that it did not run does not count.
 """
+
 import argparse
 import copy
 import itertools
@@ -130,8 +131,12 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor,
         loss = one_step(model, optimizers, batch, args.lr * rate(share, run.step, args.warmup, args.decay))
         run.step += 1
         if run.step % args.log_every == 0:
-            row = {"step": run.step, "tokens": run.step * batch.numel(), "seconds": round(run.seconds, 1),
-                   "loss": round(loss, 4)}
+            row = {
+                "step": run.step,
+                "tokens": run.step * batch.numel(),
+                "seconds": round(run.seconds, 1),
+                "loss": round(loss, 4),
+            }
             if run.step % args.save_every == 0:
                 row["held_out_loss"] = round(held_out_loss(model, held_out), 4)
             run.curve.append(row)
@@ -139,8 +144,9 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor,
         if run.step % args.save_every == 0:
             save_checkpoint(work, model, optimizers, run)
         bar.update(round(run.seconds) - bar.n)
-    run.curve.append({"step": run.step, "seconds": round(run.seconds, 1),
-                      "held_out_loss": round(held_out_loss(model, held_out), 4)})
+    run.curve.append(
+        {"step": run.step, "seconds": round(run.seconds, 1), "held_out_loss": round(held_out_loss(model, held_out), 4)}
+    )
     return run
 
 
@@ -165,7 +171,8 @@ def export(model: LlamaForCausalLM, tokenizer, run: Run, output: str) -> None:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.demo.target", description=__doc__,
+        prog="python -m eagle.train.demo.target",
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data_dir")

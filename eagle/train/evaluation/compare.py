@@ -5,6 +5,7 @@
 Per head and temperature: mean E[accepted] over decoding steps, exact for each drafted tree, and its standard error over
 prompts. Prompts are what comes before the first answer of each conversation.
 """
+
 import argparse
 import statistics
 
@@ -27,23 +28,34 @@ def compare(args) -> list[dict]:
         head = load_head(path, target.config, dtype=dtype)
         for temperature in args.temperatures:
             config = TrainConfig(
-                eval_prompts=args.prompts, eval_tokens=args.tokens, eval_temperature=temperature, eval_tree=args.tree,
-                eval_verifier=args.verifier, eval_nodes=args.nodes, eval_depth=args.depth, seed=args.seed,
+                eval_prompts=args.prompts,
+                eval_tokens=args.tokens,
+                eval_temperature=temperature,
+                eval_tree=args.tree,
+                eval_verifier=args.verifier,
+                eval_nodes=args.nodes,
+                eval_depth=args.depth,
+                seed=args.seed,
             )
             answers = DraftingTrial(target, head, examples, config).answers(head)
             means = [statistics.fmean(values) for values in answers if values]
-            rows.append({
-                "head": path, "temperature": temperature, "prompts": len(means),
-                "expected_accepted": statistics.fmean(value for values in answers for value in values),
-                "error": statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan"),
-            })
+            rows.append(
+                {
+                    "head": path,
+                    "temperature": temperature,
+                    "prompts": len(means),
+                    "expected_accepted": statistics.fmean(value for values in answers for value in values),
+                    "error": statistics.stdev(means) / len(means) ** 0.5 if len(means) > 1 else float("nan"),
+                }
+            )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.evaluation.compare", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m eagle.train.evaluation.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target")
     parser.add_argument("heads", nargs="+", metavar="HEAD")

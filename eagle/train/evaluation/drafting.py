@@ -4,6 +4,7 @@ The decoding engine answers held-out prompts with the head in training; every st
 it drafted (it comes from the stopping law, so there is no verification noise), and the mean over steps is compared
 between heads on the same prompts and the same random numbers.
 """
+
 import torch
 
 from eagle.model.eagle_model import EagleModel
@@ -30,9 +31,15 @@ class DraftingTrial:
         found = []
         for prompt in self.prompts:
             answer = self.model.generate(
-                torch.tensor([prompt]), max_new_tokens=config.eval_tokens, temperature=config.eval_temperature,
-                tree=config.eval_tree, verifier=config.eval_verifier, nodes=config.eval_nodes, depth=config.eval_depth,
-                generator=generator, return_dict_in_generate=True,
+                torch.tensor([prompt]),
+                max_new_tokens=config.eval_tokens,
+                temperature=config.eval_temperature,
+                tree=config.eval_tree,
+                verifier=config.eval_verifier,
+                nodes=config.eval_nodes,
+                depth=config.eval_depth,
+                generator=generator,
+                return_dict_in_generate=True,
             )
             found.append([step.expected_accepted for step in answer.steps])
         return found

@@ -9,6 +9,7 @@ over texts x drawn from the target: drafting x ~ q and accepting with min(1, p /
 prod min(p, q) = prod p * min(1, q / p). It is exact in expectation where the answers are the target's own samples
 (`eagle.train.data.regenerate`), a proxy on other text, and a proxy of what a tree accepts in any case.
 """
+
 from typing import NamedTuple
 
 import torch

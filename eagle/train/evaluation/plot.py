@@ -1,7 +1,8 @@
 """Curves of a run.
 
-    python -m eagle.train.evaluation.plot OUTPUT_DIR        reads log.jsonl, writes curves.png
+python -m eagle.train.evaluation.plot OUTPUT_DIR        reads log.jsonl, writes curves.png
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -45,8 +46,9 @@ def plot(output: str | Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.evaluation.plot", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m eagle.train.evaluation.plot",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", metavar="OUTPUT_DIR")
     print(plot(parser.parse_args().output))

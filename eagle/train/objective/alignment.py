@@ -12,6 +12,7 @@ long as t + 1 .. u + 1 is one run of answer tokens. For 8 tokens, answers a at 4
 
 Shapes: B batch, n tokens, m origins, M predicted positions, D hidden, F target hidden.
 """
+
 from typing import NamedTuple
 
 import torch

@@ -12,6 +12,7 @@ outside D carry no loss (as published) but count in A. The gradient is written o
 
 Shapes: M predicted positions, V target vocabulary, Vd draft vocabulary.
 """
+
 from typing import NamedTuple
 
 import torch

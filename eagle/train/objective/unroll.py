@@ -19,6 +19,7 @@ Origins from which nothing is to be predicted (the prompt's) are computed at ste
 
 Shapes: B batch, n tokens, m origins, H heads, G key/value heads, E head size, D hidden.
 """
+
 from collections.abc import Iterator
 
 import torch

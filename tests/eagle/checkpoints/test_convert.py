@@ -1,4 +1,5 @@
 """Conversions lose nothing: same bits, same head, both ways, from every family."""
+
 import json
 import sys
 
@@ -81,11 +82,18 @@ def test_a_bad_head_is_not_converted(tmp_path, target):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("changes", [
-    {"fc_norm": True, "norm_output": True}, {"norm_before_fc": True}, {"norm_before_residual": True},
-    {"own_embeddings": True, "hidden_size": 16, "head_dim": 4}, {"taps": (1, 3, 6)}, {"draft_vocab_size": VOCABULARY},
-    {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fc_norm": True, "norm_output": True},
+        {"norm_before_fc": True},
+        {"norm_before_residual": True},
+        {"own_embeddings": True, "hidden_size": 16, "head_dim": 4},
+        {"taps": (1, 3, 6)},
+        {"draft_vocab_size": VOCABULARY},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+    ],
+)
 def test_every_setting_survives(tmp_path, target, changes):
     save_head(random_head(**changes).to(torch.bfloat16), tmp_path / "in", LAYERS)
     convert(tmp_path / "in", tmp_path / "nested", "speculators", target)

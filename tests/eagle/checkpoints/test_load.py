@@ -1,4 +1,5 @@
 """Loading and saving heads: round trips, and what a bad checkpoint says."""
+
 import json
 
 import pytest
@@ -13,8 +14,15 @@ from eagle.modules.head import Eagle3Head, HeadConfig
 LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
 TARGET = LlamaConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, num_hidden_layers=LAYERS, num_attention_heads=4)
 SHAPE = {
-    "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "vocab_size": VOCABULARY, "draft_vocab_size": DRAFT, "taps": (2, 4, 5), "target_hidden_size": WIDTH,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": VOCABULARY,
+    "draft_vocab_size": DRAFT,
+    "taps": (2, 4, 5),
+    "target_hidden_size": WIDTH,
 }
 
 
@@ -44,12 +52,20 @@ def edit(directory, tensors=None, config=None):
         write({key: value for key, value in merged.items() if changes is None or changes.get(key, 0) is not None}, path)
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"draft_vocab_size": VOCABULARY}, {"fc_norm": True, "norm_output": True}, {"taps": (1, 3, 6)},
-    {"norm_before_fc": True, "norm_before_residual": True}, {"own_embeddings": True}, {"head_dim": 16},
-    {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
-    {"hidden_size": 16, "own_embeddings": True, "head_dim": 4},
-])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"draft_vocab_size": VOCABULARY},
+        {"fc_norm": True, "norm_output": True},
+        {"taps": (1, 3, 6)},
+        {"norm_before_fc": True, "norm_before_residual": True},
+        {"own_embeddings": True},
+        {"head_dim": 16},
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+        {"hidden_size": 16, "own_embeddings": True, "head_dim": 4},
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_saved_is_loaded(tmp_path, changes, dtype):
     head = random_head(**changes).to(dtype)
@@ -75,29 +91,57 @@ def test_dtype_is_converted_on_request(saved):
 # --- the four families ---------------------------------------------------------------------------------------------
 
 FLAT = {
-    "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY, "draft_vocab_size": DRAFT, "rms_norm_eps": 1e-5, "num_hidden_layers": 1,
-    "hidden_act": "silu", "max_position_embeddings": 2048, "tie_word_embeddings": False, "torch_dtype": "float16",
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "draft_vocab_size": DRAFT,
+    "rms_norm_eps": 1e-5,
+    "num_hidden_layers": 1,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
 }
 FAMILIES = {
     "safeailab": {**FLAT, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "pad_token_id": 0},
     "specforge": {
-        **FLAT, "architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "rope_theta": 500000.0,
+        **FLAT,
+        "architectures": ["LlamaForCausalLMEagle3"],
+        "model_type": "llama",
+        "rope_theta": 500000.0,
         "eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3, 6], "use_aux_hidden_state": True},
     },
     "angelslim": {
-        **FLAT, "architectures": ["Eagle3LlamaForCausalLM"], "model_type": "qwen3", "head_dim": 8,
-        "rope_theta": 1000000, "rope_scaling": None, "attention_bias": False, "use_sliding_window": False,
+        **FLAT,
+        "architectures": ["Eagle3LlamaForCausalLM"],
+        "model_type": "qwen3",
+        "head_dim": 8,
+        "rope_theta": 1000000,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "use_sliding_window": False,
         "tie_word_embeddings": True,
     },
     "speculators": {
-        "architectures": ["Eagle3Speculator"], "speculators_model_type": "eagle3", "draft_vocab_size": DRAFT,
-        "norm_before_residual": True, "norm_before_fc": False, "target_hidden_size": None,
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "draft_vocab_size": DRAFT,
+        "norm_before_residual": True,
+        "norm_before_fc": False,
+        "target_hidden_size": None,
         "eagle_aux_hidden_state_layer_ids": [1, 4, 7],
         "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "x"}},
         "transformer_layer_config": {
-            "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
+            "model_type": "llama",
+            "hidden_size": WIDTH,
+            "intermediate_size": 48,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "vocab_size": VOCABULARY,
+            "rms_norm_eps": 1e-5,
             "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
         },
     },
@@ -219,11 +263,14 @@ def test_taps_written_as_inputs_in_eagle_config_are_recognised(tmp_path):
     assert load_head(tmp_path, TARGET, taps=(1, 2, 3)).config.taps == (1, 2, 3)
 
 
-@pytest.mark.parametrize("spelling", [
-    {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
-    {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-    {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}},
-])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.0}},
+    ],
+)
 def test_rope_in_old_and_new_spelling(saved, spelling):
     edit(saved, config={"rope_theta": None, "rope_scaling": None, **spelling})
     expected = 1 / 5e5 ** (torch.arange(0, 8, 2) / 8) / 2.0

@@ -1,4 +1,5 @@
 """Recorded steps against steps that run as they are: on a tape that stands in for CUDA graphs, on any machine."""
+
 import pytest
 import torch
 
@@ -67,10 +68,20 @@ def test_with_an_ordinary_draft_model(tree):
     assert replays(engine) > 16
 
 
-@pytest.mark.parametrize("settings", [
-    {"verifier": "token"}, {"verifier": "published", "tree": "chain"}, {"verifier": "block", "tree": "chain"},
-    {"top_p": 0.9}, {"top_k": 20}, {"min_p": 0.05}, {"draft_sampling": SamplingSettings(0.5)}, {"width": 2},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"verifier": "token"},
+        {"verifier": "published", "tree": "chain"},
+        {"verifier": "block", "tree": "chain"},
+        {"top_p": 0.9},
+        {"top_k": 20},
+        {"min_p": 0.05},
+        {"draft_sampling": SamplingSettings(0.5)},
+        {"width": 2},
+    ],
+    ids=str,
+)
 def test_other_verifiers_and_settings(settings):
     engine = taped(with_head(draft_vocab=40))
     assert tokens(engine, **settings) == tokens(with_head(draft_vocab=40), **settings)
@@ -185,8 +196,15 @@ def test_a_phase_that_waits_is_found_when_recorded_and_decoding_goes_on(monkeypa
 def test_the_tape_notices_waits():
     x = torch.arange(6.0)
     waits = [
-        lambda: x.tolist(), lambda: x.sum().item(), lambda: x[x > 2], lambda: bool(x[0]), lambda: x.nonzero(),
-        lambda: torch.tensor([1]), lambda: x.cpu(), lambda: int(x[0]), lambda: torch.equal(x, x),
+        lambda: x.tolist(),
+        lambda: x.sum().item(),
+        lambda: x[x > 2],
+        lambda: bool(x[0]),
+        lambda: x.nonzero(),
+        lambda: torch.tensor([1]),
+        lambda: x.cpu(),
+        lambda: int(x[0]),
+        lambda: torch.equal(x, x),
     ]
     for wait in waits:
         with pytest.raises(HostWait), NoWaits(), Operators():

@@ -1,4 +1,5 @@
 """CUDA graphs on a GPU: captured steps give the tokens of steps that run as they are."""
+
 import pytest
 import torch
 
@@ -7,7 +8,8 @@ from eagle.modules import tree_attention as attention
 from tests.eagle.tiny import tiny_head, tiny_target
 
 pytestmark = [
-    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 TREES = ["none", "topk", "chain", "multi", "hybrid"]
 PROMPTS = torch.tensor([[7, 3, 22, 41, 5], [9, 1, 0, 0, 0]])
@@ -23,7 +25,13 @@ def engine() -> EagleModel:
 def tokens(engine: EagleModel, count: int, **settings) -> list[list[int]]:
     generator = torch.Generator("cuda").manual_seed(3)
     rows = engine.generate(
-        PROMPTS, count, attention_mask=MASK, nodes=12, depth=4, generator=generator, return_dict_in_generate=True,
+        PROMPTS,
+        count,
+        attention_mask=MASK,
+        nodes=12,
+        depth=4,
+        generator=generator,
+        return_dict_in_generate=True,
         **settings,
     )
     return [*(row.new_tokens for row in rows), torch.rand(3, device="cuda", generator=generator).tolist()]

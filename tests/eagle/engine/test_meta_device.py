@@ -3,6 +3,7 @@
 On `meta` every `.item()` and boolean index raises, and so does an operator that mixes in a tensor of the host, as both
 would in the recording of a CUDA graph.
 """
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """Laws under sampling settings, and a repetition penalty along each node's own prefix."""
+
 import pytest
 import torch
 
@@ -15,12 +16,15 @@ def test_plain_and_tempered():
     assert Law(SamplingSettings(0))(LOGITS).tolist() == [[1, 0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("settings, kept", [
-    (SamplingSettings(top_k=2), 2),
-    (SamplingSettings(top_p=0.8), 2),
-    (SamplingSettings(top_p=0), 5),
-    (SamplingSettings(min_p=0.3), 2),
-])
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        (SamplingSettings(top_k=2), 2),
+        (SamplingSettings(top_p=0.8), 2),
+        (SamplingSettings(top_p=0), 5),
+        (SamplingSettings(min_p=0.3), 2),
+    ],
+)
 def test_truncation(settings, kept):
     law = Law(settings)(LOGITS)
     assert int((law > 0).sum()) == kept and law.sum().item() == pytest.approx(1)

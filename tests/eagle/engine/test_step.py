@@ -1,5 +1,6 @@
 """The engine with its preallocated caches against a simple one that keeps nothing, and what must not change from step
 to step: addresses, the number of tensors, memory."""
+
 import gc
 
 import psutil
@@ -77,10 +78,13 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
     def spy(target, drafted):
         stores = (*target.cache.buffer.stores, *engine.drafter.buffer.stores, engine.drafter.outputs)
         fields = (drafted.tokens, drafted.parents, drafted.depths, drafted.proposal_rows, drafted.proposals)
-        seen.add((
-            tuple(store.data_ptr() for store in stores), tuple(store.shape for store in stores),
-            tuple(None if field is None else field.shape for field in fields),
-        ))
+        seen.add(
+            (
+                tuple(store.data_ptr() for store in stores),
+                tuple(store.shape for store in stores),
+                tuple(None if field is None else field.shape for field in fields),
+            )
+        )
         return score(target, drafted)
 
     monkeypatch.setattr(decode, "score", spy)
@@ -97,9 +101,9 @@ def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
     def spy(target, session, scores, outcome):
         commit(target, session, scores, outcome)
         tensors = [*target.state(), *session.carried, *(engine.drafter.state() if tree != "none" else ())]
-        seen.add((
-            target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors)
-        ))
+        seen.add(
+            (target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors))
+        )
 
     monkeypatch.setattr(decode, "commit", spy)
     engine.generate(PROMPT, 100, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(0))
@@ -148,7 +152,8 @@ def test_the_stated_bytes_are_the_allocated_ones():
 
 def test_generation_ends_at_the_context_limit():
     engine = model()
-    row = engine.generate(PROMPT, 10_000, return_dict_in_generate=True, nodes=12, depth=4,
-                          generator=torch.Generator().manual_seed(0))
+    row = engine.generate(
+        PROMPT, 10_000, return_dict_in_generate=True, nodes=12, depth=4, generator=torch.Generator().manual_seed(0)
+    )
     assert row.stop_reason == "context"
     assert PROMPT.shape[1] + len(row.new_tokens) == 256

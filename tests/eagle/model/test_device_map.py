@@ -1,4 +1,5 @@
 """Targets that accelerate spreads over devices or offloads: the head beside the last layers, the same tokens."""
+
 from types import SimpleNamespace
 
 import pytest

@@ -1,4 +1,5 @@
 """EAGLE's names: a pair on disk, loaded and called as EAGLE's own scripts do."""
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -24,8 +25,14 @@ def paths(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(paths):
     return EaModel.from_pretrained(
-        use_eagle3=True, base_model_path=paths[0], ea_model_path=paths[1], total_token=20, depth=3, top_k=4,
-        torch_dtype=torch.float32, low_cpu_mem_usage=True,
+        use_eagle3=True,
+        base_model_path=paths[0],
+        ea_model_path=paths[1],
+        total_token=20,
+        depth=3,
+        top_k=4,
+        torch_dtype=torch.float32,
+        low_cpu_mem_usage=True,
     ).eval()
 
 

@@ -1,4 +1,5 @@
 """`EagleModel.generate` on tiny models: the target's greedy output, exact limits, batches, clear errors."""
+
 import pytest
 import torch
 from transformers import TextStreamer
@@ -79,9 +80,7 @@ def test_nothing_after_eos(model):
 
 def test_several_stop_tokens(model):
     free = model.generate(PROMPT, 60, generator=seeded(), return_dict_in_generate=True).new_tokens
-    out = model.generate(
-        PROMPT, 60, eos_token_id=[free[9], free[6]], generator=seeded(), return_dict_in_generate=True
-    )
+    out = model.generate(PROMPT, 60, eos_token_id=[free[9], free[6]], generator=seeded(), return_dict_in_generate=True)
     assert out.new_tokens == free[: min(free.index(free[9]), free.index(free[6])) + 1]
 
 
@@ -122,9 +121,9 @@ def test_expected_accepted_is_the_mean_of_accepted(model):
     out = model.generate(PROMPT, 110, tree="chain", generator=seeded(), return_dict_in_generate=True)
     steps = out.steps[:-1]
     for seed in range(1, 6):
-        steps += model.generate(
-            PROMPT, 110, tree="chain", generator=seeded(seed), return_dict_in_generate=True
-        ).steps[:-1]
+        steps += model.generate(PROMPT, 110, tree="chain", generator=seeded(seed), return_dict_in_generate=True).steps[
+            :-1
+        ]
     gaps = torch.tensor([step.accepted - step.expected_accepted for step in steps])
     assert abs(gaps.mean() / (gaps.std() / len(gaps) ** 0.5)) < 4
 

@@ -1,4 +1,5 @@
 """Attention windows in buckets: few shapes over a long generation, and nothing beyond a row's length is seen."""
+
 import pytest
 import torch
 

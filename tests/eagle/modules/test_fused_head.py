@@ -1,4 +1,5 @@
 """The form a head decodes with equals the head, for every published variant and dtype."""
+
 import pytest
 import torch
 from torch import nn
@@ -11,8 +12,10 @@ from tests.eagle.modules.test_head import BASE, VARIANTS, D, F, N, V, causal
 
 # The norms and rotary angles of `transformers` are float32 whatever the weights are.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-5, torch.bfloat16: 6e-2}
-MORE = {"same vocabulary": {"draft_vocab_size": V}, "moving rope": {"rope_parameters": {
-    "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}}
+MORE = {
+    "same vocabulary": {"draft_vocab_size": V},
+    "moving rope": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+}
 
 
 def random_head(changes: dict, dtype: torch.dtype = torch.float32) -> Eagle3Head:

@@ -1,4 +1,5 @@
 """The head and its published variants against a reference written with loops over plain numbers."""
+
 import math
 
 import pytest
@@ -9,9 +10,17 @@ from eagle.modules.head import Eagle3Head, HeadConfig
 
 D, F, HEADS, GROUPS, E, INNER, V, VD, N = 8, 6, 4, 2, 4, 10, 12, 7, 5
 BASE = {
-    "hidden_size": D, "intermediate_size": INNER, "num_attention_heads": HEADS, "num_key_value_heads": GROUPS,
-    "head_dim": E, "vocab_size": V, "draft_vocab_size": VD, "taps": (1, 2, 3), "target_hidden_size": F,
-    "rms_norm_eps": 1e-3, "own_embeddings": True,
+    "hidden_size": D,
+    "intermediate_size": INNER,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "head_dim": E,
+    "vocab_size": V,
+    "draft_vocab_size": VD,
+    "taps": (1, 2, 3),
+    "target_hidden_size": F,
+    "rms_norm_eps": 1e-3,
+    "own_embeddings": True,
 }
 VARIANTS = {
     "published": {},
@@ -29,6 +38,7 @@ VARIANTS = {
 
 
 # --- the reference: lists of floats --------------------------------------------------------------------------------
+
 
 def dot(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True))
@@ -107,6 +117,7 @@ def reference(w, config, features, tokens, table):
 
 # --- the comparison ------------------------------------------------------------------------------------------------
 
+
 def causal(q, k, v):
     return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
@@ -139,8 +150,12 @@ def test_variants_differ():
         torch.manual_seed(0)
         config = HeadConfig(**{**BASE, **changes})
         head = Eagle3Head(config)
-        head.load_state_dict({n: torch.sin(torch.arange(float(t.numel()))).view(t.shape) if t.is_floating_point() else t
-                              for n, t in head.state_dict().items()})
+        head.load_state_dict(
+            {
+                n: torch.sin(torch.arange(float(t.numel()))).view(t.shape) if t.is_floating_point() else t
+                for n, t in head.state_dict().items()
+            }
+        )
         results.append(head(head.fuse(features), tokens, torch.arange(N)[None], causal))
     for i, a in enumerate(results):
         assert all(not torch.allclose(a, b) for b in results[:i])

@@ -1,4 +1,5 @@
 """Products with a packed weight are the ordinary ones, up to rounding."""
+
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Scoring a tree in one forward equals reading each path token by token, in every supported family."""
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM

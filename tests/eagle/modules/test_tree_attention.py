@@ -1,4 +1,5 @@
 """Attention over prefix and tree apart, merged by log-sum-exp, equals masked attention over both."""
+
 import sys
 from types import SimpleNamespace
 
@@ -15,13 +16,15 @@ from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target
 #  rows of different lengths (one of them empty), 4 heads over 2 key/value heads, a tree of 5 nodes in 6 slots
 LENGTHS = torch.tensor([7, 1, 16, 0])
 BATCH, HEADS, GROUPS, NODES, SCRATCH, WINDOW, SIZE = 4, 4, 2, 5, 6, 16, 8
-TREE = torch.tensor([
-    [1, 0, 0, 0, 0, 0],
-    [1, 1, 0, 0, 0, 0],
-    [1, 0, 1, 0, 0, 0],
-    [1, 1, 0, 1, 0, 0],
-    [1, 0, 1, 0, 1, 0],
-])
+TREE = torch.tensor(
+    [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 0, 1, 0, 1, 0],
+    ]
+)
 
 
 def case(dtype=torch.float32):
@@ -92,8 +95,10 @@ def test_generation_gives_the_same_tokens(drafts_with):
         for lm in (target, small):
             lm.set_attn_implementation(implementation)
         head = drafts_with == "head"
-        engine = EagleModel.from_head(target, tiny_head(target)) if head else EagleModel(
-            target, CausalLMDrafter(small, VOCAB)
+        engine = (
+            EagleModel.from_head(target, tiny_head(target))
+            if head
+            else EagleModel(target, CausalLMDrafter(small, VOCAB))
         )
         generator = torch.Generator().manual_seed(0)
         runs.append(engine.generate(torch.tensor([[7, 3, 9, 1]]), 30, nodes=12, depth=4, generator=generator).tolist())

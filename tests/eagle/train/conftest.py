@@ -1,4 +1,5 @@
 """A target small enough to train heads for in a test: 6 layers, 64 wide, 96 tokens, with a chat template."""
+
 import json
 import random
 from pathlib import Path
@@ -33,8 +34,16 @@ def tiny_target(tmp_path_factory):
     path = tmp_path_factory.mktemp("target")
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=5, pad_token_id=0,
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=1,
+        eos_token_id=5,
+        pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
     model.lm_head.weight.data *= 8
@@ -64,12 +73,26 @@ def settings(tiny_target, tiny_data):
     """TrainConfig of a short run; keyword arguments change it."""
 
     def build(output, **changes) -> TrainConfig:
-        return TrainConfig(**{
-            "target": str(tiny_target), "data": [str(tiny_data)], "output": str(output), "unroll": 3,
-            "batch_tokens": 160, "steps": 15, "precision": "no", "lr": 3e-3, "warmup": 5, "log_every": 1,
-            "eval_every": 100, "save_every": 100, "eval_examples": 4, "eval_prompts": 0, "held_out_share": 0.1,
-            **changes,
-        })
+        return TrainConfig(
+            **{
+                "target": str(tiny_target),
+                "data": [str(tiny_data)],
+                "output": str(output),
+                "unroll": 3,
+                "batch_tokens": 160,
+                "steps": 15,
+                "precision": "no",
+                "lr": 3e-3,
+                "warmup": 5,
+                "log_every": 1,
+                "eval_every": 100,
+                "save_every": 100,
+                "eval_examples": 4,
+                "eval_prompts": 0,
+                "held_out_share": 0.1,
+                **changes,
+            }
+        )
 
     return build
 

@@ -1,4 +1,5 @@
 """Features from disk are the features the target computes."""
+
 import pytest
 import torch
 

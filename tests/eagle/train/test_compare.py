@@ -1,4 +1,5 @@
 """Comparing heads on the same prompts."""
+
 import sys
 
 from transformers import AutoModelForCausalLM

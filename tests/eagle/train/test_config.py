@@ -1,4 +1,5 @@
 """Settings from a file and the command line."""
+
 import argparse
 import json
 
@@ -25,16 +26,19 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
     assert parse("--output", "123").output == "123"
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"learning_rate": 1}, ["learning_rate", "known", "lr"]),
-    ({"optimizer": "sgd"}, ["sgd", "adamw"]),
-    ({"precision": "fp8"}, ["fp8", "bf16"]),
-    ({"acceptance_weight": 2}, ["acceptance_weight", "0 .. 1"]),
-    ({"acceptance_warmup": -1}, ["acceptance_warmup", "0 .. 1"]),
-    ({"unroll": 0}, ["unroll"]),
-    ({"lr": "fast"}, ["lr", "fast", "number"]),
-    ({"data": "a.jsonl"}, ["data", "list"]),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"learning_rate": 1}, ["learning_rate", "known", "lr"]),
+        ({"optimizer": "sgd"}, ["sgd", "adamw"]),
+        ({"precision": "fp8"}, ["fp8", "bf16"]),
+        ({"acceptance_weight": 2}, ["acceptance_weight", "0 .. 1"]),
+        ({"acceptance_warmup": -1}, ["acceptance_warmup", "0 .. 1"]),
+        ({"unroll": 0}, ["unroll"]),
+        ({"lr": "fast"}, ["lr", "fast", "number"]),
+        ({"data": "a.jsonl"}, ["data", "list"]),
+    ],
+)
 def test_bad_settings(settings, words):
     with pytest.raises(ValueError) as error:
         from_dict(settings)

@@ -1,4 +1,5 @@
 """The demo corpus: what is read, what is held out, what is never opened."""
+
 import json
 
 import pytest

@@ -1,4 +1,5 @@
 """What is read from files, what the assistant said, and how batches are planned."""
+
 import json
 
 import pytest
@@ -115,5 +116,5 @@ def test_rows_are_padded_on_the_right(tokenizer, tmp_path):
     short = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}
     batch = collate(load_examples(tokenizer, write(tmp_path / "d.jsonl", {"messages": messages()}, short), 128))
     assert batch.tokens.shape == batch.answer.shape
-    assert not batch.answer[1, batch.lengths[1]:].any()
+    assert not batch.answer[1, batch.lengths[1] :].any()
     assert batch.answer.sum(1).tolist() == [5, 2]

@@ -1,4 +1,5 @@
 """The demo target's trainer: whole checkpoints, the same weights after a stop, a loadable result."""
+
 import json
 
 import pytest
@@ -8,8 +9,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle.train.demo import target as demo_target
 
-SIZE = ["--layers", "2", "--width", "64", "--vocab-size", "320", "--length", "32", "--batch", "2", "--context", "64",
-        "--log-every", "1", "--save-every", "2"]
+SIZE = [
+    "--layers",
+    "2",
+    "--width",
+    "64",
+    "--vocab-size",
+    "320",
+    "--length",
+    "32",
+    "--batch",
+    "2",
+    "--context",
+    "64",
+    "--log-every",
+    "1",
+    "--save-every",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +34,10 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     (root / "gsm8k").mkdir()
     (root / "flan_cot").mkdir()
-    lines = [json.dumps({"question": f"What is {i} plus {i}?", "answer": f"<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"})
-             for i in range(60)]
+    lines = [
+        json.dumps({"question": f"What is {i} plus {i}?", "answer": f"<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}"})
+        for i in range(60)
+    ]
     (root / "gsm8k" / "train.jsonl").write_text("\n".join(lines))
     record = "Is ice cold?\\nOptions:\\n- yes\\n- no\tyes\tIce is frozen.\n"
     (root / "flan_cot" / "toy_train.tsv").write_text(record * 5)
@@ -27,8 +46,20 @@ def data(tmp_path_factory):
 
 def run(data, tmp_path, name: str, steps: int, output: str | None = None):
     output = tmp_path / (output or name)
-    demo_target.main([str(data), "--output", str(output), "--work", str(tmp_path / "work" / name), "--steps",
-                      str(steps), "--decay", "0", *SIZE])
+    demo_target.main(
+        [
+            str(data),
+            "--output",
+            str(output),
+            "--work",
+            str(tmp_path / "work" / name),
+            "--steps",
+            str(steps),
+            "--decay",
+            "0",
+            *SIZE,
+        ]
+    )
     return load_file(output / "model.safetensors")
 
 

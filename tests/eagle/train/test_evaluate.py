@@ -1,4 +1,5 @@
 """Held-out numbers: against plain loops, and against what the verifier accepts of sampled chains."""
+
 import itertools
 
 import pytest

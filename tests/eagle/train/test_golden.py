@@ -2,6 +2,7 @@
 
 After a change that is meant: GOLDEN=write python -m pytest tests/eagle/train/test_golden.py
 """
+
 import json
 import os
 from pathlib import Path

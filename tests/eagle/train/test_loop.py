@@ -1,4 +1,5 @@
 """Whole runs on a tiny target: learning, choosing, golden losses, accumulation."""
+
 import re
 
 import pytest

@@ -1,4 +1,5 @@
 """The written-out gradient against autograd on the formulas, and the formulas' meaning."""
+
 import pytest
 import torch
 

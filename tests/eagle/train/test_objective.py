@@ -1,4 +1,5 @@
 """Which positions a batch trains, on the example drawn in the module's docstring."""
+
 import torch
 
 from eagle.train.data.conversations import Example

@@ -1,4 +1,5 @@
 """The number format where nobody names one: bfloat16 only where the hardware multiplies it."""
+
 import json
 import sys
 
@@ -16,11 +17,16 @@ from tests.eagle.train.conftest import losses
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(("features", "expected"), [
-    ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
-    ({"avx2": True, "avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"neon": True, "bf16": True}, True),
-    ({}, False),
-])
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx2": True, "avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({}, False),
+    ],
+)
 def test_a_cpu_is_asked_for_its_instructions(monkeypatch, features, expected):
     monkeypatch.setattr(precision.torch.cpu, "get_capabilities", lambda: features)
     assert has_bf16(CPU) == expected

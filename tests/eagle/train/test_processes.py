@@ -1,4 +1,5 @@
 """Several processes (gloo) give the losses of one, whatever the accelerate config spreads over them."""
+
 import json
 import os
 import socket
@@ -56,13 +57,17 @@ def test_two_processes_give_the_losses_of_one(settings, tmp_path):
         paths.append(tmp_path / f"{name}.json")
         paths[-1].write_text(json.dumps({"spread": spread, "environment": environment, "settings": run}))
     shared = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
     }
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, *map(str, paths)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT,
         )
         for rank in range(2)
     ]
@@ -97,8 +102,12 @@ def test_an_fsdp_config_spreads_the_target_and_copies_the_head(tiny_target, sett
     config.write_text(FSDP_CONFIG.format(port=free_port()))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "eagle.train"]
     done = subprocess.run(
-        [*map(str, command), "--config", str(run)], env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout=600,
-        capture_output=True, text=True,
+        [*map(str, command), "--config", str(run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        timeout=600,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "FSDP 2, reshard_after_forward true: the target's layers are spread over the processes" in done.stdout

@@ -1,4 +1,5 @@
 """Sampling answers with the target: the law, resuming, several turns."""
+
 import json
 import sys
 
@@ -16,8 +17,21 @@ def model(tiny_target):
 
 
 def run(monkeypatch, target, data, output, *more) -> list[dict]:
-    arguments = ["--target", target, "--data", data, "--output", output, "--max-new-tokens", 20, "--batch", 8,
-                 "--dtype", "fp32", *more]
+    arguments = [
+        "--target",
+        target,
+        "--data",
+        data,
+        "--output",
+        output,
+        "--max-new-tokens",
+        20,
+        "--batch",
+        8,
+        "--dtype",
+        "fp32",
+        *more,
+    ]
     monkeypatch.setattr(sys, "argv", ["regenerate", *map(str, arguments)])
     regenerate.main()
     return [json.loads(line) for line in output.read_text().splitlines()]
@@ -29,7 +43,7 @@ def test_greedy_answers_are_the_models_own(model):
     found = regenerate.sample(model, prompts, 12, [0.0] * 3, ends, torch.Generator())
     for prompt, answer in zip(prompts, found, strict=True):
         alone = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=5)
-        assert answer == alone[0, len(prompt):].tolist()
+        assert answer == alone[0, len(prompt) :].tolist()
 
 
 def test_samples_follow_the_law(model):

@@ -1,4 +1,5 @@
 """A run that was killed gives the losses of one that was not, and never reads half a checkpoint."""
+
 import json
 import os
 import signal

@@ -1,4 +1,5 @@
 """What an accelerate config asks for, and that nobody else acts on it."""
+
 import base64
 import json
 

@@ -1,4 +1,5 @@
 """The training-time test against its definition, and against drafting as a decoder does it."""
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +14,14 @@ STEPS, LENGTH, VOCABULARY, WIDTH = 4, 9, 30, 32
 def tiny_head(**changes) -> Eagle3Head:
     torch.manual_seed(0)
     shape = {
-        "hidden_size": WIDTH, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": 8, "vocab_size": VOCABULARY, "draft_vocab_size": VOCABULARY, "taps": (2, 3, 5),
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": VOCABULARY,
+        "draft_vocab_size": VOCABULARY,
+        "taps": (2, 3, 5),
         "target_hidden_size": WIDTH,
     }
     head = Eagle3Head(HeadConfig(**{**shape, **changes}))

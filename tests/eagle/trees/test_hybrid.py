@@ -1,4 +1,5 @@
 """Hybrid trees: level sizes, what a slot may depend on, temperature 0, and the choices of `auto`."""
+
 from collections import defaultdict
 
 import pytest
@@ -63,10 +64,14 @@ def shape_of_level(tree: hsd.DraftTree, settings: TreeSettings, level: int) -> t
     return tuple(int(tree.parents[node]) for node in nodes), tuple(laws), tuple(chosen)
 
 
-@pytest.mark.parametrize("settings", [
-    TreeSettings(7, 3, beta=0.5), TreeSettings(9, 3, beta=0.3),
-    TreeSettings(8, 2, beta=0.6),
-])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TreeSettings(7, 3, beta=0.5),
+        TreeSettings(9, 3, beta=0.3),
+        TreeSettings(8, 2, beta=0.6),
+    ],
+)
 def test_a_level_depends_on_the_draws_above_it_only(settings):
     """The rule that makes verification lossless, checked on every outcome of the real builder."""
     sizes = hybrid.level_sizes(settings)

@@ -1,4 +1,5 @@
 """Every outcome of the *real* tree builders, weighed and verified: the emitted joint law is the target's."""
+
 import dataclasses
 
 import pytest

@@ -1,4 +1,5 @@
 """EAGLE's tree at a small budget: nodes that cannot be kept are not grown, and the tree is the same without them."""
+
 import pytest
 import torch
 

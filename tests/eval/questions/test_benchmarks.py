@@ -1,4 +1,5 @@
 """Question files: layouts, protocols, checksums, and errors that say what to do."""
+
 import gzip
 import json
 
@@ -43,12 +44,15 @@ def test_gsm8k_falls_back_to_the_sample_and_says_so(data, capsys):
     assert "python -m eval.questions.downloads gsm8k/test.jsonl" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("bench, protocol, path", [
-    ("gsm8k", "full", "gsm8k/test.jsonl"),
-    ("gsm8k", "eagle80", "eagle80/gsm8k.jsonl"),
-    ("mt_bench", None, "mt_bench/question.jsonl"),
-    ("humaneval", None, "humaneval/HumanEval.jsonl.gz"),
-])
+@pytest.mark.parametrize(
+    "bench, protocol, path",
+    [
+        ("gsm8k", "full", "gsm8k/test.jsonl"),
+        ("gsm8k", "eagle80", "eagle80/gsm8k.jsonl"),
+        ("mt_bench", None, "mt_bench/question.jsonl"),
+        ("humaneval", None, "humaneval/HumanEval.jsonl.gz"),
+    ],
+)
 def test_a_missing_file_names_the_command(data, bench, protocol, path):
     with pytest.raises(files.MissingData, match=f"run `python -m eval.questions.downloads {path}`"):
         benchmarks.load(bench, protocol)
@@ -85,15 +89,18 @@ def test_a_changed_question_changes_the_hash(tmp_path):
     assert benchmarks.load("gsm8k", question_file=str(place)).sha256 != before
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "no questions in it"),
-    (b"not json\n", "line 1: not JSON"),
-    (b"[1]\n", "is not a JSON object"),
-    (b'{"text": "x"}\n', "expected `question`, `turns` or `prompt`"),
-    (b'{"turns": []}\n', "an empty turn"),
-    (b'{"question": "  "}\n', "an empty turn"),
-    (b'{"question_id": 3, "turns": ["a"]}\n{"question_id": 3, "turns": ["b"]}\n', "question_id 3 appears twice"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "no questions in it"),
+        (b"not json\n", "line 1: not JSON"),
+        (b"[1]\n", "is not a JSON object"),
+        (b'{"text": "x"}\n', "expected `question`, `turns` or `prompt`"),
+        (b'{"turns": []}\n', "an empty turn"),
+        (b'{"question": "  "}\n', "an empty turn"),
+        (b'{"question_id": 3, "turns": ["a"]}\n{"question_id": 3, "turns": ["b"]}\n', "question_id 3 appears twice"),
+    ],
+)
 def test_bad_files_are_named(tmp_path, content, message):
     place = tmp_path / "bad.jsonl"
     place.write_bytes(content)
@@ -102,14 +109,17 @@ def test_bad_files_are_named(tmp_path, content, message):
     assert "bad.jsonl" in str(caught.value)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("gsm9k",), "benchmark 'gsm9k' is not known; expected one of gsm8k"),
-    (("gsm8k", "eagle81"), "protocol 'eagle81' is not known for gsm8k; expected one of full, eagle80"),
-    (("gsm8k", "sample", "x.jsonl"), "leave one of them out"),
-    (("gsm8k", None, "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
-    (("gsm8k", "sample", None, 17), "--num-questions 17: gsm8k/sample has 16"),
-    (("gsm8k", "sample", None, 0), "expected 1 to 16"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("gsm9k",), "benchmark 'gsm9k' is not known; expected one of gsm8k"),
+        (("gsm8k", "eagle81"), "protocol 'eagle81' is not known for gsm8k; expected one of full, eagle80"),
+        (("gsm8k", "sample", "x.jsonl"), "leave one of them out"),
+        (("gsm8k", None, "nowhere.jsonl"), "'nowhere.jsonl' does not exist"),
+        (("gsm8k", "sample", None, 17), "--num-questions 17: gsm8k/sample has 16"),
+        (("gsm8k", "sample", None, 0), "expected 1 to 16"),
+    ],
+)
 def test_bad_requests_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmarks.load(*arguments)

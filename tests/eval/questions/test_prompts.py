@@ -1,4 +1,5 @@
 """Chat templates: the tokenizer's, FastChat's by family, or a refusal."""
+
 import pytest
 
 from eval.questions import prompts

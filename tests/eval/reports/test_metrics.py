@@ -1,4 +1,5 @@
 """Metrics against numbers worked out by hand."""
+
 import numpy as np
 import pytest
 
@@ -94,19 +95,22 @@ def test_wilson_by_hand():
     assert metrics.wilson(0, 0) is None
 
 
-@pytest.mark.parametrize("text, number", [
-    ("She has 3.\n#### 18", 18),
-    ("#### 1,234", 1234),
-    ("#### $70,000.00", 70000),
-    ("So the answer is $5.50.", 5.5),
-    ("The answer is: **12** apples", 12),
-    ("Thus \\boxed{42}.", 42),
-    ("first 3, then 4, so 7.", 7),
-    ("#### -3", -3),
-    ("The answer is 6.\n\nQuestion: There are 9 cars. The answer is 9.", 6),
-    ("no idea", None),
-    ("", None),
-])
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("She has 3.\n#### 18", 18),
+        ("#### 1,234", 1234),
+        ("#### $70,000.00", 70000),
+        ("So the answer is $5.50.", 5.5),
+        ("The answer is: **12** apples", 12),
+        ("Thus \\boxed{42}.", 42),
+        ("first 3, then 4, so 7.", 7),
+        ("#### -3", -3),
+        ("The answer is 6.\n\nQuestion: There are 9 cars. The answer is 9.", 6),
+        ("no idea", None),
+        ("", None),
+    ],
+)
 def test_final_number(text, number):
     assert final_number(text) == number
 

@@ -1,4 +1,5 @@
 """Answer files in EAGLE's own format, recomputed."""
+
 import json
 
 import pytest
@@ -8,9 +9,26 @@ from tests.eval.helpers import evaluate
 
 
 def write(path, rows):
-    path.write_text("".join(json.dumps({"question_id": i, "choices": [
-        {"index": 0, "turns": ["x"], "idxs": [steps - 1], "new_tokens": [tokens], "wall_time": [seconds]}]}) + "\n"
-        for i, (tokens, steps, seconds) in enumerate(rows)))
+    path.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "question_id": i,
+                    "choices": [
+                        {
+                            "index": 0,
+                            "turns": ["x"],
+                            "idxs": [steps - 1],
+                            "new_tokens": [tokens],
+                            "wall_time": [seconds],
+                        }
+                    ],
+                }
+            )
+            + "\n"
+            for i, (tokens, steps, seconds) in enumerate(rows)
+        )
+    )
     return str(path)
 
 
@@ -31,10 +49,13 @@ def test_our_answer_files_are_in_that_format(tmp_path, capsys):
     assert "| topk+token.jsonl | 16 |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content, message", [
-    ('{"question_id": 1, "choices": [{"turns": ["x"]}]}\n', "question 1: no 'new_tokens'"),
-    ("", "no questions in it"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ('{"question_id": 1, "choices": [{"turns": ["x"]}]}\n', "question 1: no 'new_tokens'"),
+        ("", "no questions in it"),
+    ],
+)
 def test_other_files_are_refused(tmp_path, capsys, content, message):
     (tmp_path / "x.jsonl").write_text(content)
     assert main([str(tmp_path / "x.jsonl")]) == 2

@@ -1,4 +1,5 @@
 """The report: written whole, complete, readable by FastChat, and fit to look at."""
+
 import ast
 import glob
 import importlib.util
@@ -15,9 +16,16 @@ from eval.reports import report, summary, tables
 from eval.runs.answers import Answers
 from tests.eval.helpers import entry, evaluate, turn
 
-SETTINGS = {"bench": "gsm8k", "protocol": "eagle80", "temperature": 1.0, "num_questions": 2, "seed": 0,
-            "base_model_path": "meta-llama/Llama-3.1-8B-Instruct", "draft_model_path": None,
-            "ea_model_path": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"}
+SETTINGS = {
+    "bench": "gsm8k",
+    "protocol": "eagle80",
+    "temperature": 1.0,
+    "num_questions": 2,
+    "seed": 0,
+    "base_model_path": "meta-llama/Llama-3.1-8B-Instruct",
+    "draft_model_path": None,
+    "ea_model_path": "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B",
+}
 
 
 def answers(name, *entries, **changes):
@@ -30,28 +38,54 @@ def answers(name, *entries, **changes):
 def mt_bench(tmp_path_factory):
     """A finished two-turn run with categories, a failure and a runaway."""
     output = tmp_path_factory.mktemp("mt_bench")
-    questions = [{"question_id": 81 + i, "category": category, "turns": [f"tell {i}", "again"]}
-                 for i, category in enumerate(["writing", "math", "writing", "math", "coding", "coding"])]
+    questions = [
+        {"question_id": 81 + i, "category": category, "turns": [f"tell {i}", "again"]}
+        for i, category in enumerate(["writing", "math", "writing", "math", "coding", "coding"])
+    ]
     questions[3]["turns"][1] = "explode"
     place = output / "questions.json"
     place.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    assert evaluate(output, "--question-file", str(place), "--max-new-tokens", "25",
-                    methods=("plain", "topk+token", "topk+hsd", "hybrid+token", "hybrid+hsd")) == 0
+    assert (
+        evaluate(
+            output,
+            "--question-file",
+            str(place),
+            "--max-new-tokens",
+            "25",
+            methods=("plain", "topk+token", "topk+hsd", "hybrid+token", "hybrid+hsd"),
+        )
+        == 0
+    )
     return output
 
 
 def test_every_file_is_there_and_whole(mt_bench):
     names = {path.name for path in mt_bench.iterdir()}
-    assert {"report.md", "report.json", "report.html", "overview.png", "acceptance.png", "distribution.png",
-            "step_time.png", "categories.png"} <= names
+    assert {
+        "report.md",
+        "report.json",
+        "report.html",
+        "overview.png",
+        "acceptance.png",
+        "distribution.png",
+        "step_time.png",
+        "categories.png",
+    } <= names
     assert not [name for name in names if name.endswith(".tmp")]
     assert (mt_bench / "overview.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_markdown_says_what_happened(mt_bench):
     text = (mt_bench / "report.md").read_text()
-    for part in ("tau by category", "Runaway answers", "RuntimeError: out of memory, or so", "hybrid+hsd - topk+hsd",
-                 "git commit", "Milliseconds per step", "Acceptance by depth"):
+    for part in (
+        "tau by category",
+        "Runaway answers",
+        "RuntimeError: out of memory, or so",
+        "hybrid+hsd - topk+hsd",
+        "git commit",
+        "Milliseconds per step",
+        "Acceptance by depth",
+    ):
         assert part in text
     assert "| hybrid+hsd | " in text
 
@@ -70,8 +104,11 @@ def test_json_holds_the_numbers(mt_bench):
     assert rows["hybrid+hsd"]["errors"] == {"84": "RuntimeError: out of memory, or so"}
     assert section["sessions"][0]["versions"]["torch"]
     assert {(pair["first"], pair["second"]) for pair in section["pairs"]} == {
-        ("topk+hsd", "topk+token"), ("hybrid+token", "topk+token"), ("hybrid+hsd", "topk+hsd"),
-        ("hybrid+hsd", "hybrid+token")}
+        ("topk+hsd", "topk+token"),
+        ("hybrid+token", "topk+token"),
+        ("hybrid+hsd", "topk+hsd"),
+        ("hybrid+hsd", "hybrid+token"),
+    }
 
 
 def test_report_command_equals_the_run_s_own_report(mt_bench, tmp_path, capsys):
@@ -93,8 +130,16 @@ def test_runs_with_other_settings_are_not_compared(tmp_path):
 def test_published_numbers_stand_beside_their_own_setting_only():
     (section,) = summary.sections([answers("topk+token", entry(0, turn([2])))])
     assert "accepted 3.22" in "".join(tables.headline(section).rows[0])
-    (section,) = summary.sections([answers("topk+token", entry(0, turn([2])), base_model_path="checkpoints/demo/target",
-                                           ea_model_path="checkpoints/demo/eagle3")])
+    (section,) = summary.sections(
+        [
+            answers(
+                "topk+token",
+                entry(0, turn([2])),
+                base_model_path="checkpoints/demo/target",
+                ea_model_path="checkpoints/demo/eagle3",
+            )
+        ]
+    )
     assert section["published"] == [] and "published" not in tables.headline(section).header
 
 
@@ -106,8 +151,12 @@ def test_published_numbers_all_have_a_source_and_a_definition():
 
 def test_greedy_rows_say_whether_the_tokens_are_plain_s():
     same, other = entry(0, turn([2])), entry(1, turn([2]))
-    (section,) = summary.sections([answers("plain", same, entry(1, turn([0])), temperature=0.0),
-                                   answers("topk+token", same, other, temperature=0.0)])
+    (section,) = summary.sections(
+        [
+            answers("plain", same, entry(1, turn([0])), temperature=0.0),
+            answers("topk+token", same, other, temperature=0.0),
+        ]
+    )
     table = tables.headline(section)
     assert table.rows[1][table.header.index("same tokens as plain")] == "1 of 2"
 
@@ -135,8 +184,11 @@ def fastchat_loader():
     if package is None:
         pytest.skip("fschat is not installed")
     source = (Path(package.submodule_search_locations[0]) / "llm_judge" / "common.py").read_text()
-    function = next(node for node in ast.parse(source).body
-                    if isinstance(node, ast.FunctionDef) and node.name == "load_model_answers")
+    function = next(
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef) and node.name == "load_model_answers"
+    )
     scope = {"glob": glob, "os": os, "json": json}
     exec(compile(ast.Module([function], []), "fastchat", "exec"), scope)
     return scope["load_model_answers"]
@@ -158,9 +210,17 @@ def test_the_page_in_a_browser(mt_bench, tmp_path):
     if browser is None:
         pytest.skip("no Chromium on this machine")
     picture = tmp_path / "page.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1240,3200",
-               f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}",
-               (mt_bench / "report.html").resolve().as_uri()]
+    command = [
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--window-size=1240,3200",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--screenshot={picture}",
+        (mt_bench / "report.html").resolve().as_uri(),
+    ]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     pixels = pytest.importorskip("matplotlib.pyplot").imread(picture)
     assert pixels.shape[:2] == (3200, 1240)

@@ -1,4 +1,5 @@
 """A run that is cut anywhere and continued gives what an unbroken run gives; so do shards."""
+
 import os
 import random
 import signal
@@ -46,8 +47,9 @@ def test_cut_files_are_completed(unbroken, tmp_path, seed):
 
 def test_kill_9(unbroken, tmp_path):
     command = [sys.executable, "-m", "tests.eval.fake", *arguments(tmp_path)]
-    running = subprocess.Popen(command, env={**os.environ, "FAKE_DELAY": "0.05"}, stderr=subprocess.PIPE,
-                               text=True, cwd=ROOT)
+    running = subprocess.Popen(
+        command, env={**os.environ, "FAKE_DELAY": "0.05"}, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     while not (tmp_path / FILES[0]).is_file() or (tmp_path / FILES[0]).read_bytes().count(b"\n") < 3:
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.01)

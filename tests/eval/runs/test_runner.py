@@ -1,4 +1,5 @@
 """The loop over questions: order, seeds, failures, turns fed back."""
+
 import json
 
 import pytest

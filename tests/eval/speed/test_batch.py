@@ -1,4 +1,5 @@
 """`python -m eval.speed.batch` on the demo pair with tiny arguments: every row is there and says what was measured."""
+
 import json
 
 import pytest
@@ -13,7 +14,10 @@ def test_rows_by_batch_size_and_method(tmp_path, capsys):
     written = json.loads(path.read_text(encoding="utf-8"))
     rows = written["rows"]
     assert [(row["batch"], row["method"]) for row in rows] == [
-        (1, "plain"), (1, "hybrid+hsd"), (3, "plain"), (3, "hybrid+hsd")
+        (1, "plain"),
+        (1, "hybrid+hsd"),
+        (3, "plain"),
+        (3, "hybrid+hsd"),
     ]
     for row in rows:
         assert 0 < row["tokens"] <= 18 and row["tokens_per_second"] > 0

@@ -1,4 +1,5 @@
 """`--nodes auto`: the quotient decides, the choice is kept, several processes do not choose apart."""
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +55,22 @@ def test_a_choice_is_measured_once(tmp_path, monkeypatch):
 def test_several_processes_are_told_to_choose_before(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    arguments = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "T", "--ea-model-path", "H",
-                 "--nodes", "auto", "--methods", "hybrid+hsd", "--output", str(tmp_path)]
+    arguments = [
+        "--bench",
+        "gsm8k",
+        "--protocol",
+        "sample",
+        "--base-model-path",
+        "T",
+        "--ea-model-path",
+        "H",
+        "--nodes",
+        "auto",
+        "--methods",
+        "hybrid+hsd",
+        "--output",
+        str(tmp_path),
+    ]
     assert main(arguments, load=lambda *_, **__: SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))) == 2
     assert "run python -m eval.speed.budget first" in capsys.readouterr().err
 

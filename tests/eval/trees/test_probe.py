@@ -1,4 +1,5 @@
 """The probe compares what generation does; the picture says what the stopping law says."""
+
 import pytest
 import torch
 
@@ -32,8 +33,16 @@ def steps(model, seed=0, count=30):
 
 def test_a_walk_along_a_method_is_its_generation(model):
     *_, walk = steps(model)
-    out = model.generate(torch.tensor([PROMPT]), 30, tree="hybrid", nodes=12, depth=4, verifier="hsd",
-                         generator=torch.Generator().manual_seed(0), return_dict_in_generate=True)
+    out = model.generate(
+        torch.tensor([PROMPT]),
+        30,
+        tree="hybrid",
+        nodes=12,
+        depth=4,
+        verifier="hsd",
+        generator=torch.Generator().manual_seed(0),
+        return_dict_in_generate=True,
+    )
     assert walk.session.sequences[0][: 5 + 30] == PROMPT + out.new_tokens
 
 
@@ -48,8 +57,16 @@ def test_the_walk_expects_what_generation_expects(model):
 
     for _ in walk.along(PROMPT, 20, torch.Generator().manual_seed(3), follow):
         pass
-    out = model.generate(torch.tensor([PROMPT]), 20, tree="hybrid", nodes=12, depth=4, verifier="hsd",
-                         generator=torch.Generator().manual_seed(3), return_dict_in_generate=True)
+    out = model.generate(
+        torch.tensor([PROMPT]),
+        20,
+        tree="hybrid",
+        nodes=12,
+        depth=4,
+        verifier="hsd",
+        generator=torch.Generator().manual_seed(3),
+        return_dict_in_generate=True,
+    )
     assert found[: len(out.steps)] == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
 
 
@@ -133,8 +150,9 @@ def test_leaves_lie_one_below_another():
 
 def test_a_step_past_the_answers_end_is_refused(model):
     with pytest.raises(ValueError, match="--skip"):
-        draw_tree.draft_step(model, PROMPT, SamplingSettings(1.0), "chain", SETTINGS, "hsd", 999,
-                             torch.Generator().manual_seed(0))
+        draw_tree.draft_step(
+            model, PROMPT, SamplingSettings(1.0), "chain", SETTINGS, "hsd", 999, torch.Generator().manual_seed(0)
+        )
 
 
 def test_stopping_laws_are_kept(model):
