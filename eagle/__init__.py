@@ -5,9 +5,9 @@ ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 """
 
 from eagle.checkpoints.load import load_head, save_head
-from eagle.engine.sampling import SamplingSettings
+from eagle.engine.sampling import SamplingParams
 from eagle.model.ea_model import EaModel
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import Generation, StepRecord
 
-__all__ = ["EaModel", "EagleModel", "Generation", "SamplingSettings", "StepRecord", "load_head", "save_head"]
+__all__ = ["EaModel", "EagleModel", "Generation", "SamplingParams", "StepRecord", "load_head", "save_head"]

@@ -34,7 +34,7 @@ class Drafter(Protocol):
         of a sequence, whose first token follows nothing). Returns logits [B, Vd] after the root.
         """
 
-    def settle(self, longest: int) -> None:
+    def set_length_bound(self, longest: int) -> None:
         """Tighten the host-side bound on tokens read (root included), once the lengths are known on the host."""
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:

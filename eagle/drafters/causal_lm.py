@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from eagle.drafters.base import Lineage
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 
 
 class CausalLMDrafter:
-    """`Drafter` over a `CausalLM`: grown nodes are scored as a partial tree in the LM's scratch area."""
+    """`Drafter` over a `CachedLM`: grown nodes are scored as a partial tree in the LM's scratch area."""
 
     def __init__(self, model, target_vocab_size: int):
-        self.lm = CausalLM(model)
+        self.lm = CachedLM(model)
         self.device = self.lm.device
         # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
         self.columns = min(self.lm.vocab_size, target_vocab_size)
@@ -37,8 +37,8 @@ class CausalLMDrafter:
         forward = self.lm.extend if self.lm.longest else self.lm.prefill
         return forward(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]
 
-    def settle(self, longest: int) -> None:
-        self.lm.settle(longest)
+    def set_length_bound(self, longest: int) -> None:
+        self.lm.set_length_bound(longest)
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
         first = self.lineage.filled

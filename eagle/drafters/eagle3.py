@@ -100,7 +100,7 @@ class Eagle3Drafter:
         self.outputs[:, :1] = hidden
         return self.fused.logits(hidden)[:, 0]
 
-    def settle(self, longest: int) -> None:
+    def set_length_bound(self, longest: int) -> None:
         self.longest = longest - 1
         self._committed = None
 

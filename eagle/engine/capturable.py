@@ -3,10 +3,10 @@
 from eagle.drafters import CausalLMDrafter, Drafter
 from eagle.engine.sequence import Plan
 from eagle.modules.fused_head import MOVING_ROPE
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 
 
-def why_not(target: CausalLM, drafter: Drafter | None, plan: Plan) -> str | None:
+def why_not(target: CachedLM, drafter: Drafter | None, plan: Plan) -> str | None:
     """The reason in words, or None where a step does nothing that a CUDA graph cannot hold."""
     if plan.target_law.settings.needs_prefix or plan.draft_law.settings.needs_prefix:
         penalty = plan.target_law.settings.repetition_penalty
@@ -19,7 +19,7 @@ def why_not(target: CausalLM, drafter: Drafter | None, plan: Plan) -> str | None
     return next((reason for reason in map(_waits, models) if reason), None)
 
 
-def _waits(model: CausalLM) -> str | None:
+def _waits(model: CachedLM) -> str | None:
     """Why the forward of this model waits for the device, if it does."""
     config = model.config
     if any(weight.is_meta for weight in model.model.parameters()):

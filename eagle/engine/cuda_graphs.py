@@ -78,7 +78,7 @@ class CudaGraphs:
         self.pool = torch.cuda.graph_pool_handle()
 
 
-class Captured:
+class GraphRunner:
     """Recorded steps by key, at most `most` of them: the one unused for longest goes first.
 
     stock    where sessions keep what they carry, so that its addresses stay from one generation to the next

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from eagle.drafters import Drafter
-from eagle.engine.cuda_graphs import Captured
+from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.step import Plan, Session, StepResult, prefill, step
 from eagle.model.outputs import Generation, StepRecord
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 from eagle.trees import find_tree
 
 
@@ -41,13 +41,13 @@ class Stopping:
 
 
 def iterate(
-    target: CausalLM,
+    target: CachedLM,
     drafter: Drafter | None,
     plan: Plan,
     prompts: list[list[int]],
     stopping: Stopping,
     generator: torch.Generator | None,
-    captured: Captured | None = None,
+    captured: GraphRunner | None = None,
 ) -> Iterator[list[Generation]]:
     """Yield the rows after the prompts' forward and after every step, until every row has ended.
 

@@ -19,7 +19,7 @@ from transformers import (
 
 
 @dataclass(frozen=True)
-class SamplingSettings:
+class SamplingParams:
     """temperature 0 means greedy; top_k 0, top_p 1 (or 0), min_p 0 and repetition_penalty 1 mean "off"."""
 
     temperature: float = 1.0
@@ -50,10 +50,10 @@ class SamplingSettings:
         return self.repetition_penalty != 1.0
 
 
-class Law:
+class SamplingTransform:
     """Callable: logits [..., V] -> probabilities Float32[..., V] under `settings`; equal where these are."""
 
-    def __init__(self, settings: SamplingSettings):
+    def __init__(self, settings: SamplingParams):
         self.settings = settings
         self._penalty = LogitsProcessorList()
         if settings.needs_prefix:
@@ -71,7 +71,7 @@ class Law:
             self._warpers.append(MinPLogitsWarper(float(settings.min_p)))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Law) and self.settings == other.settings
+        return isinstance(other, SamplingTransform) and self.settings == other.settings
 
     def __hash__(self) -> int:
         return hash(self.settings)

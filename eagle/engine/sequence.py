@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eagle.engine.sampling import Law
+from eagle.engine.sampling import SamplingTransform
 from eagle.trees import TreeSettings, find_tree
 
 
@@ -21,15 +21,15 @@ class Plan:
     tree: str
     settings: TreeSettings
     verifier: str
-    target_law: Law
-    draft_law: Law
+    target_law: SamplingTransform
+    draft_law: SamplingTransform
 
     @property
     def depth(self) -> int:
         return 0 if find_tree(self.tree) is None else self.settings.depth
 
 
-class Carried(NamedTuple):
+class StepState(NamedTuple):
     """Tensors that one step hands to the next.
 
     pending    Int64[B, K+1]      tokens committed by the last step, the next root last (right-padded)
@@ -45,16 +45,16 @@ class Carried(NamedTuple):
         """What must agree for one to be copied into the other."""
         return tuple((part.shape, part.dtype, part.device) for part in self if part is not None)
 
-    def like(self) -> "Carried":
-        return Carried(*(None if part is None else torch.empty_like(part) for part in self))
+    def like(self) -> "StepState":
+        return StepState(*(None if part is None else torch.empty_like(part) for part in self))
 
-    def copy_(self, other: "Carried") -> None:
+    def copy_(self, other: "StepState") -> None:
         for mine, theirs in zip(self, other):
             if mine is not None:
                 mine.copy_(theirs)
 
 
-Stock = dict[tuple, Carried]  # by kind
+Stock = dict[tuple, StepState]  # by kind
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Session:
     begun        whether a step was made: from then on its shapes repeat
     """
 
-    carried: Carried
+    carried: StepState
     sequences: list[list[int]]
     active: list[bool]
     stock: Stock = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Session:
     def root(self) -> Tensor:
         return self.pending.gather(1, (self.counts - 1)[:, None])[:, 0]
 
-    def hand_over(self, carried: Carried) -> None:
+    def hand_over(self, carried: StepState) -> None:
         """Keep for the next step, in place."""
         kind = carried.kind()
         if kind not in self.stock:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.engine.cuda_graphs import Captured
-from eagle.engine.sequence import Carried, PhaseClock, Plan, Session, Stock
-from eagle.modules.target import CausalLM, Scores
+from eagle.engine.cuda_graphs import GraphRunner
+from eagle.engine.sequence import PhaseClock, Plan, Session, StepState, Stock
+from eagle.modules.target import CachedLM, Scores
 from eagle.trees import TreeBatch, find_tree, root_only
 
 __all__ = [
@@ -59,7 +59,7 @@ class StepResult(NamedTuple):
 
 @torch.inference_mode()
 def prefill(
-    target: CausalLM,
+    target: CachedLM,
     drafter: Drafter | None,
     plan: Plan,
     prompts: list[list[int]],
@@ -84,7 +84,7 @@ def prefill(
     root = hsd.draw(law, generator)
     pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
     sequences = [[*prompt, token] for prompt, token in zip(prompts, root.tolist())]
-    carried = Carried(pending, counts + 1, scores.features)
+    carried = StepState(pending, counts + 1, scores.features)
     return Session(carried, sequences, [True] * len(prompts), {} if stock is None else stock)
 
 
@@ -110,7 +110,7 @@ def draft(drafter: Drafter | None, plan: Plan, session: Session, generator) -> T
     return builder.build(drafter, root, logits, plan.settings, plan.draft_law, lambda probs: hsd.draw(probs, generator))
 
 
-def score(target: CausalLM, tree: TreeBatch) -> Scores:
+def score(target: CachedLM, tree: TreeBatch) -> Scores:
     """Target logits [B, N, V] and features [B, N, taps * F] at every node, in one forward."""
     ancestors = tree.ancestors()
     spare = target.scratch - ancestors.shape[-1]
@@ -155,37 +155,37 @@ def _node_prefixes(plan: Plan, session: Session, tree: TreeBatch) -> Tensor | No
     return torch.cat([base[:, None].expand(-1, count, -1), own], dim=-1)
 
 
-def commit(target: CausalLM, session: Session, scores: Scores, outcome: Outcome) -> None:
+def commit(target: CachedLM, session: Session, scores: Scores, outcome: Outcome) -> None:
     """Keep the accepted path in the cache and hand its tokens and features to the next draft."""
     counts, features = outcome.accepted + 1, scores.features
     target.commit(outcome.path.to(target.device), counts.to(target.device))
     if features is not None:
         path = outcome.path.to(features.device)
         features = features.gather(1, path[:, :, None].expand(-1, -1, features.shape[-1]))
-    session.hand_over(Carried(outcome.tokens, counts, features))
+    session.hand_over(StepState(outcome.tokens, counts, features))
 
 
-def _finish(target: CausalLM, session: Session, scores: Scores, outcome: Outcome) -> Tensor:
+def _finish(target: CachedLM, session: Session, scores: Scores, outcome: Outcome) -> Tensor:
     """Commit, and pack what the host wants to know: accepted, E[accepted], tokens as Float64[B, K+3]."""
     commit(target, session, scores, outcome)
     return torch.cat([outcome.accepted[:, None].double(), outcome.expected[:, None], outcome.tokens], 1)
 
 
 def _read_back(
-    target: CausalLM, drafter: Drafter | None, session: Session, packed: Tensor, nodes: int
+    target: CachedLM, drafter: Drafter | None, session: Session, packed: Tensor, nodes: int
 ) -> list[StepResult]:
-    """The step's one wait: bring the decision to the host and settle the host-side lengths."""
+    """The step's one wait: bring the decision to the host and set_length_bound the host-side lengths."""
     results = [StepResult([int(token) for token in row[2 : 3 + int(row[0])]], row[1], nodes) for row in packed.tolist()]
     if drafter is not None:
-        drafter.settle(max(map(len, session.sequences)))
+        drafter.set_length_bound(max(map(len, session.sequences)))
     for sequence, result, active in zip(session.sequences, results, session.active):
         if active:
             sequence.extend(result.tokens)
-    target.settle(max(map(len, session.sequences)) - 1)
+    target.set_length_bound(max(map(len, session.sequences)) - 1)
     return results
 
 
-def _open(target: CausalLM, drafter: Drafter | None, plan: Plan, session: Session, generator, captured: Captured):
+def _open(target: CachedLM, drafter: Drafter | None, plan: Plan, session: Session, generator, captured: GraphRunner):
     """Tell the recordings which step this is: everything on the host that decides what it does, and its tensors."""
     windows = (target.window(), 0 if drafter is None else drafter.window(session.pending.shape[1]))
     kind = session.carried.kind()
@@ -197,12 +197,12 @@ def _open(target: CausalLM, drafter: Drafter | None, plan: Plan, session: Sessio
 
 @torch.inference_mode()
 def step(
-    target: CausalLM,
+    target: CachedLM,
     drafter: Drafter | None,
     plan: Plan,
     session: Session,
     generator,
-    captured: Captured | None = None,
+    captured: GraphRunner | None = None,
 ) -> tuple[list[StepResult], dict[str, float]]:
     """One decoding step of every row; returns the rows' results and the wall seconds of each phase.
 

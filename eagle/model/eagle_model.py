@@ -10,13 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eagle.checkpoints.load import check_target, load_head
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.engine.capturable import why_not
-from eagle.engine.cuda_graphs import Captured, CudaGraphs
+from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
 from eagle.engine.generate import Stopping, iterate
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import Plan
 from eagle.model.outputs import Generation
 from eagle.modules.head import Eagle3Head
-from eagle.modules.target import CausalLM, device_of
+from eagle.modules.target import CachedLM, device_of
 from eagle.modules.tree_attention import ATTENTION
 from eagle.trees import TreeSettings, find_tree
 from hsd.verifiers import find_verifier
@@ -30,12 +30,12 @@ class EagleModel:
     """
 
     def __init__(self, model, drafter: Drafter | None = None, tokenizer=None, taps: tuple[int, ...] = ()):
-        self.target = CausalLM(model, taps)
+        self.target = CachedLM(model, taps)
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.device = self.target.device
         self.context_length = self.target.context_length
-        self.captured = Captured(CudaGraphs(self.device)) if self.device.type == "cuda" else None
+        self.captured = GraphRunner(CudaGraphs(self.device)) if self.device.type == "cuda" else None
         self._eager_because: str | None = None
 
     @property
@@ -148,7 +148,7 @@ class EagleModel:
         generator: torch.Generator | None = None,
         eos_token_id: int | list[int] | None = None,
         attention_mask: Tensor | None = None,
-        draft_sampling: SamplingSettings | None = None,
+        draft_sampling: SamplingParams | None = None,
         graphs: bool | None = None,
     ) -> Iterator[list[Generation]]:
         """Yield the growing rows after the prompts' forward and after every step.
@@ -170,13 +170,13 @@ class EagleModel:
         self._check_prompts(prompts)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-        sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty)
+        sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
         plan = self._plan(sampling, draft_sampling, tree, verifier, TreeSettings(nodes, depth, width, beta))
         stopping = Stopping(self.eos_ids(eos_token_id), max_new_tokens, self.context_length)
         captured = self._recordings(plan, graphs)
         return iterate(self.target, self.drafter, plan, prompts, stopping, generator, captured)
 
-    def _recordings(self, plan: Plan, graphs: bool | None) -> Captured | None:
+    def _recordings(self, plan: Plan, graphs: bool | None) -> GraphRunner | None:
         """Where this plan's steps are recorded, None if they are not; the reason goes to `eager_because`."""
         if graphs is False:
             self._eager_because = "graphs=False"
@@ -191,8 +191,8 @@ class EagleModel:
 
     def _plan(
         self,
-        sampling: SamplingSettings,
-        draft_sampling: SamplingSettings | None,
+        sampling: SamplingParams,
+        draft_sampling: SamplingParams | None,
         tree: str,
         verifier: str,
         settings: TreeSettings,
@@ -203,10 +203,10 @@ class EagleModel:
         if sampling.greedy:
             verifier = "greedy"
             tree = "topk" if tree == "hybrid" else tree
-        draft_sampling = draft_sampling or SamplingSettings(
+        draft_sampling = draft_sampling or SamplingParams(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
         )
-        return Plan(tree, settings, verifier, Law(sampling), Law(draft_sampling))
+        return Plan(tree, settings, verifier, SamplingTransform(sampling), SamplingTransform(draft_sampling))
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         for index, prompt in enumerate(prompts):

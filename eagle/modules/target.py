@@ -60,7 +60,7 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-class CausalLM:
+class CachedLM:
     """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
 
     `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
@@ -217,6 +217,6 @@ class CausalLM:
         self.cache.buffer.commit(nodes + self._first, positions)
         self._advance(counts)
 
-    def settle(self, longest: int) -> None:
+    def set_length_bound(self, longest: int) -> None:
         """Tighten the host-side bound on committed tokens, once the lengths are known there."""
         self.longest = longest

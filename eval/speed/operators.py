@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle import EagleModel
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.step import Plan, _read_back, commit, draft, prefill, score, verify
 from eagle.trees import TreeSettings, find_tree
 
@@ -83,7 +83,7 @@ class Bench:
     def __init__(self, model: EagleModel, tree: str, args: argparse.Namespace):
         self.target = model.target
         self.drafter = MarkedDrafter(model.drafter) if find_tree(tree) else None
-        law = Law(SamplingSettings(args.temperature))
+        law = SamplingTransform(SamplingParams(args.temperature))
         verifier = "greedy" if args.temperature == 0 else args.verifier
         settings = TreeSettings(nodes=args.nodes, depth=args.depth) if self.drafter else TreeSettings(nodes=1)
         self.plan = Plan(tree, settings, verifier, law, law)

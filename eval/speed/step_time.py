@@ -20,7 +20,7 @@ import torch
 
 from eagle import EagleModel
 from eagle.engine.capturable import why_not
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.step import PhaseClock, Plan, prefill, step
 from eagle.trees import TreeSettings, find_tree
 from eval.jsonl import write_whole
@@ -65,7 +65,7 @@ class Runner:
         self.model, self.variant, self.room = model, variant, 64
         self.generator = torch.Generator(model.device).manual_seed(args.seed)
         settings = TreeSettings(nodes=variant.nodes, depth=args.depth)
-        law = Law(SamplingSettings(args.temperature))
+        law = SamplingTransform(SamplingParams(args.temperature))
         verifier = "greedy" if args.temperature == 0 else variant.verifier
         self.plan = Plan(variant.tree, settings, verifier, law, law)
         self.passes = 0 if variant.tree == "none" else min(args.depth, max(variant.nodes - 1, 1))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 import hsd
-from eagle.engine.sampling import SamplingSettings
+from eagle.engine.sampling import SamplingParams
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
 from eval.trees.probe import Drafted, Room, Walk
@@ -201,7 +201,7 @@ def _legend(figure, pyplot) -> None:
 def draft_step(
     model: EagleModel,
     prompt: list[int],
-    sampling: SamplingSettings,
+    sampling: SamplingParams,
     tree: str,
     settings: TreeSettings,
     verifier: str,
@@ -258,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         drafted = draft_step(
             model,
             encode(model.tokenizer, options.prompt),
-            SamplingSettings(options.temperature),
+            SamplingParams(options.temperature),
             options.tree,
             settings,
             verifier,

@@ -1,7 +1,7 @@
 """Compare plans at the same decoding states, exactly: E[accepted] from the stopping law, no verification noise.
 
     plans = [("topk", TreeSettings(60)), ("hybrid", TreeSettings(60))]
-    walk = Walk(model, SamplingSettings(temperature=1.0), Room.of(plans))
+    walk = Walk(model, SamplingParams(temperature=1.0), Room.of(plans))
     for _ in walk.along(prompt, max_new_tokens=100, generator=g):
         for tree, settings in plans:
             drafted = walk.draft(tree, settings)      # the real builder; scored, not committed
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.step import Plan, Session, commit, prefill, score, verify
 from eagle.model.eagle_model import EagleModel
 from eagle.modules.target import Scores
@@ -73,11 +73,11 @@ class Drafted:
 class Walk:
     """One row's decoding, stopped at each state to look at trees."""
 
-    def __init__(self, model: EagleModel, sampling: SamplingSettings, room: Room):
+    def __init__(self, model: EagleModel, sampling: SamplingParams, room: Room):
         if sampling.needs_prefix:
             raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
         self.model, self.sampling, self.room = model, sampling, room
-        self.law = Law(sampling)
+        self.law = SamplingTransform(sampling)
         self.plan = Plan("none", TreeSettings(max(room.nodes, 1), room.depth), "token", self.law, self.law)
         self.session: Session | None = None
 
@@ -97,7 +97,7 @@ class Walk:
     def _read(self) -> None:
         session = self.session
         self.logits = self.model.drafter.read(session.pending, session.counts, session.features)
-        self.model.drafter.settle(len(session.sequences[0]))
+        self.model.drafter.set_length_bound(len(session.sequences[0]))
 
     @property
     def ended(self) -> bool:
@@ -115,7 +115,7 @@ class Walk:
         self,
         tree: str,
         settings: TreeSettings,
-        draft_sampling: SamplingSettings | None = None,
+        draft_sampling: SamplingParams | None = None,
         draw: Callable[[Tensor], Tensor] | None = None,
     ) -> Drafted:
         """Grow a tree from the current root and score it; the state stays where it is.
@@ -127,7 +127,7 @@ class Walk:
         drafter.lineage.clear()
         builder = find_tree(tree)
         root = self.session.root.to(self.logits.device)
-        law = Law(draft_sampling) if draft_sampling else self.law
+        law = SamplingTransform(draft_sampling) if draft_sampling else self.law
         draw = draw or (lambda probs: hsd.draw(probs, self.generator))
         batch = builder.build(drafter, root, self.logits, settings, law, draw) if builder else root_only(root)
         return self._score(batch)
@@ -151,7 +151,7 @@ class Walk:
         ends = [place for place, token in enumerate(emitted) if token in self._stops]
         session.sequences[0].extend(emitted[: ends[0] + 1] if ends else emitted)
         if not self.ended:
-            target.settle(len(session.sequences[0]) - 1)
+            target.set_length_bound(len(session.sequences[0]) - 1)
             self._read()
         return drafted
 

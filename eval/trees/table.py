@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eagle.engine.sampling import SamplingSettings
+from eagle.engine.sampling import SamplingParams
 from eagle.trees import TreeSettings, find_tree
 from eval import jsonl as storage
 from eval import provenance
@@ -51,7 +51,7 @@ def measure(
 ) -> Values:
     """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
     room = Room.of([(method.split("+")[0], settings) for method, settings in cells])
-    walk = Walk(model, SamplingSettings(temperature), room)
+    walk = Walk(model, SamplingParams(temperature), room)
     first = len(next(iter(done.values()), []))
     for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
         row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}

@@ -74,14 +74,14 @@ def main() -> None:
 
 
 def record_trees(model: EagleModel) -> None:
-    from eagle.engine.sampling import SamplingSettings
+    from eagle.engine.sampling import SamplingParams
     from eagle.trees import TreeSettings
     from eval.trees.probe import Room, Walk
 
     tensors = {}
     for name, skip in RECORDED_TREES.items():
         settings = TreeSettings(nodes=10, depth=3, width=3)
-        walk = Walk(model, SamplingSettings(1.0), Room.of([(name, settings)]))
+        walk = Walk(model, SamplingParams(1.0), Room.of([(name, settings)]))
         generator = torch.Generator().manual_seed(1)
         for index in walk.along(prompt_ids(model, PROMPTS[0])[0].tolist(), 40, generator):
             if index == skip:

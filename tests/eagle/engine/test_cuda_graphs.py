@@ -5,8 +5,8 @@ import torch
 
 from eagle.drafters import CausalLMDrafter
 from eagle.engine.capturable import why_not
-from eagle.engine.cuda_graphs import Captured
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.cuda_graphs import GraphRunner
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import Plan
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import buckets
@@ -35,7 +35,7 @@ def with_lm() -> EagleModel:
 
 
 def taped(engine: EagleModel) -> EagleModel:
-    engine.captured = Captured(Tape())
+    engine.captured = GraphRunner(Tape())
     return engine
 
 
@@ -77,7 +77,7 @@ def test_with_an_ordinary_draft_model(tree):
         {"top_p": 0.9},
         {"top_k": 20},
         {"min_p": 0.05},
-        {"draft_sampling": SamplingSettings(0.5)},
+        {"draft_sampling": SamplingParams(0.5)},
         {"width": 2},
     ],
     ids=str,
@@ -117,7 +117,7 @@ def test_a_longer_request_drops_what_was_recorded():
 
 def test_recordings_are_limited_and_the_oldest_go_first():
     engine = with_head()
-    engine.captured = Captured(Tape(), most=2)
+    engine.captured = GraphRunner(Tape(), most=2)
     assert tokens(engine, 80) == tokens(with_head(), 80)
     assert len(engine.captured._steps) == 2
 
@@ -163,7 +163,7 @@ def test_other_families_are_recorded(family):
 def test_models_on_several_devices_are_not_recorded():
     engine = taped(with_head())
     engine.target.layer_devices = (torch.device("cpu"), torch.device("meta"))
-    plan = Plan("topk", TreeSettings(), "hsd", Law(SamplingSettings()), Law(SamplingSettings()))
+    plan = Plan("topk", TreeSettings(), "hsd", SamplingTransform(SamplingParams()), SamplingTransform(SamplingParams()))
     assert why_not(engine.target, engine.drafter, plan) == "the models are spread over cpu, meta"
 
 

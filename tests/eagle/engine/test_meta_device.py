@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from eagle.drafters import CausalLMDrafter, Eagle3Drafter
-from eagle.engine.sampling import Law, SamplingSettings
-from eagle.engine.sequence import Carried, Session
+from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.sequence import Session, StepState
 from eagle.engine.step import Plan, draft, score, verify
 from eagle.engine.step import _finish as finish
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 from eagle.trees import TreeSettings, find_tree
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -20,15 +20,15 @@ BATCH, LENGTH, DEPTH = 2, 6, 4
 META = torch.device("meta")
 
 
-def head_pair(target) -> tuple[CausalLM, Eagle3Drafter]:
+def head_pair(target) -> tuple[CachedLM, Eagle3Drafter]:
     head = tiny_head(target, draft_vocab=40).to(META)
     target = target.to(META)
     head.bind_embeddings(target.get_input_embeddings())
-    return CausalLM(target, tuple(head.config.taps)), Eagle3Drafter(head)
+    return CachedLM(target, tuple(head.config.taps)), Eagle3Drafter(head)
 
 
-def lm_pair(target) -> tuple[CausalLM, CausalLMDrafter]:
-    return CausalLM(target.to(META)), CausalLMDrafter(tiny_target(num_hidden_layers=4).to(META), VOCAB)
+def lm_pair(target) -> tuple[CachedLM, CausalLMDrafter]:
+    return CachedLM(target.to(META)), CausalLMDrafter(tiny_target(num_hidden_layers=4).to(META), VOCAB)
 
 
 def after_the_prompt(target, drafter, plan) -> Session:
@@ -37,7 +37,7 @@ def after_the_prompt(target, drafter, plan) -> Session:
         drafter.reserve(BATCH, builder.slots(plan.settings), 50, DEPTH + 1)
     zeros = torch.zeros(BATCH, LENGTH + 1, dtype=torch.int64, device=META)
     scores = target.prefill(zeros[:, 1:], zeros[:, 0])
-    return Session(Carried(zeros, zeros[:, 0], scores.features), [], [])
+    return Session(StepState(zeros, zeros[:, 0], scores.features), [], [])
 
 
 @torch.inference_mode()
@@ -46,7 +46,7 @@ def after_the_prompt(target, drafter, plan) -> Session:
 @pytest.mark.parametrize("temperature, verifier", [(0.0, "greedy"), (1.0, "hsd"), (1.0, "token")])
 def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
     target, drafter = pair(tiny_target())
-    law = Law(SamplingSettings(temperature, top_k=5, top_p=0.9, min_p=0.01))
+    law = SamplingTransform(SamplingParams(temperature, top_k=5, top_p=0.9, min_p=0.01))
     plan = Plan(tree, TreeSettings(12, DEPTH), verifier, law, law)
     session = after_the_prompt(target, drafter, plan)
     for _ in range(3):
@@ -55,8 +55,8 @@ def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, t
         outcome = verify(plan, session, drafted, scores, None)
         packed = finish(target, session, scores, outcome)
         assert packed.device == META and packed.shape == (BATCH, 2 + outcome.tokens.shape[1])
-        target.settle(LENGTH + 1)
-        drafter.settle(LENGTH + 2)
+        target.set_length_bound(LENGTH + 1)
+        drafter.set_length_bound(LENGTH + 2)
 
 
 def test_the_device_notices():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -11,28 +11,28 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.5, -1.0, -3.0]])
 
 
 def test_plain_and_tempered():
-    assert torch.allclose(Law(SamplingSettings())(LOGITS), LOGITS.softmax(-1))
-    assert torch.allclose(Law(SamplingSettings(0.5))(LOGITS), (2 * LOGITS).softmax(-1))
-    assert Law(SamplingSettings(0))(LOGITS).tolist() == [[1, 0, 0, 0, 0]]
+    assert torch.allclose(SamplingTransform(SamplingParams())(LOGITS), LOGITS.softmax(-1))
+    assert torch.allclose(SamplingTransform(SamplingParams(0.5))(LOGITS), (2 * LOGITS).softmax(-1))
+    assert SamplingTransform(SamplingParams(0))(LOGITS).tolist() == [[1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize(
     "settings, kept",
     [
-        (SamplingSettings(top_k=2), 2),
-        (SamplingSettings(top_p=0.8), 2),
-        (SamplingSettings(top_p=0), 5),
-        (SamplingSettings(min_p=0.3), 2),
+        (SamplingParams(top_k=2), 2),
+        (SamplingParams(top_p=0.8), 2),
+        (SamplingParams(top_p=0), 5),
+        (SamplingParams(min_p=0.3), 2),
     ],
 )
 def test_truncation(settings, kept):
-    law = Law(settings)(LOGITS)
+    law = SamplingTransform(settings)(LOGITS)
     assert int((law > 0).sum()) == kept and law.sum().item() == pytest.approx(1)
 
 
 def test_penalty_needs_the_prefix():
     with pytest.raises(ValueError, match="pass prefixes"):
-        Law(SamplingSettings(repetition_penalty=1.2))(LOGITS)
+        SamplingTransform(SamplingParams(repetition_penalty=1.2))(LOGITS)
 
 
 @pytest.mark.parametrize("tree", ["none", "topk", "chain", "hybrid"])

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle.engine.capturable import why_not
-from eagle.engine.sampling import Law, SamplingSettings
+from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import Plan
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TreeSettings
@@ -38,7 +38,7 @@ def test_the_same_tokens(saved, tmp_path, offloaded):
         places[f"model.layers.{layer}"] = "disk"
     model = load(saved, places, tmp_path)
     assert any(w.is_meta for w in model.target.model.parameters()) == bool(offloaded)
-    plan = Plan("topk", TreeSettings(), "hsd", Law(SamplingSettings()), Law(SamplingSettings()))
+    plan = Plan("topk", TreeSettings(), "hsd", SamplingTransform(SamplingParams()), SamplingTransform(SamplingParams()))
     assert ("offloaded" in (why_not(model.target, model.drafter, plan) or "")) == bool(offloaded)
     plain = EagleModel.from_head(tiny_target(), tiny_head(tiny_target()))
     for temperature in (0.0, 1.0):

@@ -5,7 +5,7 @@ import torch
 
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import buckets
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 from tests.eagle.tiny import tiny_head, tiny_target
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -21,7 +21,7 @@ def test_a_bucket_holds_the_length_and_little_more(device):
     assert len({window for window in windows if window > 16 * smallest}) <= 8 * 6  # eight for each doubling
 
 
-def scored(lm: CausalLM, scratch: int, garbage: float, prompts: torch.Tensor, counts: torch.Tensor):
+def scored(lm: CachedLM, scratch: int, garbage: float, prompts: torch.Tensor, counts: torch.Tensor):
     """Logits of a chain of three nodes after the prompts; unwritten slots hold `garbage`."""
     lm.reserve(batch=2, scratch=scratch, capacity=100, slack=8)
     for store in lm.cache.buffer.stores:
@@ -36,7 +36,7 @@ def scored(lm: CausalLM, scratch: int, garbage: float, prompts: torch.Tensor, co
 @torch.no_grad()
 def test_what_lies_beyond_a_rows_length_changes_nothing():
     prompts, counts = torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2])
-    lm = CausalLM(tiny_target())
+    lm = CachedLM(tiny_target())
     clean, dirty = (scored(lm, 5, garbage, prompts, counts) for garbage in (0.0, 50.0))
     assert lm.window() == 64 and torch.equal(clean, dirty)
 
@@ -44,7 +44,7 @@ def test_what_lies_beyond_a_rows_length_changes_nothing():
 @torch.no_grad()
 def test_a_smaller_tree_in_the_same_cache_scores_the_same_and_sees_no_spare_slot():
     prompts, counts = torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2])
-    fresh, used = CausalLM(tiny_target()), CausalLM(tiny_target())
+    fresh, used = CachedLM(tiny_target()), CachedLM(tiny_target())
     used.reserve(batch=2, scratch=20, capacity=100, slack=8)
     before = used.cache.buffer
     expected, found = (scored(lm, 3, 0.0, prompts, counts) for lm in (fresh, used))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 from tests.eagle.tiny import FAMILIES, LAYERS, tiny_target
 
 #            0          the tree of eagle/modules/target.py
@@ -38,12 +38,12 @@ def path_to(node: int) -> list[int]:
 TARGETS = {**{family: {} for family in FAMILIES}, "llama tied": {"tie_word_embeddings": True}}
 
 
-def loaded(name: str, prompt: list[int]) -> CausalLM:
+def loaded(name: str, prompt: list[int]) -> CachedLM:
     model = tiny_target(name.split()[0], **TARGETS[name])
     assert model.config.num_key_value_heads < model.config.num_attention_heads  # grouped queries
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == (name in {"qwen2", "qwen3", "llama tied"})
-    lm = CausalLM(model, TAPS)
+    lm = CachedLM(model, TAPS)
     lm.reserve(batch=1, scratch=len(TREE) + 2, capacity=40, slack=8)
     lm.prefill(torch.tensor([prompt]), torch.tensor([len(prompt)]))
     return lm
@@ -77,7 +77,7 @@ def test_committed_path_is_as_if_read_in_order(family):
     lm.score(torch.tensor([TREE]), torch.tensor([DEPTHS]), torch.nn.functional.pad(ancestors(), (0, 2)))
     path = path_to(node)
     lm.commit(torch.tensor([path + [0, 0, 0]]), torch.tensor([len(path)]))
-    lm.settle(len(prompt) + len(path))
+    lm.set_length_bound(len(prompt) + len(path))
     one = torch.ones(1, 1, lm.cache.buffer.shape.scratch, dtype=torch.bool) & (torch.arange(9) == 0)
     scores = lm.score(torch.tensor([[7]]), torch.tensor([[0]]), one)
     logits, _ = sequential(lm.model, prompt + [TREE[i] for i in path] + [7])
@@ -88,7 +88,7 @@ def test_committed_path_is_as_if_read_in_order(family):
 def test_rows_of_different_lengths_do_not_see_each_other():
     prompts = [[3, 1, 4, 1, 9, 2], [8, 7], [5, 6, 7, 8]]
     model = tiny_target()
-    lm = CausalLM(model)
+    lm = CachedLM(model)
     lm.reserve(batch=3, scratch=1, capacity=20, slack=4)
     counts = torch.tensor([len(prompt) for prompt in prompts])
     lm.prefill(torch.tensor([prompt + [0] * (6 - len(prompt)) for prompt in prompts]), counts)
@@ -101,9 +101,9 @@ def test_rows_of_different_lengths_do_not_see_each_other():
 
 def test_unknown_architectures_and_taps_are_refused():
     with pytest.raises(ValueError, match="gpt2.*known: llama"):
-        CausalLM(type("M", (), {"config": type("C", (), {"model_type": "gpt2"})})())
+        CachedLM(type("M", (), {"config": type("C", (), {"model_type": "gpt2"})})())
     with pytest.raises(ValueError, match=rf"\[99\].*0 .. {LAYERS - 1}"):
-        CausalLM(tiny_target(), taps=(2, 4, 99))
+        CachedLM(tiny_target(), taps=(2, 4, 99))
 
 
 WINDOW = {"sliding_window": 4, "max_window_layers": 2}
@@ -113,15 +113,15 @@ WINDOW = {"sliding_window": 4, "max_window_layers": 2}
 def test_sliding_windows_are_refused(family):
     """Whether the config has one layer type per layer (Qwen 2 and 3) or one window for all."""
     with pytest.raises(ValueError, match="sliding_window=4.*stay below that context length"):
-        CausalLM(tiny_target(family, use_sliding_window=True, **WINDOW))
+        CachedLM(tiny_target(family, use_sliding_window=True, **WINDOW))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
 def test_a_window_that_is_switched_off_is_none(family):
     """As published: the config names a window and does not use it."""
-    CausalLM(tiny_target(family, use_sliding_window=False, **WINDOW))
+    CachedLM(tiny_target(family, use_sliding_window=False, **WINDOW))
 
 
 def test_the_remedy_for_a_window(tmp_path):
     tiny_target("mistral", sliding_window=4).save_pretrained(tmp_path)
-    CausalLM(AutoModelForCausalLM.from_pretrained(tmp_path, sliding_window=None))
+    CachedLM(AutoModelForCausalLM.from_pretrained(tmp_path, sliding_window=None))

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from eagle.drafters import CausalLMDrafter
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import tree_attention as attention
-from eagle.modules.target import CausalLM
+from eagle.modules.target import CachedLM
 from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target
 
 #  rows of different lengths (one of them empty), 4 heads over 2 key/value heads, a tree of 5 nodes in 6 slots
@@ -70,7 +70,7 @@ def test_half_precision_stays_half_and_close():
 def scores(family: str, implementation: str) -> torch.Tensor:
     model = tiny_target(family)
     model.set_attn_implementation(implementation)
-    lm = CausalLM(model, (2, 4, 5))
+    lm = CachedLM(model, (2, 4, 5))
     lm.reserve(batch=2, scratch=SCRATCH, capacity=40, slack=8)
     lm.prefill(torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2]))
     tokens = torch.arange(2 * NODES).view(2, NODES)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hsd
-from eagle import EagleModel, SamplingSettings
+from eagle import EagleModel, SamplingParams
 from eagle.trees import TreeSettings
 from eval.trees import draw as draw_tree
 from eval.trees.probe import Room, Walk, node_quantities
@@ -21,7 +21,7 @@ def model(request):
 
 
 def walk_of(model, *plans, temperature=1.0):
-    return Walk(model, SamplingSettings(temperature), Room.of(list(plans) or [("hybrid", SETTINGS)]))
+    return Walk(model, SamplingParams(temperature), Room.of(list(plans) or [("hybrid", SETTINGS)]))
 
 
 def steps(model, seed=0, count=30):
@@ -75,7 +75,7 @@ def test_looking_at_trees_changes_nothing(model):
     walk = walk_of(model, ("hybrid", SETTINGS), ("topk", TreeSettings(20, 5)), ("chain", SETTINGS))
     for index in walk.along(PROMPT, 12, torch.Generator().manual_seed(1)):
         first = walk.draft("topk", SETTINGS)
-        walk.draft("hybrid", SETTINGS, draft_sampling=SamplingSettings(0.5))
+        walk.draft("hybrid", SETTINGS, draft_sampling=SamplingParams(0.5))
         walk.draft("topk", TreeSettings(20, 5))
         again = walk.draft("topk", SETTINGS)
         assert torch.equal(first.tree.tokens, again.tree.tokens)
@@ -114,7 +114,7 @@ def test_a_plan_needs_room(model):
 
 def test_a_repetition_penalty_is_refused(model):
     with pytest.raises(ValueError, match="repetition_penalty"):
-        Walk(model, SamplingSettings(1.0, repetition_penalty=1.2), Room.of([("hybrid", SETTINGS)]))
+        Walk(model, SamplingParams(1.0, repetition_penalty=1.2), Room.of([("hybrid", SETTINGS)]))
 
 
 def test_the_pictures_weights_are_those_of_verification(model):
@@ -133,7 +133,7 @@ def test_the_pictures_weights_are_those_of_verification(model):
 @pytest.mark.parametrize("tree, verifier", [("hybrid", "hsd"), ("topk", "token"), ("chain", "block")])
 def test_a_picture_is_written(model, tmp_path, tree, verifier):
     generator = torch.Generator().manual_seed(4)
-    drafted = draw_tree.draft_step(model, PROMPT, SamplingSettings(1.0), tree, SETTINGS, verifier, 2, generator)
+    drafted = draw_tree.draft_step(model, PROMPT, SamplingParams(1.0), tree, SETTINGS, verifier, 2, generator)
     picture = draw_tree.describe(drafted, verifier, generator, None, "$a tree$")
     assert len(picture.nodes) == len(drafted.tree)
     assert sum(node.stop for node in picture.nodes) == pytest.approx(1, abs=1e-4)
@@ -151,7 +151,7 @@ def test_leaves_lie_one_below_another():
 def test_a_step_past_the_answers_end_is_refused(model):
     with pytest.raises(ValueError, match="--skip"):
         draw_tree.draft_step(
-            model, PROMPT, SamplingSettings(1.0), "chain", SETTINGS, "hsd", 999, torch.Generator().manual_seed(0)
+            model, PROMPT, SamplingParams(1.0), "chain", SETTINGS, "hsd", 999, torch.Generator().manual_seed(0)
         )
 
 
