@@ -8,6 +8,15 @@ from eagle.checkpoints.load import load_head, save_head
 from eagle.engine.sampling import SamplingParams
 from eagle.model.ea_model import EaModel
 from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import Generation, StepRecord
+from eagle.model.outputs import GeneratedRow, GenerateOutput, StepRecord
 
-__all__ = ["EaModel", "EagleModel", "Generation", "SamplingParams", "StepRecord", "load_head", "save_head"]
+__all__ = [
+    "EaModel",
+    "EagleModel",
+    "GenerateOutput",
+    "GeneratedRow",
+    "SamplingParams",
+    "StepRecord",
+    "load_head",
+    "save_head",
+]

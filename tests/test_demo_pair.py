@@ -69,7 +69,7 @@ def sampled_triples(model, ids, verifier: str, tree: str, count: int) -> torch.T
             generator=generator,
             eos_token_id=-1,
             return_dict_in_generate=True,
-        )
+        ).rows
     return torch.tensor([row.new_tokens for row in rows])
 
 
@@ -162,7 +162,7 @@ def test_the_head_is_accepted(model, tree):
     steps = []
     for text in PROMPTS[:2]:
         ids = prompt_ids(model, text)
-        steps += model.generate(ids, 60, tree=tree, generator=generator, return_dict_in_generate=True).steps
+        steps += model.generate(ids, 60, tree=tree, generator=generator, return_dict_in_generate=True).rows[0].steps
     assert sum(step.expected_accepted for step in steps) / len(steps) > FLOOR[tree]
 
 

@@ -9,7 +9,7 @@ import torch
 from eagle.drafters import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.step import Plan, Session, StepResult, prefill, step
-from eagle.model.outputs import Generation, StepRecord
+from eagle.model.outputs import GeneratedRow, StepRecord
 from eagle.modules.target import CachedLM
 from eagle.trees import find_tree
 
@@ -22,11 +22,11 @@ class Stopping:
     max_new_tokens: int
     context_length: int
 
-    def room(self, row: Generation) -> int:
+    def room(self, row: GeneratedRow) -> int:
         """How many tokens the row may still emit."""
         return min(self.max_new_tokens, self.context_length - row.prompt_tokens) - len(row.new_tokens)
 
-    def emit(self, row: Generation, tokens: list[int]) -> list[int]:
+    def emit(self, row: GeneratedRow, tokens: list[int]) -> list[int]:
         """Append what the limits allow of `tokens`; sets the row's stop reason if it ends here."""
         kept = tokens[: self.room(row)]
         ends = [index for index, token in enumerate(kept) if token in self.eos]
@@ -48,13 +48,13 @@ def iterate(
     stopping: Stopping,
     generator: torch.Generator | None,
     captured: GraphRunner | None = None,
-) -> Iterator[list[Generation]]:
+) -> Iterator[list[GeneratedRow]]:
     """Yield the rows after the prompts' forward and after every step, until every row has ended.
 
     `captured`: recordings that the steps are replayed from; None: every step runs as it is.
     """
     began = time.perf_counter()
-    rows = [Generation(prompt) for prompt in prompts]
+    rows = [GeneratedRow(prompt) for prompt in prompts]
     drafter = drafter if find_tree(plan.tree) else None
     stock = captured.stock if captured is not None else None
     session = prefill(target, drafter, plan, prompts, max(map(stopping.room, rows)), generator, stock)
@@ -71,12 +71,12 @@ def iterate(
         yield rows
 
 
-def _mark_active(session: Session, rows: list[Generation]) -> bool:
+def _mark_active(session: Session, rows: list[GeneratedRow]) -> bool:
     session.active = [not row.stop_reason for row in rows]
     return any(session.active)
 
 
-def _record(row: Generation, result: StepResult, stopping: Stopping, seconds: dict[str, float]) -> None:
+def _record(row: GeneratedRow, result: StepResult, stopping: Stopping, seconds: dict[str, float]) -> None:
     kept = stopping.emit(row, result.tokens)
     accepted = min(len(kept), len(result.tokens) - 1)
     truncated = len(kept) < len(result.tokens)

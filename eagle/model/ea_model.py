@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import Generation
+from eagle.model.outputs import GeneratedRow, sequences_of
 
 
 class EaModel:
@@ -71,11 +71,11 @@ class EaModel:
 
         Arguments as for `ea_generate`.
         """
-        return _finish(self._rows(input_ids, *args, **kwargs), log)
+        return _finish(input_ids, self._rows(input_ids, *args, **kwargs), log)
 
     def naivegenerate(self, input_ids: Tensor, *args, log: bool = False, **kwargs):
         """Plain token-by-token decoding with the same target; returns as `eagenerate`."""
-        return _finish(self._rows(input_ids, *args, **kwargs, tree="none"), log)
+        return _finish(input_ids, self._rows(input_ids, *args, **kwargs, tree="none"), log)
 
     def ea_generate(self, input_ids: Tensor, *args, log: bool = False, **kwargs) -> Iterator[Tensor]:
         """Yield Int64[1, L + new so far] after the prompt's forward and after every step.
@@ -88,12 +88,12 @@ class EaModel:
         generator                       source of all randomness
         """
         for row in self._rows(input_ids, *args, **kwargs):
-            yield row.sequences
+            yield _sequences(input_ids, row)
 
     def naive_generate(self, input_ids: Tensor, *args, log: bool = False, **kwargs) -> Iterator[Tensor]:
         """Like `naivegenerate`, yielding as `ea_generate` does."""
         for row in self._rows(input_ids, *args, **kwargs, tree="none"):
-            yield row.sequences
+            yield _sequences(input_ids, row)
 
     def _rows(
         self,
@@ -108,7 +108,7 @@ class EaModel:
         tree: str | None = None,
         verifier: str | None = None,
         generator: torch.Generator | None = None,
-    ) -> Iterator[Generation]:
+    ) -> Iterator[GeneratedRow]:
         tree, verifier = tree or ("hybrid" if hsd else "topk"), verifier or ("hsd" if hsd else "token")
         room = max_length - input_ids.shape[-1]
         if room < 1:
@@ -137,6 +137,11 @@ class EaModel:
         return sorted(ids)
 
 
-def _finish(rows: Iterator[Generation], log: bool):
+def _finish(input_ids: Tensor, rows: Iterator[GeneratedRow], log: bool):
     *_, row = rows
-    return (row.sequences, len(row.new_tokens), len(row.steps) - 1) if log else row.sequences
+    sequences = _sequences(input_ids, row)
+    return (sequences, len(row.new_tokens), len(row.steps) - 1) if log else sequences
+
+
+def _sequences(input_ids: Tensor, row: GeneratedRow) -> Tensor:
+    return sequences_of(input_ids, [row], pad=0)

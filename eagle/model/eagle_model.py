@@ -14,7 +14,7 @@ from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
 from eagle.engine.generate import Stopping, iterate
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import Plan
-from eagle.model.outputs import Generation
+from eagle.model.outputs import GeneratedRow, GenerateOutput, sequences_of
 from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CachedLM, device_of
 from eagle.modules.tree_attention import ATTENTION
@@ -103,15 +103,15 @@ class EagleModel:
         streamer=None,
         return_dict_in_generate: bool = False,
         **settings,
-    ) -> Tensor | Generation | list[Generation]:
+    ) -> Tensor | GenerateOutput:
         """Continue the prompts; the emitted law is the target's own under the sampling settings.
 
         input_ids     Int64[B, L]; rows may be padded on either side where `attention_mask` [B, L] is 0
         streamer      a `transformers` streamer (one row only): gets the prompt, then each step's tokens
         settings      temperature, tree, verifier, ...: see `stream`
 
-        Returns Int64[B, L + new] on the CPU (shorter rows padded on the right with the pad token), or with
-        `return_dict_in_generate` a `Generation` (a list of them for B > 1).
+        Returns Int64[B, L + new] on the input's device (shorter rows padded on the right with the pad token), or with
+        `return_dict_in_generate` a `GenerateOutput`.
         Raises ValueError as `stream` does.
         """
         sent = 0
@@ -125,9 +125,8 @@ class EagleModel:
                 sent = len(rows[0].new_tokens)
         if streamer is not None:
             streamer.end()
-        if return_dict_in_generate:
-            return rows[0] if len(rows) == 1 else rows
-        return _stack(rows, self._pad_id())
+        sequences = sequences_of(input_ids, rows, self._pad_id())
+        return GenerateOutput(sequences, rows) if return_dict_in_generate else sequences
 
     def stream(
         self,
@@ -150,7 +149,7 @@ class EagleModel:
         attention_mask: Tensor | None = None,
         draft_sampling: SamplingParams | None = None,
         graphs: bool | None = None,
-    ) -> Iterator[list[Generation]]:
+    ) -> Iterator[list[GeneratedRow]]:
         """Yield the growing rows after the prompts' forward and after every step.
 
         tree            "none" (plain decoding), "topk", "chain", "multi" or "hybrid"; see `eagle.trees`
@@ -271,9 +270,3 @@ def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[
             f"attention_mask {tuple(attention_mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"
         )
     return [row[keep].tolist() for row, keep in zip(input_ids, attention_mask.bool())]
-
-
-def _stack(rows: list[Generation], pad: int) -> Tensor:
-    sequences = [row.prompt + row.new_tokens for row in rows]
-    longest = max(map(len, sequences))
-    return torch.tensor([sequence + [pad] * (longest - len(sequence)) for sequence in sequences])

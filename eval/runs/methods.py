@@ -64,7 +64,7 @@ class Method(NamedTuple):
 def by_engine(
     engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
 ) -> Turn:
-    out = engine.generate(
+    row = engine.generate(
         input_ids.to(engine.device),
         max_new_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature,
@@ -75,9 +75,9 @@ def by_engine(
         generator=generator,
         return_dict_in_generate=True,
         **decoding.tree_options(method.tree),
-    )
+    ).rows[0]
     return Turn(
-        list(out.new_tokens), list(out.steps), out.stop_reason, out.prompt_tokens, out.seconds, out.prefill_seconds
+        list(row.new_tokens), list(row.steps), row.stop_reason, row.prompt_tokens, row.seconds, row.prefill_seconds
     )
 
 

@@ -55,7 +55,7 @@ def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespa
     ids, mask = padded(rows)
     generator = torch.Generator(device=engine.device).manual_seed(seed)
     synchronise(engine.device)
-    out = engine.generate(
+    found = engine.generate(
         ids,
         args.tokens,
         attention_mask=mask,
@@ -66,8 +66,7 @@ def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespa
         depth=args.depth,
         generator=generator,
         return_dict_in_generate=True,
-    )
-    found = out if isinstance(out, list) else [out]
+    ).rows
     steps = [step.expected_accepted for row in found for step in row.steps]
     return Answered(sum(len(row.new_tokens) for row in found), max(row.seconds for row in found), steps)
 

@@ -35,13 +35,17 @@ class FakeTokenizer:
         return "".join(ALPHABET[token] for token in tokens if token != END)
 
 
-class Generated(NamedTuple):
+class Row(NamedTuple):
     new_tokens: list[int]
     steps: list[StepRecord]
     stop_reason: str
     prompt_tokens: int
     seconds: float
     prefill_seconds: float
+
+
+class Output(NamedTuple):
+    rows: list[Row]
 
 
 class FakeEngine:
@@ -65,7 +69,7 @@ class FakeEngine:
         generator,
         return_dict_in_generate,
         **_,
-    ) -> Generated:
+    ) -> Output:
         assert return_dict_in_generate
         time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
         prompt = self.tokenizer.decode(input_ids[0].tolist(), True)
@@ -77,7 +81,8 @@ class FakeEngine:
         reason = "eos" if len(tokens) <= max_new_tokens else "length"
         tokens = tokens[:max_new_tokens]
         gain = {"none": 0, "topk": 2}.get(tree, 3)
-        return Generated(tokens, steps(len(tokens) - 1, gain), reason, input_ids.shape[1], 0.01 * len(tokens), 0.005)
+        made = steps(len(tokens) - 1, gain)
+        return Output([Row(tokens, made, reason, input_ids.shape[1], 0.01 * len(tokens), 0.005)])
 
 
 def steps(emitted: int, gain: int) -> list[StepRecord]:

@@ -41,7 +41,7 @@ class DraftingTrial:
                 generator=generator,
                 return_dict_in_generate=True,
             )
-            found.append([step.expected_accepted for step in answer.steps])
+            found.append([step.expected_accepted for step in answer.rows[0].steps])
         return found
 
     def expected_accepted(self, head: Eagle3Head) -> float:

@@ -44,7 +44,7 @@ def tokens(engine: EagleModel, count: int = 40, seed: int = 3, **settings) -> li
     generator = torch.Generator().manual_seed(seed)
     rows = engine.generate(
         PROMPTS, count, attention_mask=MASK, generator=generator, return_dict_in_generate=True, **settings
-    )
+    ).rows
     return [*(row.new_tokens for row in rows), torch.rand(3, generator=generator).tolist()]
 
 

@@ -33,7 +33,7 @@ def tokens(engine: EagleModel, count: int, **settings) -> list[list[int]]:
         generator=generator,
         return_dict_in_generate=True,
         **settings,
-    )
+    ).rows
     return [*(row.new_tokens for row in rows), torch.rand(3, device="cuda", generator=generator).tolist()]
 
 

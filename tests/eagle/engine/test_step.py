@@ -154,6 +154,6 @@ def test_generation_ends_at_the_context_limit():
     engine = model()
     row = engine.generate(
         PROMPT, 10_000, return_dict_in_generate=True, nodes=12, depth=4, generator=torch.Generator().manual_seed(0)
-    )
+    ).rows[0]
     assert row.stop_reason == "context"
     assert PROMPT.shape[1] + len(row.new_tokens) == 256

@@ -83,5 +83,5 @@ def test_a_draft_model_with_another_tokenizer_is_refused(paths, tmp_path):
 
 def test_an_ordinary_draft_model_from_disk(paths):
     model = EagleModel.from_pretrained(paths[0], draft_model_path=paths[0])
-    out = model.generate(PROMPT, 30, temperature=0, tree="chain", depth=4, return_dict_in_generate=True)
+    out = model.generate(PROMPT, 30, temperature=0, tree="chain", depth=4, return_dict_in_generate=True).rows[0]
     assert all(step.accepted == 4 for step in out.steps[:-1])

@@ -44,7 +44,7 @@ def test_a_good_drafter_is_accepted(target):
     for temperature in (0, 1.0):
         out = model.generate(
             PROMPT, 40, temperature=temperature, tree="chain", depth=5, generator=seeded(), return_dict_in_generate=True
-        )
+        ).rows[0]
         assert [step.accepted for step in out.steps[:-1]] == [5] * (len(out.steps) - 1)
 
 
@@ -64,23 +64,25 @@ def test_draft_vocabulary_smaller_than_the_targets(target):
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("count", [1, 2, 7, 30])
 def test_max_new_tokens_is_exact(model, tree, count):
-    out = model.generate(PROMPT, count, tree=tree, generator=seeded(), return_dict_in_generate=True)
+    out = model.generate(PROMPT, count, tree=tree, generator=seeded(), return_dict_in_generate=True).rows[0]
     assert len(out.new_tokens) == count and out.stop_reason == "length"
     assert 1 + sum(step.emitted for step in out.steps) == count
 
 
 def test_nothing_after_eos(model):
-    free = model.generate(PROMPT, 60, generator=seeded(), return_dict_in_generate=True).new_tokens
+    free = model.generate(PROMPT, 60, generator=seeded(), return_dict_in_generate=True).rows[0].new_tokens
     for eos in {free[0], free[5], free[20]}:
-        out = model.generate(PROMPT, 60, eos_token_id=eos, generator=seeded(), return_dict_in_generate=True)
+        out = model.generate(PROMPT, 60, eos_token_id=eos, generator=seeded(), return_dict_in_generate=True).rows[0]
         assert out.new_tokens == free[: free.index(eos) + 1]
         assert out.stop_reason == "eos"
         assert 1 + sum(step.emitted for step in out.steps) == len(out.new_tokens)
 
 
 def test_several_stop_tokens(model):
-    free = model.generate(PROMPT, 60, generator=seeded(), return_dict_in_generate=True).new_tokens
-    out = model.generate(PROMPT, 60, eos_token_id=[free[9], free[6]], generator=seeded(), return_dict_in_generate=True)
+    free = model.generate(PROMPT, 60, generator=seeded(), return_dict_in_generate=True).rows[0].new_tokens
+    out = model.generate(
+        PROMPT, 60, eos_token_id=[free[9], free[6]], generator=seeded(), return_dict_in_generate=True
+    ).rows[0]
     assert out.new_tokens == free[: min(free.index(free[9]), free.index(free[6])) + 1]
 
 
@@ -88,9 +90,9 @@ def test_several_stop_tokens(model):
 def test_the_context_limit_ends_a_row_cleanly(model, target, tree):
     limit = target.config.max_position_embeddings
     prompt = torch.randint(0, VOCAB, (1, limit - 5), generator=seeded())
-    out = model.generate(prompt, 40, temperature=0, tree=tree, return_dict_in_generate=True)
+    out = model.generate(prompt, 40, temperature=0, tree=tree, return_dict_in_generate=True).rows[0]
     assert out.stop_reason == "context" and len(out.new_tokens) == 5
-    assert torch.equal(out.sequences, greedy(target, prompt, 5))
+    assert torch.equal(torch.tensor([out.prompt + out.new_tokens]), greedy(target, prompt, 5))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -103,11 +105,11 @@ def test_batched_rows_equal_single_rows(model, side, tree):
         mask = mask.flip(1)
     rows = model.generate(
         ids, 25, attention_mask=mask, temperature=0, tree=tree, eos_token_id=17, return_dict_in_generate=True
-    )
+    ).rows
     for row, tokens, keep in zip(rows, ids, mask.bool()):
         alone = model.generate(
             tokens[keep][None], 25, temperature=0, tree=tree, eos_token_id=17, return_dict_in_generate=True
-        )
+        ).rows[0]
         assert row.new_tokens == alone.new_tokens and row.stop_reason == alone.stop_reason
 
 
@@ -118,12 +120,14 @@ def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(model):
 
 def test_expected_accepted_is_the_mean_of_accepted(model):
     """Over many steps the noise-free statistic and the counted one agree: |z| < 4, false alarm 6e-5."""
-    out = model.generate(PROMPT, 110, tree="chain", generator=seeded(), return_dict_in_generate=True)
+    out = model.generate(PROMPT, 110, tree="chain", generator=seeded(), return_dict_in_generate=True).rows[0]
     steps = out.steps[:-1]
     for seed in range(1, 6):
-        steps += model.generate(PROMPT, 110, tree="chain", generator=seeded(seed), return_dict_in_generate=True).steps[
-            :-1
-        ]
+        steps += (
+            model.generate(PROMPT, 110, tree="chain", generator=seeded(seed), return_dict_in_generate=True)
+            .rows[0]
+            .steps[:-1]
+        )
     gaps = torch.tensor([step.accepted - step.expected_accepted for step in steps])
     assert abs(gaps.mean() / (gaps.std() / len(gaps) ** 0.5)) < 4
 

@@ -42,7 +42,7 @@ def test_a_walk_along_a_method_is_its_generation(model):
         verifier="hsd",
         generator=torch.Generator().manual_seed(0),
         return_dict_in_generate=True,
-    )
+    ).rows[0]
     assert walk.session.sequences[0][: 5 + 30] == PROMPT + out.new_tokens
 
 
@@ -66,7 +66,7 @@ def test_the_walk_expects_what_generation_expects(model):
         verifier="hsd",
         generator=torch.Generator().manual_seed(3),
         return_dict_in_generate=True,
-    )
+    ).rows[0]
     assert found[: len(out.steps)] == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
 
 
