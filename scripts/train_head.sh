@@ -8,7 +8,7 @@
 # the command is given again. Settings are those of eagle/train/config.py, e.g. --minutes 40 or --epochs 2
 # --draft-vocab-size 32000. Several GPUs or machines: LAUNCH=".venv/bin/accelerate launch" bash scripts/train_head.sh ...
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" requirements.txt
+source "$(dirname "$0")/setup.sh"
 target=$1 data=$2 output=$3
 shift 3
 mkdir -p "$output"

@@ -8,18 +8,31 @@ itself, in the SafeAILab layout; with several processes or machines, start it wi
 """
 
 import argparse
+import sys
 
+from eagle.train import checkpoint
+from eagle.train.command import run_command
 from eagle.train.config import add_arguments, from_arguments
+from eagle.train.progress import checkpoint_root
 from eagle.train.trainer import Trainer
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Train a head as `argv` says and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
-    Trainer(from_arguments(parser.parse_args())).run()
+    args = parser.parse_args(argv)
+
+    def kept() -> str:
+        found = checkpoint.directories(checkpoint_root(from_arguments(args).output))
+        if not found:
+            return "no checkpoint was written yet; the same command begins again"
+        return f"{found[-1]} is kept; the same command continues from it"
+
+    return run_command(lambda: Trainer(from_arguments(args)).run(), kept)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

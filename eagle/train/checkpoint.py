@@ -1,13 +1,13 @@
-"""Stop and resume: the whole state of a run in one directory, written under another name and renamed when complete.
+"""Checkpoints of a training run: whole directories, written under another name and renamed when complete.
 
-    output/checkpoints/step-00000200/    head.safetensors (float32), optimizer.pt, state.json
+    ROOT/step-00000200/    NAME.safetensors, optimizer.pt, state.json
 
-A directory of that name is whole: a process killed while saving leaves only a `.step-*.tmp`, which is never read.
+A process killed while saving leaves `.step-*.tmp`, which is never read.
 """
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,85 +16,77 @@ from torch import nn
 from torch.optim import Optimizer
 
 from eagle.files import write_directory
-from eagle.train.config import TrainConfig
-
-# Settings that may differ when a run is continued; everything else would make it another run.
-CHANGEABLE = {
-    "steps",
-    "epochs",
-    "minutes",
-    "log_every",
-    "save_every",
-    "keep",
-    "accumulation",
-    "checkpointing",
-    "output",
-    "feature_cache",
-    "shard_target",
-}
 
 
-@dataclass
-class Progress:
-    """How far a run is. `window` are sums since the last log line, `best` the best E[accepted] exported."""
-
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0  # batches of this epoch already used
-    tokens: int = 0
-    examples: int = 0  # conversations trained on: the plan of batches depends on them
-    seconds: float = 0.0
-    best: float = -1.0
-    window: list = field(default_factory=list)
-
-
-def directories(output: str | Path) -> list[Path]:
+def directories(root: str | Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(Path(output, "checkpoints").glob("step-*"))
+    return sorted(Path(root).glob("step-*"))
+
+
+def written(path: Path, write: Callable[[], object]) -> None:
+    """Run `write`; OSError naming the file where it fails, whichever library raised."""
+    try:
+        write()
+    except Exception as error:  # torch, safetensors and Python report a full disk in three ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OSError(f"{path}: cannot be written ({reason}); the checkpoints before it are kept") from error
 
 
 def save(
-    output: str | Path, head: nn.Module, optimizers: list[Optimizer], progress: Progress, config: TrainConfig
+    root: str | Path, step: int, name: str, module: nn.Module, optimizer: Optimizer, state: dict, keep: int
 ) -> None:
-    """Write the checkpoint of this step and remove all but the last `keep`."""
-    path = Path(output, "checkpoints", f"step-{progress.step:08d}")
+    """Write the checkpoint of this step, unless it is there, and remove all but the last `keep`.
+
+    Raises OSError naming the file that could not be written; complete checkpoints are not touched then.
+    """
+    path = Path(root, f"step-{step:08d}")
     if path.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = {key: w.detach().cpu().contiguous().clone() for key, w in module.state_dict().items()}
 
     def fill(directory: Path) -> None:
-        weights = {name: w.detach().cpu().contiguous().clone() for name, w in head.state_dict().items()}
-        save_file(weights, directory / "head.safetensors")
-        torch.save([optimizer.state_dict() for optimizer in optimizers], directory / "optimizer.pt")
-        state = {"progress": asdict(progress), "config": asdict(config)}
-        (directory / "state.json").write_text(json.dumps(state, indent=2))
+        file, text = directory / f"{name}.safetensors", json.dumps(state, indent=2)
+        written(file, lambda: save_file(weights, file))
+        written(directory / "optimizer.pt", lambda: torch.save(optimizer.state_dict(), directory / "optimizer.pt"))
+        written(directory / "state.json", lambda: (directory / "state.json").write_text(text))
 
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_directory(path, fill)
-    for old in directories(output)[: -config.keep]:
+    for old in directories(root)[:-keep]:
         shutil.rmtree(old)
 
 
-def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
-    now = asdict(config)
-    changed = [key for key in saved if key not in CHANGEABLE and key in now and saved[key] != now[key]]
-    if changed:
-        listed = "; ".join(f"{key}: was {saved[key]!r}, is {now[key]!r}" for key in changed)
-        raise ValueError(f"{path} is of a run with other settings ({listed}); choose another output or restore them")
+def damaged(path: Path, error: Exception) -> ValueError:
+    """The error for a file of a checkpoint that cannot be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(
+        f"{path}: cannot be read ({reason}); it may be cut short: remove {str(path.parent)!r} to continue from the "
+        "checkpoint before it"
+    )
 
 
-def load_latest(output: str | Path, head: nn.Module, optimizers: list[Optimizer], config: TrainConfig) -> Progress:
-    """Restore the newest checkpoint into `head` and `optimizers`; a fresh Progress where there is none.
+def read_json_object(file: Path) -> dict:
+    """A JSON object. Raises ValueError naming the file where it holds none."""
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise damaged(file, error) from error
+    if not isinstance(value, dict):
+        raise damaged(file, TypeError("not a JSON object"))
+    return value
 
-    Raises ValueError where it is of a run with other settings.
-    """
-    found = directories(output)
-    if not found:
-        return Progress()
-    path = found[-1]
-    state = json.loads((path / "state.json").read_text())
-    check_same_run(state["config"], config, path)
-    head.load_state_dict(load_file(path / "head.safetensors"))
-    states = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True)
-    for optimizer, saved in zip(optimizers, states, strict=True):
+
+def restore(path: Path, name: str, module: nn.Module, optimizer: Optimizer) -> None:
+    """Load weights and optimizer state in place. Raises ValueError naming the file that is damaged or does not fit."""
+    file = path / f"{name}.safetensors"
+    try:
+        module.load_state_dict(load_file(file))
+    except Exception as error:
+        raise damaged(file, error) from error
+    file = path / "optimizer.pt"
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        (saved,) = saved if isinstance(saved, list) else [saved]  # a list of one until November 2026
         optimizer.load_state_dict(saved)
-    return Progress(**state["progress"])
+    except Exception as error:
+        raise damaged(file, error) from error

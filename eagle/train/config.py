@@ -3,11 +3,14 @@
     {"target": "path/to/target", "data": ["train.jsonl"], "output": "runs/head", "minutes": 40}
 
 An unknown key is an error that lists the known ones. Paths are relative to the working directory.
+docs/training.md describes every setting.
 """
 
 import argparse
 import dataclasses
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +18,27 @@ import torch
 
 from eagle.train.precision import has_bf16
 
-OPTIMIZERS = ("muon", "adamw")
 PRECISIONS = ("auto", "bf16", "no")
+
+# What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
+Range = tuple[str, Callable[[float], bool], tuple[str, ...]]
+RANGES: tuple[Range, ...] = (
+    ("0 .. 1", lambda x: 0 <= x <= 1, ("acceptance_weight", "acceptance_warmup", "decay", "step_decay")),
+    ("0 .. 0.5", lambda x: 0 < x <= 0.5, ("held_out_share",)),
+    (
+        "at least 1",
+        lambda x: x >= 1,
+        ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep", "max_length", "batch_tokens")
+        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size"),
+    ),
+    ("0 or more", lambda x: x >= 0, ("warmup", "weight_decay", "eval_prompts", "eval_temperature")),
+    ("more than 0", lambda x: x > 0, ("lr", "clip", "steps", "epochs", "minutes")),
+)
 
 
 @dataclass
 class TrainConfig:
-    """What `python -m eagle.train` needs to know. See docs/training.md for advice on each."""
+    """The settings of `python -m eagle.train`. Raises ValueError for a number out of range, naming the setting."""
 
     target: str = ""  # directory or hub id of the target model
     data: list[str] = field(default_factory=list)  # JSONL files, messages or ShareGPT
@@ -41,16 +58,15 @@ class TrainConfig:
     max_length: int = 2048
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
-    checkpointing: bool = False  # recompute drafted steps in the backward pass: less memory, more time
-    shard_target: bool = False  # spread the target's layers over the processes (FSDP) instead of copying them
-    feature_cache: str | None = None  # directory: compute the target's features once and read them from there
+    checkpointing: bool = False  # recompute draft steps in the backward pass: less memory, more time
+    shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
+    feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
     precision: str = "auto"  # bf16 where the device multiplies it itself, else no: float32
     seed: int = 0
 
     steps: int | None = None  # optimizer steps; training ends at the first limit that is reached
     epochs: float | None = None
     minutes: float | None = None
-    optimizer: str = "adamw"
     lr: float = 1e-3
     warmup: int = 50  # steps
     decay: float = 0.4  # share of the run, at its end, with the rate falling linearly to zero
@@ -59,7 +75,7 @@ class TrainConfig:
 
     log_every: int = 10
     eval_every: int = 200
-    eval_examples: int = 64  # held-out conversations whose laws are compared
+    eval_examples: int = 64  # held-out conversations on which p and q are compared
     eval_prompts: int = 24  # held-out prompts answered for E[accepted]; 0: the sampled chain along the text instead
     eval_tokens: int = 48
     eval_temperature: float = 1.0
@@ -70,25 +86,23 @@ class TrainConfig:
     save_every: int = 200
     keep: int = 2  # checkpoints kept for resuming
 
-    def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer is {self.optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+    def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        for name in ("acceptance_weight", "acceptance_warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 .. 1")
-        for name in ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        for words, fits, names in RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not (math.isfinite(value) and fits(value)):
+                    raise ValueError(f"{name} is {value}; expected {words}")
 
     def for_device(self, device: torch.device) -> "TrainConfig":
-        """These settings with `precision` decided."""
+        """These settings with `precision` "auto" resolved for `device`."""
         if self.precision != "auto":
             return self
         return dataclasses.replace(self, precision="bf16" if has_bf16(device) else "no")
 
     def check_runnable(self) -> None:
+        """Raise ValueError where target, data, output or every limit of the run is missing."""
         missing = [name for name in ("target", "data", "output") if not getattr(self, name)]
         if missing:
             raise ValueError(f"settings {', '.join(missing)}: must be given, in the config file or as --{missing[0]}")
@@ -97,10 +111,12 @@ class TrainConfig:
 
 
 def known_keys() -> dict[str, dataclasses.Field]:
+    """Name -> field of every setting."""
     return {f.name: f for f in dataclasses.fields(TrainConfig)}
 
 
 def from_dict(settings: dict) -> TrainConfig:
+    """Settings by name -> TrainConfig. Raises ValueError for unknown names and values of the wrong kind."""
     unknown = sorted(settings.keys() - known_keys().keys())
     if unknown:
         raise ValueError(f"unknown settings {', '.join(unknown)}; known: {', '.join(known_keys())}")
@@ -110,6 +126,7 @@ def from_dict(settings: dict) -> TrainConfig:
 
 
 def read_settings(path: str | Path) -> dict:
+    """The settings in a JSON file. Raises ValueError naming the file where it holds no JSON object."""
     try:
         settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -119,7 +136,7 @@ def read_settings(path: str | Path) -> dict:
     return settings
 
 
-# What a setting of each annotated type may be, in words and as a test.
+# Values that a setting of each annotated type takes, in words and as a test.
 KINDS = {
     "str": ("a text", lambda v: isinstance(v, str)),
     "bool": ("true or false", lambda v: isinstance(v, bool)),
@@ -136,6 +153,7 @@ def kind_of(setting: dataclasses.Field) -> str:
 
 
 def check_kind(setting: dataclasses.Field, value) -> None:
+    """Raise ValueError where a value is not of its setting's annotated type."""
     kind, _, optional = kind_of(setting).partition(" | ")
     words, fits = KINDS[kind]
     if not (fits(value) or (optional and value is None)):
@@ -143,7 +161,7 @@ def check_kind(setting: dataclasses.Field, value) -> None:
 
 
 def parser_of(setting: dataclasses.Field):
-    """Command-line text -> value of the setting's kind: names stay text, everything else is read as JSON."""
+    """The function from command-line text to a setting's value: names stay text, the rest is read as JSON."""
 
     def parse(text: str):
         if kind_of(setting).startswith(("str", "list[str]")):
@@ -157,6 +175,7 @@ def parser_of(setting: dataclasses.Field):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --config and one option per setting."""
     parser.add_argument("--config", metavar="F", help="JSON file with settings; the options below override it")
     for name, setting in known_keys().items():
         parser.add_argument(
@@ -170,5 +189,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> TrainConfig:
+    """Parsed arguments -> TrainConfig; options override the file."""
     given = {name: value for name, value in vars(args).items() if name in known_keys()}
     return from_dict({**(read_settings(args.config) if args.config else {}), **given})

@@ -1,4 +1,4 @@
-"""Which number format to compute in, where nobody says.
+"""The number format where none is named.
 
 bfloat16 halves memory, and is faster where the hardware multiplies it; elsewhere it is emulated, several times slower
 than float32.
@@ -6,11 +6,11 @@ than float32.
 
 import torch
 
-CPU_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")  # the last one as ARM calls it
+CPU_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")  # the last one is ARM's name
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 itself. False for a kind of device that cannot be asked."""
+    """Whether `device` multiplies bfloat16 in hardware; False for device types that have no such query."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

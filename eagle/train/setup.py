@@ -1,6 +1,7 @@
-"""Everything a run needs before its first step: target, tokenizer, examples, head."""
+"""What a run needs before its first step: target, tokenizer, examples, head."""
 
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,26 +12,47 @@ from eagle.modules.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_tap
 from eagle.modules.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
-from eagle.train.distributed import Sharding, spread_layers
+from eagle.train.distributed import shard_layers
 
 
-def load_target(config: TrainConfig, device: torch.device, sharding: Sharding | None):
-    """The frozen target, in bfloat16 when training is and `device` is no CPU, and its tokenizer."""
-    dtype = torch.bfloat16 if config.precision == "bf16" and device.type != "cpu" else torch.float32
-    check_supported(AutoConfig.from_pretrained(config.target))
-    target = AutoModelForCausalLM.from_pretrained(config.target, dtype=dtype)
-    tokenizer = AutoTokenizer.from_pretrained(config.target)
-    if sharding is not None and sharding.spread:
-        spread_layers(target, device, sharding)
+def load_pretrained(path: str, dtype: torch.dtype, device_map=None):
+    """A target model in eval mode and its tokenizer.
+
+    Raises ValueError naming the target where it cannot be loaded or its architecture is not supported.
+    """
+    try:
+        check_supported(AutoConfig.from_pretrained(path))
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map)
+        return model.eval(), AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers, safetensors and the hub each have their own
+        kind = "a directory" if Path(path).is_dir() else "no directory here, taken for a hub id"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"target {path!r} ({kind}) cannot be loaded: {reason}") from error
+
+
+def load_target(config: TrainConfig, device: torch.device):
+    """The frozen target on `device`, in bfloat16 where training is, and its tokenizer."""
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    target, tokenizer = load_pretrained(config.target, dtype)
+    if config.shard_target:
+        shard_layers(target, device)
     return target.to(device), tokenizer
 
 
 def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, cut at the target's context. Without held-out files, every k-th is held out."""
+    """Training and held-out examples, cut at the target's context. Without held-out files, every k-th is held out.
+
+    Raises ValueError where nothing would be left to train on.
+    """
     longest = min(config.max_length, context)
     train = load_examples(tokenizer, config.data, longest)
     if config.held_out:
         return train, load_examples(tokenizer, config.held_out, longest)[: config.eval_examples]
+    if len(train) < 2:
+        raise ValueError(
+            f"training data {config.data}: one conversation, and every {round(1 / config.held_out_share)}th is held "
+            "out; give more conversations, or --held-out F"
+        )
     every = max(2, round(1 / config.held_out_share))
     held_out = train[::every]
     return [example for i, example in enumerate(train) if i % every], held_out[: config.eval_examples]
@@ -38,40 +60,45 @@ def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[E
 
 def frequent_tokens(examples: list[Example], size: int, vocab_size: int) -> Tensor:
     """The `size` most frequent answer tokens, ascending Int64[size]; ties and unseen tokens by id."""
-    counts = Counter(token for e in examples for token, said in zip(e.ids, e.answer, strict=True) if said)
+    counts = Counter(token for e in examples for token, marked in zip(e.ids, e.answer, strict=True) if marked)
     ranked = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
     return torch.tensor(sorted(ranked[:size]))
 
 
 def head_config(config: TrainConfig, target_config) -> HeadConfig:
-    heads = target_config.num_attention_heads
-    draft = config.draft_vocab_size or target_config.vocab_size
-    if not 0 < draft <= target_config.vocab_size:
-        size = target_config.vocab_size
-        raise ValueError(f"draft_vocab_size is {draft}; expected 1 .. {size}, the target's vocabulary")
+    """The shape of a new head. Raises ValueError for taps or a draft vocabulary outside the target's."""
+    heads, layers, vocabulary = (
+        target_config.num_attention_heads,
+        target_config.num_hidden_layers,
+        target_config.vocab_size,
+    )
+    draft = config.draft_vocab_size or vocabulary
+    if draft > vocabulary:
+        raise ValueError(f"draft_vocab_size is {draft}; expected 1 .. {vocabulary}, the target's vocabulary")
+    taps = tuple(config.taps or default_taps(layers))
+    bad = [tap for tap in taps if not 0 <= tap < layers]
+    if bad:
+        raise ValueError(f"taps {bad}: outside the target's layers 0 .. {layers - 1}")
     return HeadConfig(
         hidden_size=target_config.hidden_size,
         intermediate_size=config.intermediate_size or target_config.intermediate_size,
         num_attention_heads=heads,
         num_key_value_heads=target_config.num_key_value_heads,
         head_dim=getattr(target_config, "head_dim", None) or target_config.hidden_size // heads,
-        vocab_size=target_config.vocab_size,
+        vocab_size=vocabulary,
         draft_vocab_size=draft,
-        taps=tuple(config.taps or default_taps(target_config.num_hidden_layers)),
+        taps=taps,
         target_hidden_size=target_config.hidden_size,
         max_position_embeddings=target_config.max_position_embeddings,
         rms_norm_eps=target_config.rms_norm_eps,
-        rope_parameters=dict(DEFAULT_ROPE),  # whatever the target's: what every engine assumes of a head
+        rope_parameters=dict(DEFAULT_ROPE),  # not the target's: every engine assumes this of a head
     )
 
 
 @torch.no_grad()
 def fresh_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3Head:
-    """A new head; its norm and lm_head start as the target's, the two residual branches small."""
+    """A new float32 head; its norm and lm_head start as the target's, the two residual branches at half scale."""
     shape = head_config(config, target.config)
-    bad = [tap for tap in shape.taps if not 0 <= tap < target.config.num_hidden_layers]
-    if bad:
-        raise ValueError(f"taps {bad}: outside the target's layers 0 .. {target.config.num_hidden_layers - 1}")
     generator_state = torch.get_rng_state()
     torch.manual_seed(config.seed)
     head = Eagle3Head(shape)
@@ -79,8 +106,9 @@ def fresh_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3He
     rows = target.get_output_embeddings().weight.float().cpu()
     if shape.has_vocabulary_map:
         kept = frequent_tokens(examples, shape.draft_vocab_size, shape.vocab_size)
-        head.d2t.copy_(kept - torch.arange(len(kept)))
-        head.t2d[kept] = True
+        vocabulary_map = dict(head.named_buffers())
+        vocabulary_map["d2t"].copy_(kept - torch.arange(len(kept)))
+        vocabulary_map["t2d"][kept] = True
         rows = rows[kept]
     head.lm_head.weight.copy_(rows)
     head.norm.weight.copy_(target.model.norm.weight)

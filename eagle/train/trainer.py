@@ -7,91 +7,95 @@ gradient.
 
 import contextlib
 import itertools
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import GradientAccumulationPlugin, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from eagle.checkpoints.load import save_head
+from eagle.files import write_json
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
-from eagle.train.data.conversations import Batch, collate, epoch_plan, split_rows
-from eagle.train.data.feature_cache import CachedFeatures
+from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, split_rows
+from eagle.train.data.feature_cache import CachedFeatures, cache_directory, estimate
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.distributed import Sharding, take_request, trains_on_cpu
-from eagle.train.evaluation.drafting import DraftingTrial
+from eagle.train.distributed import build_accelerator, check_launch, training_device
+from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.held_out import evaluate
 from eagle.train.evaluation.plot import plot
+from eagle.train.log import TrainingLog
 from eagle.train.objective.alignment import Objective, align
-from eagle.train.optim import build_optimizers, rate, risen, set_rate
-from eagle.train.records import Records
+from eagle.train.progress import Progress, checkpoint_root, read_progress
+from eagle.train.schedule import adamw, learning_rate_factor, linear_ramp, set_learning_rate
 from eagle.train.setup import build_head, load_target, split_examples
 
 
 class Trainer:
-    """One run. State that a checkpoint must hold is in the head, the optimizers, `progress` and the records' window."""
+    """One run. A checkpoint holds the head, the optimizer's state, `progress` and the window of the log."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig) -> None:
+        """Load target, data and head, and the newest checkpoint in the output.
+
+        Raises ValueError for settings, data or a checkpoint that do not fit.
+        """
         config.check_runnable()
-        sharding = take_request() or (Sharding("shard_target") if config.shard_target else None)
-        cpu = trains_on_cpu()
-        self.config = config = config.for_device(PartialState(cpu=cpu).device)
-        self.accelerator = Accelerator(  # `accumulation` counts, whatever the accelerate config says of it
-            mixed_precision=config.precision,
-            cpu=cpu,
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
+        check_launch()
+        self.config = config = config.for_device(training_device())
+        self.accelerator = build_accelerator(config)
         self.device = self.accelerator.device
-        if sharding:
-            self.accelerator.print(sharding.describe())
         torch.manual_seed(config.seed)
-        self.target, tokenizer = load_target(config, self.device, sharding)
+        self.target, tokenizer = load_target(config, self.device)
         context = self.target.config.max_position_embeddings
         self.train_set, held_out = split_examples(config, tokenizer, context)
         self.check_batches()
         self.head = build_head(config, self.target, self.train_set)
         self.source = OnlineFeatures(self.target, self.head.config.taps)
         self.cache = self.open_cache()
-        self.trial = DraftingTrial(self.target, self.head, held_out, config) if config.eval_prompts else None
+        self.trees = TreeEvaluation(self.target, self.head, held_out, config) if config.eval_prompts else None
         self.held_out = [collate(held_out[i : i + 16]).to(self.device) for i in range(0, len(held_out), 16)]
         self.prepare()
         self.started = time.monotonic() - self.progress.seconds
 
     def prepare(self) -> None:
-        """Optimizers, the last checkpoint's state, and the wrapping of both for this run's processes."""
+        """Optimizer, the last checkpoint's state, and the wrapping of both for this run's processes."""
         config, accelerator = self.config, self.accelerator
-        optimizers = build_optimizers(self.head, config.optimizer, config.lr, config.weight_decay)
-        self.progress = checkpoint.load_latest(config.output, self.head, optimizers, config)
-        if self.progress.step and self.progress.examples not in (0, len(self.train_set)):
-            raise ValueError(
-                f"{config.output} was begun with {self.progress.examples} conversations, now there are "
-                f"{len(self.train_set)}: the batches would be others; choose another output or restore the data"
-            )
-        self.progress.examples = len(self.train_set)
+        optimizer = adamw(self.head.parameters(), config.lr, config.weight_decay)
+        self.progress = Progress()
+        found = checkpoint.directories(checkpoint_root(config.output))
+        if found:
+            self.progress = read_progress(found[-1], config, self.train_set)
+            checkpoint.restore(found[-1], "head", self.head, optimizer)
+        self.progress.examples, self.progress.data = len(self.train_set), digest(self.train_set)
         steps = accelerator.gather(torch.tensor([self.progress.step], device=self.device)).tolist()
         if min(steps) != max(steps):
             raise ValueError(
                 f"{config.output}: the processes found checkpoints of the steps {sorted(set(steps))}; the output must "
                 "lie on a file system that all machines see"
             )
-        self.records = Records(config.output, config.unroll, accelerator, self.progress, config.steps)
+        self.log = TrainingLog(config.output, config.unroll, accelerator, self.progress, config.steps)
         objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing)
         self.objective = accelerator.prepare_model(objective.to(self.device))
-        self.optimizers = [accelerator.prepare_optimizer(optimizer) for optimizer in optimizers]
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
 
     def open_cache(self) -> CachedFeatures | None:
-        if not self.config.feature_cache:
+        """The feature cache, checked but not filled; None where features are computed online."""
+        config, taps = self.config, self.source.taps
+        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        size = estimate(self.train_set, self.target.config.hidden_size, len(taps), dtype)
+        directory = cache_directory(config, self.train_set, size)
+        if directory is None:
             return None
-        dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
-        cache = CachedFeatures(self.train_set, self.config.feature_cache, self.config.target, self.source.taps, dtype)
-        cache.fill(self.source, self.accelerator)
+        cache = CachedFeatures(self.train_set, directory, config.target, taps, dtype, config.batch_tokens)
+        cache.check(size)
         return cache
 
     def check_batches(self) -> None:
+        """ValueError where a part of a batch could not hold the longest conversation."""
         parts = self.accelerator.num_processes * self.config.accumulation
         longest = max(len(example.ids) for example in self.train_set)
         if self.config.batch_tokens < parts * longest:
@@ -128,6 +132,7 @@ class Trainer:
         return max(shares)
 
     def elapsed(self) -> float:
+        """Seconds of training, over all the run's parts."""
         return time.monotonic() - self.started
 
     # --- one step --------------------------------------------------------------------------------------------------
@@ -149,13 +154,18 @@ class Trainer:
         where = align(batch.answer)
         with self.accelerator.autocast():
             features = self.cache(indices, self.device) if self.cache else self.source(batch)
-            law = self.source.law(features.last, where.predicted, self.head.support())
-        return self.objective(features.taps, batch, where, law, self.acceptance_weight)
+            probs = self.source.probs(features.last, where.predicted, self.head.support())
+        return self.objective(features.taps, batch, where, probs, self.acceptance_weight)
 
     def step(self, rows: list[int], share: float) -> None:
+        """One optimizer step on the examples `rows`.
+
+        Raises ValueError, before the weights are changed, where the gradient is not finite.
+        """
         config = self.config
-        set_rate(self.optimizers, config.lr * rate(share, self.progress.step, config.warmup, config.decay))
-        self.acceptance_weight = risen(share, config.acceptance_weight, config.acceptance_warmup)
+        lr = config.lr * learning_rate_factor(share, self.progress.step, config.warmup, config.decay)
+        set_learning_rate(self.optimizer, lr)
+        self.acceptance_weight = linear_ramp(share, config.acceptance_weight, config.acceptance_warmup)
         positions = sum(self.train_set[i].drafted() for i in rows)
         scale = self.accelerator.num_processes / positions  # undoes the averaging over processes
         parts = self.my_parts(rows)
@@ -164,63 +174,94 @@ class Trainer:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.objective):
                 loss, sums = self.losses(indices, batch.to(self.device))
                 self.accelerator.backward(loss * scale)
-            self.records.count(loss, sums)
-        self.accelerator.clip_grad_norm_(self.head.parameters(), config.clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        self.records.count_positions(positions)
+            self.log.count(loss, sums)
+        self.check_gradient(self.accelerator.clip_grad_norm_(self.head.parameters(), config.clip), loss, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.log.count_positions(positions)
         self.progress.step += 1
         self.progress.tokens += sum(len(self.train_set[i].ids) for i in rows)
+
+    def check_gradient(self, norm: Tensor, loss: Tensor, lr: float) -> None:
+        """ValueError where the gradient's norm, equal on all processes, is not finite."""
+        if math.isfinite(norm):
+            return
+        kept = checkpoint.directories(checkpoint_root(self.config.output))
+        healthy = f"the checkpoint of {kept[-1].name} is kept" if kept else "there is no checkpoint yet"
+        raise ValueError(
+            f"training stopped at step {self.progress.step + 1}: the loss is {loss.item()}, the gradient's norm "
+            f"{float(norm)}, at learning rate {lr:.3g}; {healthy} in {self.config.output}: give the same command with "
+            "a smaller --lr to continue from it"
+        )
 
     # --- what is kept ----------------------------------------------------------------------------------------------
 
     def evaluate(self) -> None:
-        """Held-out laws and E[accepted]; the head is exported when it is the best so far."""
+        """Held-out comparison of p and q, and E[accepted]; the head is exported when it is the best so far."""
         with self.accelerator.autocast():
             report = evaluate(self.head, self.source, self.held_out, self.config.unroll)
-        expected = self.trial.expected_accepted(self.head) if self.trial else report.chain
-        row = {"step": self.progress.step, "held_out": report._asdict(), "expected_accepted": round(expected, 4)}
-        self.records.write(row)
+        expected = round(self.trees.expected_accepted(self.head) if self.trees else report.chain, 4)
         if expected > self.progress.best:
             self.progress.best = expected
             self.export(Path(self.config.output))
+        row = {"step": self.progress.step, "held_out": report._asdict(), "expected_accepted": expected}
+        self.log.write(row)
 
     def export(self, directory: Path) -> None:
+        """Write the head in bfloat16, in the SafeAILab layout."""
         if self.accelerator.is_main_process:
             save_head(self.head, directory, self.target.config.num_hidden_layers, torch.bfloat16)
 
     def save(self) -> None:
+        """Write a checkpoint of this step."""
         self.progress.seconds = self.elapsed()
-        self.progress.window = self.records.total().tolist()
+        self.progress.window = self.log.total().tolist()
         if self.accelerator.is_main_process:
-            bare = [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers]
-            checkpoint.save(self.config.output, self.head, bare, self.progress, self.config)
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            state = {"progress": vars(self.progress), "config": vars(self.config)}
+            root, step = checkpoint_root(self.config.output), self.progress.step
+            checkpoint.save(root, step, "head", self.head, optimizer, state, self.config.keep)
 
     # --- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        config, begun_at = self.config, self.progress.step
+        """Train to the first limit, then evaluate, save and plot.
+
+        A run that was stopped in between continues; one that is finished is left alone.
+        """
+        config, filled = self.config, False
         for rows in self.batches():
             share = self.share_done()
             if share >= 1:
                 self.progress.batch -= 1  # a run that is continued with higher limits begins with this batch
                 break
+            if self.cache and not filled:
+                self.cache.fill(self.source, self.accelerator)
+                filled = True
             self.step(rows, share)
-            self.records.bar.update()
+            self.log.bar.update()
             step = self.progress.step
             if step % config.log_every == 0:
-                self.records.write_step(self.elapsed(), self.optimizers[0].param_groups[0]["lr"])
+                self.log.write_step(self.elapsed(), self.optimizer.param_groups[0]["lr"])
             if step % config.eval_every == 0:
                 self.evaluate()
             if step % config.save_every == 0:
                 self.save()
-        self.records.bar.close()
-        if self.progress.step == begun_at:
-            return  # a finished run was started again
-        if self.progress.step % config.eval_every:
+        self.log.bar.close()
+        self.finish()
+
+    def finish(self) -> None:
+        """The last evaluation, `last/` and the curves, unless `finished.json` says that this step has them."""
+        output, step = Path(self.config.output), self.progress.step
+        marker = output / "finished.json"
+        if marker.exists() and checkpoint.read_json_object(marker).get("step") == step:
+            return
+        if self.log.evaluated_at != step:
             self.evaluate()
         self.save()
-        self.export(Path(config.output, "last"))
+        self.export(output / "last")
         if self.accelerator.is_main_process:
-            plot(config.output)
+            plot(output)
+            write_json(marker, {"step": step})
+            if self.config.feature_cache == "auto":
+                shutil.rmtree(output / "features", ignore_errors=True)

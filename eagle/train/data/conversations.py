@@ -12,6 +12,7 @@ used; otherwise each assistant turn is what its rendering adds to the prompt bef
 The order of training is a function of (seed, epoch) alone, so a run that is stopped can continue exactly.
 """
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,15 @@ class Example(NamedTuple):
     def drafted(self) -> int:
         """How many tokens drafting could predict here: answer tokens that follow an answer token."""
         return sum(bool(a and b) for a, b in zip(self.answer[1:-1], self.answer[2:], strict=True))
+
+
+def digest(examples: list[Example]) -> str:
+    """SHA-256 over token ids and answer marks of all examples, in order."""
+    hashed = hashlib.sha256()
+    for example in examples:
+        hashed.update(len(example.ids).to_bytes(8, "little"))
+        hashed.update(array("i", example.ids).tobytes() + bytes(example.answer))
+    return hashed.hexdigest()
 
 
 class Batch(NamedTuple):

@@ -1,4 +1,4 @@
-"""The target's features and laws at training positions, computed as they are needed.
+"""The target's features at training positions, and its distributions there, computed as they are needed.
 
 Shapes: B batch, n tokens, F target hidden, M predicted positions.
 """
@@ -9,37 +9,33 @@ import torch
 from torch import Tensor
 
 from eagle.train.data.conversations import Batch
-from eagle.train.objective.loss import TargetLaw, target_law
+from eagle.train.objective.loss import TargetProbs, target_probs
 
 
 class Features(NamedTuple):
+    """Hidden states of the target, in its dtype."""
+
     taps: Tensor  # [B, n, 3F]  inputs of the tapped layers
-    last: Tensor  # [B, n, F]   after the final norm: what the target's lm_head reads
+    last: Tensor  # [B, n, F]   after the final norm: the input of the target's lm_head
 
 
 class OnlineFeatures:
-    """Runs the frozen target on every batch. Taps are taken by hooks, before each tapped layer."""
+    """Runs the frozen target on every batch."""
 
-    def __init__(self, target, taps: tuple[int, ...]):
+    def __init__(self, target, taps: tuple[int, ...]) -> None:
+        """`taps` are the decoder layers whose inputs are kept."""
         self.target = target.eval().requires_grad_(False)
         self.taps = taps
-        self._seen: dict[int, Tensor] = {}
-        for tap in taps:
-            target.model.layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
-
-    def _keep(self, tap: int):
-        def hook(module, args, kwargs):
-            self._seen[tap] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Features:
-        out = self.target.model(input_ids=batch.tokens, use_cache=False)  # right padding: causal attention suffices
+        """Features of every position; right padding needs no mask under causal attention."""
+        out = self.target.model(input_ids=batch.tokens, use_cache=False, output_hidden_states=list(self.taps))
         last = out.last_hidden_state
-        return Features(torch.cat([self._seen[tap].to(last.device) for tap in self.taps], dim=-1), last)
+        return Features(torch.cat([out.hidden_states[tap].to(last.device) for tap in self.taps], dim=-1), last)
 
     @torch.no_grad()
-    def law(self, last: Tensor, predicted: Tensor, support: Tensor | None) -> TargetLaw:
-        """The target's laws at the M true entries of `predicted` Bool[B, n]."""
-        return target_law(self.target.get_output_embeddings()(last[predicted]), support)
+    def probs(self, last: Tensor, predicted: Tensor, support: Tensor | None) -> TargetProbs:
+        """Target probs at the M true entries of `predicted` Bool[B, n]; `last` as in `Features`."""
+        head = self.target.get_output_embeddings()
+        return target_probs(head(last[predicted].to(head.weight.dtype)), support)

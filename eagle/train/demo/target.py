@@ -2,17 +2,16 @@
 
     python -m eagle.train.demo.target DATA_DIR --output checkpoints/demo/target --minutes 60
 
-Depth is what makes drafting pay: one head pass costs one layer, one target pass costs all of them. Hidden matrices
-are trained with Muon, embeddings and norms with AdamW. The learning rate follows the clock: constant, then linear to
-zero over the last `--decay` share of `--minutes`, so that a run ends where it was told to. A run that is stopped goes
-on from its last checkpoint in `--work` when the command is repeated; time that it did not run does not count.
+Drafting pays with depth: a head pass costs one layer, a target pass all of them. The learning rate follows the clock:
+constant, then linear to zero over the last `--decay` share of `--minutes`. A run that is stopped continues from its
+last checkpoint in `--work` when the command is repeated; time between the parts does not count.
 """
 
 import argparse
 import copy
 import itertools
 import json
-import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,12 +23,16 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eagle.files import write_directory, write_text
+from eagle.files import write_text
+from eagle.train import checkpoint
+from eagle.train.command import run_command
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
-from eagle.train.optim import BETAS, rate, set_rate
+from eagle.train.precision import has_bf16
+from eagle.train.schedule import adamw, learning_rate_factor, set_learning_rate
 
 
 def build_target(tokenizer, layers: int, width: int, context: int) -> LlamaForCausalLM:
+    """A Llama with small residual branches, its weights random."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -50,16 +53,6 @@ def build_target(tokenizer, layers: int, width: int, context: int) -> LlamaForCa
     return model
 
 
-def build_optimizers(model: LlamaForCausalLM, lr: float) -> list[Optimizer]:
-    matrices = [w for w in model.model.layers.parameters() if w.ndim == 2]
-    held = {id(w) for w in matrices}
-    others = [w for w in model.parameters() if id(w) not in held]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=lr, betas=BETAS, weight_decay=0.0),
-    ]
-
-
 def batches(documents: list[list[int]], args: argparse.Namespace, skip: int) -> Iterator[Tensor]:
     """Endless batches Int64[batch, length], each epoch in an order of its own; the first `skip` are passed over."""
     for epoch in itertools.count():
@@ -68,13 +61,18 @@ def batches(documents: list[list[int]], args: argparse.Namespace, skip: int) -> 
         skip = max(0, skip - len(rows))
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 products where the CPU multiplies it, else float32."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16(torch.device("cpu")))
+
+
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, rows: Tensor) -> float:
     """Mean next-token cross-entropy in nats per token over packed rows."""
     model.eval()
     losses = []
     for batch in rows.split(8):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             losses.append(model(batch, labels=batch).loss)
     model.train()
     return torch.stack(losses).mean().item()
@@ -89,38 +87,19 @@ class Run:
     curve: list[dict] = field(default_factory=list)
 
 
-def save_checkpoint(work: Path, model: LlamaForCausalLM, optimizers: list[Optimizer], run: Run) -> None:
-    """Write this step's checkpoint whole, then remove the older ones."""
-    older = checkpoints(work)
-
-    def fill(directory: Path) -> None:
-        torch.save(model.state_dict(), directory / "model.pt")
-        torch.save([optimizer.state_dict() for optimizer in optimizers], directory / "optimizers.pt")
-        (directory / "run.json").write_text(json.dumps(vars(run)))
-
-    write_directory(work / f"step-{run.step:08d}", fill)
-    for path in older:
-        shutil.rmtree(path)
-
-
-def checkpoints(work: Path) -> list[Path]:
-    return sorted(work.glob("step-*"))
-
-
-def resume(work: Path, model: LlamaForCausalLM, optimizers: list[Optimizer]) -> Run:
+def resume(work: Path, model: LlamaForCausalLM, optimizer: Optimizer) -> Run:
     """Restore the newest checkpoint; a fresh `Run` where there is none."""
-    found = checkpoints(work)
+    found = checkpoint.directories(work)
     if not found:
         return Run()
-    model.load_state_dict(torch.load(found[-1] / "model.pt", weights_only=True))
-    for optimizer, state in zip(optimizers, torch.load(found[-1] / "optimizers.pt", weights_only=True)):
-        optimizer.load_state_dict(state)
-    return Run(**json.loads((found[-1] / "run.json").read_text()))
+    checkpoint.restore(found[-1], "target", model, optimizer)
+    return Run(**checkpoint.read_json_object(found[-1] / "state.json"))
 
 
 def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor, args: argparse.Namespace) -> Run:
-    optimizers, work = build_optimizers(model, args.lr), Path(args.work)
-    run = resume(work, model, optimizers)
+    """Train from the newest checkpoint in `--work`, if any, to the end of the time or the steps."""
+    optimizer, work = adamw(model.parameters(), args.lr, weight_decay=0.1), Path(args.work)
+    run = resume(work, model, optimizer)
     total, began = args.minutes * 60, time.monotonic() - run.seconds
     bar = tqdm(total=round(total), initial=round(run.seconds), unit="s")
     for batch in batches(documents, args, skip=run.step):
@@ -128,7 +107,8 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor,
         share = run.seconds / total if args.steps is None else run.step / args.steps
         if share >= 1:
             break
-        loss = one_step(model, optimizers, batch, args.lr * rate(share, run.step, args.warmup, args.decay))
+        factor = learning_rate_factor(share, run.step, args.warmup, args.decay)
+        loss = one_step(model, optimizer, batch, args.lr * factor)
         run.step += 1
         if run.step % args.log_every == 0:
             row = {
@@ -142,7 +122,7 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor,
             run.curve.append(row)
             bar.set_postfix(loss=f"{loss:.3f}", tokens=row["tokens"])
         if run.step % args.save_every == 0:
-            save_checkpoint(work, model, optimizers, run)
+            checkpoint.save(work, run.step, "target", model, optimizer, vars(run), keep=1)
         bar.update(round(run.seconds) - bar.n)
     run.curve.append(
         {"step": run.step, "seconds": round(run.seconds, 1), "held_out_loss": round(held_out_loss(model, held_out), 4)}
@@ -150,15 +130,17 @@ def train(model: LlamaForCausalLM, documents: list[list[int]], held_out: Tensor,
     return run
 
 
-def one_step(model: LlamaForCausalLM, optimizers: list[Optimizer], batch: Tensor, lr: float) -> float:
-    set_rate(optimizers, lr)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def one_step(model: LlamaForCausalLM, optimizer: Optimizer, batch: Tensor, lr: float) -> float:
+    """One optimizer step on Int64[batch, length]; its loss. Raises ValueError where the loss is not finite."""
+    set_learning_rate(optimizer, lr)
+    with autocast():
         loss = model(batch, labels=batch).loss
+    if not loss.isfinite():
+        raise ValueError(f"the loss is {loss.item()} at learning rate {lr:.3g}; continue with a smaller --lr")
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return loss.item()
 
 
@@ -170,6 +152,7 @@ def export(model: LlamaForCausalLM, tokenizer, run: Run, output: str) -> None:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.train.demo.target",
         description=__doc__,
@@ -186,7 +169,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=2048, help="max_position_embeddings written to the config")
     parser.add_argument("--length", type=int, default=512, help="tokens per training row")
     parser.add_argument("--batch", type=int, default=8, help="rows per step")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=50, help="steps")
     parser.add_argument("--decay", type=float, default=0.35, help="share of the time with a falling learning rate")
     parser.add_argument("--seed", type=int, default=0)
@@ -195,8 +178,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def build_and_train(args: argparse.Namespace) -> None:
+    """Corpus, tokenizer, model, training, export."""
     torch.manual_seed(args.seed)
     train_set, held_out_set = demo_conversations(args.data_dir)
     tokenizer = train_tokenizer(train_set, args.vocab_size)
@@ -209,5 +192,15 @@ def main(argv: list[str] | None = None) -> None:
     export(model, tokenizer, train(model, documents, held_out, args), args.output)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Train as `argv` says and return the exit status."""
+    args = parse(argv)
+
+    def kept() -> str:
+        return f"the checkpoint in {args.work}, if any, is kept; the same command continues from it"
+
+    return run_command(lambda: build_and_train(args), kept)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eagle.checkpoints.load import load_head
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import load_examples
-from eagle.train.evaluation.drafting import DraftingTrial
+from eagle.train.evaluation.drafted_trees import TreeEvaluation
 
 
 def compare(args) -> list[dict]:
@@ -37,7 +37,7 @@ def compare(args) -> list[dict]:
                 eval_depth=args.depth,
                 seed=args.seed,
             )
-            answers = DraftingTrial(target, head, examples, config).answers(head)
+            answers = TreeEvaluation(target, head, examples, config).answers(head)
             means = [statistics.fmean(values) for values in answers if values]
             rows.append(
                 {

@@ -4,11 +4,14 @@ python -m eagle.train.evaluation.plot OUTPUT_DIR        reads log.jsonl, writes 
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from eagle.train.command import run_command
+from eagle.train.log import whole_rows
 
 
 def read_rows(output: str | Path) -> tuple[list[dict], list[dict]]:
@@ -16,27 +19,27 @@ def read_rows(output: str | Path) -> tuple[list[dict], list[dict]]:
     path = Path(output, "log.jsonl")
     if not path.is_file():
         raise ValueError(f"{path}: no such log; give the output directory of a training run")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = whole_rows(path)
     return [row for row in rows if "loss" in row], [row for row in rows if "held_out" in row]
 
 
 def plot(output: str | Path) -> Path:
-    """Loss, acceptance by draft step and E[accepted], over optimizer steps."""
+    """Draw loss, acceptance by draft step and E[accepted] over optimizer steps; null in the log is a gap."""
     training, held_out = read_rows(output)
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accepted, expected = figure.subplots(1, 3)
-    steps, trials = [row["step"] for row in training], [row["step"] for row in held_out]
+    steps, evaluated = [row["step"] for row in training], [row["step"] for row in held_out]
     loss.plot(steps, [row["loss"] for row in training])
     loss.set(title="training loss", xlabel="step", ylabel="nats")
     depth = len(training[0]["accepted"]) if training else 0
     for step in range(depth):
         shade = (0.1, 0.3, 0.7, 1 - 0.75 * step / max(1, depth))
         accepted.plot(steps, [row["accepted"][step] for row in training], color=shade, linewidth=1)
-        accepted.plot(trials, [row["held_out"]["accepted"][step] for row in held_out], ".", color=shade)
+        accepted.plot(evaluated, [row["held_out"]["accepted"][step] for row in held_out], ".", color=shade)
     accepted.set(title=f"1 - TV(p, q), draft steps 1 (dark) .. {depth}\nlines: training, dots: held out", xlabel="step")
-    expected.plot(trials, [row["expected_accepted"] for row in held_out], "o-", label="drafted trees")
-    expected.plot(trials, [row["held_out"]["chain"] for row in held_out], ".--", label="sampled chain")
+    expected.plot(evaluated, [row["expected_accepted"] for row in held_out], "o-", label="drafted trees")
+    expected.plot(evaluated, [row["held_out"]["chain"] for row in held_out], ".--", label="sampled chain")
     expected.set(title="E[accepted], held out", xlabel="step")
     expected.legend()
     path = Path(output, "curves.png")
@@ -44,15 +47,17 @@ def plot(output: str | Path) -> Path:
     return path
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Draw the curves of the run that `argv` names and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.train.evaluation.plot",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("output", metavar="OUTPUT_DIR")
-    print(plot(parser.parse_args().output))
+    args = parser.parse_args(argv)
+    return run_command(lambda: print(plot(args.output)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,14 +1,14 @@
-"""One training batch: which origins draft, which target laws they are compared with, and the weighted loss.
+"""One training batch: which origins draft, which target distributions they are compared with, the weighted loss.
 
-What is trained is what decoding drafts. The first token of an answer comes from the prompt's own forward; drafting then
-starts from origin t with x_{t+1} already an answer token, and never leaves the answer. So the laws p( . | x_<=u ) are
-needed where u and u + 1 are both the assistant's, and step s of origin t is compared with the law at u = t + 1 + s as
+Training covers the positions that decoding drafts. The first token of an answer comes from the prompt's own forward;
+drafting then starts from origin t with x_{t+1} already an answer token, and never leaves the answer. So p( . | x_<=u )
+is needed where u and u + 1 are both the assistant's, and step s of origin t is compared with p at u = t + 1 + s as
 long as t + 1 .. u + 1 is one run of answer tokens. For 8 tokens, answers a at 4..7, two steps:
 
     token        0 1 2 3 4 5 6 7
     answer       . . . . a a a a
-    law at u     . . . . u u u .        row of the law     4:0  5:1  6:2
-    origin t     . . . o o o . .        law rows at step 0: 0 1 2      at step 1: 1 2 -
+    p at u       . . . . u u u .        row of p           4:0  5:1  6:2
+    origin t     . . . o o o . .        rows of p at step 0: 0 1 2      at step 1: 1 2 -
 
 Shapes: B batch, n tokens, m origins, M predicted positions, D hidden, F target hidden.
 """
@@ -20,41 +20,44 @@ from torch import Tensor, nn
 
 from eagle.modules.head import Eagle3Head
 from eagle.train.data.conversations import Batch
-from eagle.train.objective.loss import TargetLaw, draft_loss
+from eagle.train.objective.loss import TargetProbs, draft_loss
 from eagle.train.objective.unroll import unroll
 
 
 class Alignment(NamedTuple):
-    """Where the laws are, and who needs them."""
+    """Where p is needed, and by which origins."""
 
-    predicted: Tensor  # Bool[B, n]  law rows are its true entries, in reading order
-    law_row: Tensor  # Int64[B, n]   number of the law row, -1 where there is none
-    origins: Tensor  # Int64[B, m]   rows with fewer origins are filled with positions that need no law
+    predicted: Tensor  # Bool[B, n]  its true entries are the rows of p, in reading order
+    target_row: Tensor  # Int64[B, n]   number of the row of p, -1 where there is none
+    origins: Tensor  # Int64[B, m]   rows with fewer origins are filled with positions that predict nothing
 
     def rows_of_step(self, step: int) -> Tensor:
-        """Int64[B, m]: law row of every origin at this step, -1 where nothing is predicted."""
-        first, last = self.origins + 1, self.law_row.shape[1] - 1
-        start = self.law_row.gather(1, first.clamp(max=last))
-        row = self.law_row.gather(1, (first + step).clamp(max=last))
+        """Int64[B, m]: row of p of every origin at this step, -1 where nothing is predicted."""
+        first, last = self.origins + 1, self.target_row.shape[1] - 1
+        start = self.target_row.gather(1, first.clamp(max=last))
+        row = self.target_row.gather(1, (first + step).clamp(max=last))
         unbroken = (start >= 0) & (row == start + step)  # rows are numbered in reading order: a gap would show
         return torch.where(unbroken & (first + step <= last), row, -1)
 
 
 def align(answer: Tensor) -> Alignment:
-    """answer Bool[B, n] -> the laws and origins that drafting inside these answers needs."""
+    """answer Bool[B, n] -> the rows of p and the origins that drafting inside these answers needs."""
     predicted = torch.zeros_like(answer)
     predicted[:, 1:-1] = answer[:, 1:-1] & answer[:, 2:]
-    law_row = (predicted.flatten().cumsum(0) - 1).view_as(answer).masked_fill(~predicted, -1)
+    target_row = (predicted.flatten().cumsum(0) - 1).view_as(answer).masked_fill(~predicted, -1)
     drafting = predicted.roll(-1, dims=1)  # predicted[:, 0] is false: nothing wraps around
     widest = max(1, int(drafting.sum(1).max()))
     origins = drafting.float().argsort(dim=1, descending=True, stable=True)[:, :widest]
-    return Alignment(predicted, law_row, origins)
+    return Alignment(predicted, target_row, origins)
 
 
 class Objective(nn.Module):
     """The head with its loss, as one module, so that data-parallel wrappers see a single forward."""
 
-    def __init__(self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False):
+    step_weight: Tensor
+
+    def __init__(self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False) -> None:
+        """`steps` draft steps with loss weights proportional to decay ** step."""
         super().__init__()
         self.head = head
         self.steps = steps
@@ -63,7 +66,7 @@ class Objective(nn.Module):
         self.register_buffer("step_weight", powers / powers.sum(), persistent=False)
 
     def forward(
-        self, features: Tensor, batch: Batch, where: Alignment, target: TargetLaw, acceptance_weight: float = 0.0
+        self, features: Tensor, batch: Batch, where: Alignment, target: TargetProbs, acceptance_weight: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Weighted loss summed over positions, and per-step sums [steps, 4]: positions, cross-entropy, sum of
         min(p, q), top-1 agreement."""

@@ -1,14 +1,14 @@
-"""What a draft law is trained for, and its gradient.
+"""The loss of the draft distribution, and its gradient.
 
-With p the target's law, q = softmax(z) the head's over the draft vocabulary D, m = p(D), p' = p / m on D:
+With p the target distribution, q = softmax(z) the head's over the draft vocabulary D, m = p(D), p' = p / m on D:
 
     cross-entropy    C = - sum_{x in D} p'(x) log q(x)                  dC/dz = q - p'
     acceptance       A = sum_{x in D} min(p(x), q(x)) = 1 - TV(p, q)    dA/dz = q * (b - sum(b q)),  b = [q < p]
     loss             (1 - a) C + a (1 - A)                              a = `acceptance_weight`
 
-A is what verification at temperature 1 accepts of a sampled token. Positions whose most likely target token lies
-outside D carry no loss (as published) but count in A. The gradient is written out, a block of rows at a time: no
-[M, Vd] tensor of float32 outlives its block.
+A is the probability that verification at temperature 1 accepts a sampled token. Positions whose most likely target
+token lies outside D carry no loss (as published) but count in A. The gradient is written out, a block of rows at a
+time: no [M, Vd] tensor of float32 outlives its block.
 
 Shapes: M predicted positions, V target vocabulary, Vd draft vocabulary.
 """
@@ -19,30 +19,31 @@ import torch
 from torch import Tensor
 
 ROWS = 512  # of one block on a GPU
-CPU_BLOCK = 2**18  # logits of one block on a CPU, what its cache holds: 64 rows of a 4,096-token vocabulary
+CPU_BLOCK = 2**18  # logits of one block on a CPU, within its cache: 64 rows of a 4,096-token vocabulary
 
 
-class TargetLaw(NamedTuple):
-    """The target at M positions, restricted to the draft vocabulary."""
+class TargetProbs(NamedTuple):
+    """The target distribution at M positions, restricted to the draft vocabulary."""
 
-    law: Tensor  # [M, Vd]  p', sums to 1
+    probs: Tensor  # [M, Vd]  p', sums to 1
     mass: Tensor  # [M]     p(D)
     weight: Tensor  # [M]   1, or 0 where the most likely token lies outside D
 
-    def rows(self, index: Tensor) -> "TargetLaw":
-        return TargetLaw(*(field[index] for field in self))
+    def rows(self, index: Tensor) -> "TargetProbs":
+        """The distributions numbered `index` Int64[m]."""
+        return TargetProbs(*(field[index] for field in self))
 
 
-def target_law(logits: Tensor, support: Tensor | None) -> TargetLaw:
-    """Target logits [M, V] -> their law on the draft vocabulary (`support` Int64[Vd]; None: the full one)."""
+def target_probs(logits: Tensor, support: Tensor | None) -> TargetProbs:
+    """Target logits [M, V] -> their probs on the draft vocabulary (`support` Int64[Vd]; None: the full one)."""
     logits = logits.float()
     if support is None:
         ones = logits.new_ones(len(logits))
-        return TargetLaw(logits.softmax(-1), ones, ones)
+        return TargetProbs(logits.softmax(-1), ones, ones)
     inside = logits[:, support]
     mass = (inside.logsumexp(-1) - logits.logsumexp(-1)).exp()
     weight = (inside.amax(-1) >= logits.amax(-1)).float()
-    return TargetLaw(inside.softmax(-1), mass, weight)
+    return TargetProbs(inside.softmax(-1), mass, weight)
 
 
 class StepLoss(NamedTuple):
@@ -61,13 +62,13 @@ def block_rows(logits: Tensor) -> int:
 
 class _DraftLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, law, mass, weight, acceptance_weight):
+    def forward(ctx, logits, probs, mass, weight, acceptance_weight):
         gradient = torch.empty_like(logits)
         entropy, accepted, agree = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(3))
         size = block_rows(logits)
         for start in range(0, len(logits), size):
             block = slice(start, start + size)
-            z, p, w = logits[block].float(), law[block], weight[block, None]
+            z, p, w = logits[block].float(), probs[block], weight[block, None]
             log_q = z.log_softmax(-1)
             q, full = log_q.exp(), p * mass[block, None]
             entropy[block] = -(p * log_q).sum(-1) * weight[block]
@@ -89,7 +90,7 @@ class _DraftLoss(torch.autograd.Function):
         return gradient * upstream.to(gradient.dtype), None, None, None, None
 
 
-def draft_loss(logits: Tensor, target: TargetLaw, acceptance_weight: float = 0.0) -> StepLoss:
-    """Draft logits [M, Vd] against the target's law at the same positions."""
+def draft_loss(logits: Tensor, target: TargetProbs, acceptance_weight: float = 0.0) -> StepLoss:
+    """Draft logits [M, Vd] against the target distributions at the same positions."""
     loss, entropy, accepted, agree = _DraftLoss.apply(logits, *target, acceptance_weight)
     return StepLoss(loss, entropy.sum(), accepted, agree.sum())

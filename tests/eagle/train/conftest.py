@@ -90,6 +90,7 @@ def settings(tiny_target, tiny_data):
                 "eval_examples": 4,
                 "eval_prompts": 0,
                 "held_out_share": 0.1,
+                "feature_cache": "off",
                 **changes,
             }
         )

@@ -19,6 +19,7 @@ def test_cached_features_give_the_same_losses(settings, tmp_path, monkeypatch):
 def test_size_is_known_before_and_refused_without_room(settings, tmp_path, monkeypatch, capsys):
     config = settings(tmp_path / "a", feature_cache=str(tmp_path / "cache"))
     trainer = Trainer(config)
+    trainer.cache.fill(trainer.source, trainer.accelerator)
     stated = module.estimate(trainer.train_set, 64, 3, torch.float32)
     there = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.safetensors"))
     assert stated <= there < 1.2 * stated + 10_000 * len(trainer.train_set) / 50
@@ -32,10 +33,13 @@ def test_size_is_known_before_and_refused_without_room(settings, tmp_path, monke
 
 def test_an_interrupted_cache_is_completed_and_another_one_refused(settings, tmp_path, monkeypatch):
     directory = tmp_path / "cache"
-    first = Trainer(settings(tmp_path / "a", feature_cache=str(directory))).cache
+    trainer = Trainer(settings(tmp_path / "a", feature_cache=str(directory)))
+    first = trainer.cache
+    first.fill(trainer.source, trainer.accelerator)
     before = first.read("taps", 0).clone()
     first.path(0).unlink()
     again = Trainer(settings(tmp_path / "a", feature_cache=str(directory))).cache
+    again.fill(trainer.source, trainer.accelerator)
     assert torch.equal(again.read("taps", 0), before)
     with pytest.raises(ValueError, match="another target, data set or precision"):
         Trainer(settings(tmp_path / "b", feature_cache=str(directory), taps=[1, 2, 3]))
@@ -45,4 +49,4 @@ def test_files_that_another_machine_kept_to_itself(settings, tmp_path, monkeypat
     """As if each of two machines had a disk of its own: what was written cannot be seen."""
     monkeypatch.setattr(module, "write_file", lambda path, write: None)
     with pytest.raises(ValueError, match="features-00000.safetensors.*file system that all machines see"):
-        Trainer(settings(tmp_path / "a", feature_cache=str(tmp_path / "cache")))
+        Trainer(settings(tmp_path / "a", feature_cache=str(tmp_path / "cache"))).run()

@@ -30,7 +30,10 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
     ("settings", "words"),
     [
         ({"learning_rate": 1}, ["learning_rate", "known", "lr"]),
-        ({"optimizer": "sgd"}, ["sgd", "adamw"]),
+        ({"optimizer": "adamw"}, ["unknown", "optimizer"]),
+        ({"lr": float("nan")}, ["lr", "nan", "more than 0"]),
+        ({"steps": 0}, ["steps", "0", "more than 0"]),
+        ({"held_out_share": 0.0}, ["held_out_share", "0 .. 0.5"]),
         ({"precision": "fp8"}, ["fp8", "bf16"]),
         ({"acceptance_weight": 2}, ["acceptance_weight", "0 .. 1"]),
         ({"acceptance_warmup": -1}, ["acceptance_warmup", "0 .. 1"]),

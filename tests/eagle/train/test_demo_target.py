@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eagle.train import checkpoint
 from eagle.train.demo import target as demo_target
 
 SIZE = [
@@ -46,7 +47,7 @@ def data(tmp_path_factory):
 
 def run(data, tmp_path, name: str, steps: int, output: str | None = None):
     output = tmp_path / (output or name)
-    demo_target.main(
+    status = demo_target.main(
         [
             str(data),
             "--output",
@@ -60,6 +61,7 @@ def run(data, tmp_path, name: str, steps: int, output: str | None = None):
             *SIZE,
         ]
     )
+    assert status == 0
     return load_file(output / "model.safetensors")
 
 
@@ -74,8 +76,8 @@ def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(data, tmp_path):
     work = tmp_path / "work" / "torn"
     torn = work / ".step-00000004.tmp"
     torn.mkdir(parents=True)
-    (torn / "model.pt").write_bytes(b"half")
-    assert demo_target.checkpoints(work) == []
+    (torn / "target.safetensors").write_bytes(b"half")
+    assert checkpoint.directories(work) == []
     run(data, tmp_path, "torn", 2)
 
 

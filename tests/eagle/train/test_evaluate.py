@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 import hsd
 from eagle.train.data.conversations import Example, collate
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.evaluation.held_out import evaluate, step_laws
-from eagle.train.objective.loss import TargetLaw
+from eagle.train.evaluation.held_out import compare_step, evaluate
+from eagle.train.objective.loss import TargetProbs
 from eagle.train.setup import build_head
 from tests.eagle.train.test_unroll import draft_like_a_decoder
 
@@ -74,15 +74,15 @@ def test_the_chain_formula_is_what_token_wise_verification_accepts():
         verified += q1[x] * q2[x, y] * law.expected_accepted
     for x in range(v):
         ones = torch.ones(1, dtype=torch.float64)
-        first = step_laws(q1.log()[None], TargetLaw(p1[None], ones, ones), torch.tensor([x]), None)
-        second = step_laws(q2[x].log()[None], TargetLaw(p2[x][None], ones, ones), torch.tensor([0]), None)
+        first = compare_step(q1.log()[None], TargetProbs(p1[None], ones, ones), torch.tensor([x]), None)
+        second = compare_step(q2[x].log()[None], TargetProbs(p2[x][None], ones, ones), torch.tensor([0]), None)
         formula += p1[x] * (first.accepted + first.ratio * second.accepted).item()
     assert formula == pytest.approx(verified.item(), abs=1e-6)
 
 
 def test_a_token_that_cannot_be_drafted_ends_the_chain():
     support = torch.tensor([0, 2])
-    law = TargetLaw(torch.tensor([[0.5, 0.5]]), torch.tensor([0.8]), torch.ones(1))
-    out = [step_laws(torch.zeros(1, 2), law, torch.tensor([token]), support) for token in (2, 1, 3)]
+    law = TargetProbs(torch.tensor([[0.5, 0.5]]), torch.tensor([0.8]), torch.ones(1))
+    out = [compare_step(torch.zeros(1, 2), law, torch.tensor([token]), support) for token in (2, 1, 3)]
     assert [o.ratio.item() for o in out] == [1.0, 0.0, 0.0]
     assert out[0].accepted.item() == pytest.approx(0.8)

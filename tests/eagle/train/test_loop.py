@@ -10,7 +10,7 @@ from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel
 
 from eagle.checkpoints.load import load_head
 from eagle.train.data.conversations import Example, collate
-from eagle.train.evaluation.drafting import DraftingTrial
+from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
 from eagle.train.setup import frequent_tokens
 from eagle.train.trainer import Trainer
@@ -54,7 +54,7 @@ def test_batches_too_small_for_the_parts(settings, tmp_path):
 def test_the_best_head_is_the_one_with_most_accepted(tiny_target, settings, tmp_path, monkeypatch):
     """Not the one with the smallest loss, which falls all along."""
     values = iter([2.5, 3.0, 2.0])
-    monkeypatch.setattr(DraftingTrial, "expected_accepted", lambda trial, head: next(values))
+    monkeypatch.setattr(TreeEvaluation, "expected_accepted", lambda trial, head: next(values))
     trainer = Trainer(settings(tmp_path, steps=30, eval_every=10, save_every=10, keep=3, eval_prompts=1))
     trainer.run()
     assert next(values, None) is None
@@ -65,9 +65,9 @@ def test_the_best_head_is_the_one_with_most_accepted(tiny_target, settings, tmp_
     number = r"\d\.\d{3}"
     assert re.fullmatch(
         rf"loss {number}, 1-TV by step {number} {number} {number}, E\[accepted\] held out 3\.000 \(best 3\.000\)",
-        trainer.records.bar.postfix,
+        trainer.log.bar.postfix,
     )
-    again = Trainer(settings(tmp_path, steps=31, eval_every=10, save_every=10, keep=3, eval_prompts=1)).records
+    again = Trainer(settings(tmp_path, steps=31, eval_every=10, save_every=10, keep=3, eval_prompts=1)).log
     assert (again.expected, again.progress.best) == (2.0, 3.0)
 
 

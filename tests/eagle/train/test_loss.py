@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle.train.objective.loss import draft_loss, target_law
+from eagle.train.objective.loss import draft_loss, target_probs
 
 M, V = 7, 12
 SUPPORT = torch.tensor([0, 2, 3, 5, 8, 9, 11])
@@ -28,20 +28,20 @@ def test_value_and_gradient(support, acceptance_weight):
     z = torch.randn(M, V if support is None else len(support), requires_grad=True)
     expected = plain_loss(z, target, support, acceptance_weight)
     (gradient,) = torch.autograd.grad(expected, z)
-    found = draft_loss(z, target_law(target, support), acceptance_weight)
+    found = draft_loss(z, target_probs(target, support), acceptance_weight)
     torch.testing.assert_close(found.loss, expected)
     torch.testing.assert_close(torch.autograd.grad(3 * found.loss, z)[0], 3 * gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_accepted_counts_the_mass_outside_the_draft_vocabulary():
     target = torch.zeros(1, V)  # uniform over 12, the draft knows 7 of them
-    out = draft_loss(torch.zeros(1, len(SUPPORT)), target_law(target, SUPPORT))
+    out = draft_loss(torch.zeros(1, len(SUPPORT)), target_probs(target, SUPPORT))
     torch.testing.assert_close(out.accepted, torch.tensor([len(SUPPORT) / V]))
 
 
 def test_equal_laws_are_always_accepted():
     z = torch.randn(M, V)
-    out = draft_loss(z, target_law(z, None), 1.0)
+    out = draft_loss(z, target_probs(z, None), 1.0)
     torch.testing.assert_close(out.accepted, torch.ones(M))
     assert out.loss.abs() < 1e-5
     assert out.agree == M
@@ -50,7 +50,7 @@ def test_equal_laws_are_always_accepted():
 def test_positions_whose_best_token_cannot_be_drafted_carry_no_loss():
     target = torch.zeros(2, V)
     target[0, 1], target[1, 2] = 5.0, 5.0  # token 1 is outside, token 2 inside
-    law = target_law(target, SUPPORT)
+    law = target_probs(target, SUPPORT)
     assert law.weight.tolist() == [0, 1]
     z = torch.zeros(2, len(SUPPORT), requires_grad=True)
     draft_loss(z, law).loss.backward()
@@ -60,6 +60,6 @@ def test_positions_whose_best_token_cannot_be_drafted_carry_no_loss():
 
 def test_no_rows():
     z = torch.zeros(0, V, requires_grad=True)
-    out = draft_loss(z, target_law(torch.zeros(0, V), None), 0.5)
+    out = draft_loss(z, target_probs(torch.zeros(0, V), None), 0.5)
     out.loss.backward()
     assert out.loss == 0

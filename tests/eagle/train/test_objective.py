@@ -4,7 +4,7 @@ import torch
 
 from eagle.train.data.conversations import Example
 from eagle.train.objective.alignment import align
-from eagle.train.optim import risen
+from eagle.train.schedule import linear_ramp
 
 ANSWER = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]], dtype=torch.bool)
 
@@ -57,5 +57,5 @@ def test_a_batch_without_answers():
 
 
 def test_the_acceptance_weight_rises():
-    assert [risen(share, 0.5, 0.4) for share in (0.0, 0.2, 0.4, 1.0)] == [0.0, 0.25, 0.5, 0.5]
-    assert risen(0.0, 0.5, 0.0) == 0.5
+    assert [linear_ramp(share, 0.5, 0.4) for share in (0.0, 0.2, 0.4, 1.0)] == [0.0, 0.25, 0.5, 0.5]
+    assert linear_ramp(0.0, 0.5, 0.0) == 0.5

@@ -1,4 +1,4 @@
-"""Several processes (gloo) give the losses of one, whatever the accelerate config spreads over them."""
+"""Several processes (gloo) give the losses of one, with a copied and with a sharded target."""
 
 import json
 import os
@@ -8,28 +8,25 @@ import sys
 from dataclasses import asdict
 
 import pytest
-from transformers import AutoConfig
 
-from eagle.checkpoints.load import load_head
 from eagle.train.trainer import Trainer
 from tests.eagle.train.conftest import ROOT, losses
 
 # All runs of a test in the same two processes: most of a worker's time is its imports.
 WORKER = """
-import json, os, sys
+import json, sys
 from eagle.train.config import from_dict
 from eagle.train.trainer import Trainer
-from eagle.train.distributed import is_spread
+from eagle.train.distributed import is_sharded
 for path in sys.argv[1:]:
     run = json.load(open(path))
-    os.environ.update(run["environment"])
     trainer = Trainer(from_dict(run["settings"]))
-    assert is_spread(trainer.target) == run["spread"], path
-    assert not is_spread(trainer.head), path
+    assert is_sharded(trainer.target) == run["sharded"], path
+    assert not is_sharded(trainer.head), path
     trainer.run()
 """
 COMMON = {"batch_tokens": 400, "warmup": 20, "steps": 8, "decay": 0.0}
-TRIAL = {"eval_prompts": 2, "eval_tokens": 4, "eval_nodes": 4, "eval_depth": 2}
+TREES = {"eval_prompts": 2, "eval_tokens": 4, "eval_nodes": 4, "eval_depth": 2}
 
 
 def free_port() -> int:
@@ -39,23 +36,18 @@ def free_port() -> int:
 
 
 def test_two_processes_give_the_losses_of_one(settings, tmp_path):
-    """A copied target, stopped and continued with accumulation; then its layers spread in every way that can be asked
-    for, with a drafting trial and a feature cache."""
-    deepspeed = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
-    hybrid = {"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "HYBRID_SHARD", "LOCAL_WORLD_SIZE": "1"}
+    """A copied target, stopped and continued with accumulation; a sharded one, with trees and a cache."""
     runs = {
-        "begun": (False, {}, {"steps": 5, "save_every": 2, "output": str(tmp_path / "copied")}),
-        "copied": (False, {}, {"save_every": 2, "accumulation": 2}),
-        "spread": (True, {}, {"shard_target": True, **TRIAL}),
-        "spread and cached": (True, {}, {"shard_target": True, "feature_cache": str(tmp_path / "cache")}),
-        "DeepSpeed": (True, deepspeed, {}),
-        "machines": (True, hybrid, {}),
+        "begun": (False, {"steps": 5, "save_every": 2, "output": str(tmp_path / "copied")}),
+        "copied": (False, {"save_every": 2, "accumulation": 2}),
+        "sharded": (True, {"shard_target": True, **TREES}),
+        "sharded and cached": (True, {"shard_target": True, "feature_cache": str(tmp_path / "cache")}),
     }
     paths = []
-    for name, (spread, environment, changes) in runs.items():
+    for name, (sharded, changes) in runs.items():
         run = asdict(settings(**{"output": tmp_path / name, **COMMON, **changes}))
         paths.append(tmp_path / f"{name}.json")
-        paths[-1].write_text(json.dumps({"spread": spread, "environment": environment, "settings": run}))
+        paths[-1].write_text(json.dumps({"sharded": sharded, "settings": run}))
     shared = {
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
@@ -77,9 +69,9 @@ def test_two_processes_give_the_losses_of_one(settings, tmp_path):
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), abs=1e-4), name
 
 
-FSDP_CONFIG = """
+LAUNCH_CONFIG = """
 compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
+distributed_type: {kind}
 use_cpu: true
 num_machines: 1
 num_processes: 2
@@ -87,32 +79,27 @@ machine_rank: 0
 main_process_ip: 127.0.0.1
 main_process_port: {port}
 mixed_precision: "no"
-fsdp_config:
-  fsdp_version: 2
-  fsdp_reshard_after_forward: true
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_cpu_ram_efficient_loading: true
-"""
+{more}"""
 
 
-def test_an_fsdp_config_spreads_the_target_and_copies_the_head(tiny_target, settings, tmp_path):
+def launch(kind: str, more: str, run, tmp_path) -> subprocess.CompletedProcess:
     """As a user starts it: `accelerate launch --config_file C -m eagle.train --config F`."""
-    run, config = tmp_path / "run.json", tmp_path / "fsdp.yaml"
-    run.write_text(json.dumps(asdict(settings(tmp_path / "two", **COMMON))))
-    config.write_text(FSDP_CONFIG.format(port=free_port()))
+    settings, config = tmp_path / "run.json", tmp_path / f"{kind}.yaml"
+    settings.write_text(json.dumps(asdict(run)))
+    config.write_text(LAUNCH_CONFIG.format(kind=kind, port=free_port(), more=more))
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", "eagle.train"]
-    done = subprocess.run(
-        [*map(str, command), "--config", str(run)],
+    return subprocess.run(
+        [*map(str, command), "--config", str(settings)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         timeout=600,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "FSDP 2, reshard_after_forward true: the target's layers are spread over the processes" in done.stdout
-    Trainer(settings(tmp_path / "one", **COMMON)).run()
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
-    target_config = AutoConfig.from_pretrained(tiny_target)
-    one, two = (load_head(tmp_path / name, target_config).state_dict() for name in ("one", "two"))
-    assert all(one[name].shape == two[name].shape for name in one)
+
+
+def test_an_fsdp_config_is_refused_in_one_sentence(settings, tmp_path):
+    done = launch("FSDP", "fsdp_config:\n  fsdp_version: 2\n", settings(tmp_path / "two", **COMMON), tmp_path)
+    assert done.returncode != 0
+    assert "error: the accelerate config asks for FSDP, which would shard the head" in done.stderr
+    assert not (tmp_path / "two").exists()

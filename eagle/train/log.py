@@ -1,11 +1,12 @@
-"""What a run writes down: log.jsonl, one line per `log_every` steps and one per evaluation, and the progress bar.
+"""The log of a run: log.jsonl, one line per `log_every` steps and one per evaluation, and the progress bar.
 
 Sums since the last line are kept in `window` [unroll + 1, 4]: for every draft step positions, cross-entropy, sum of
 min(p, q) and top-1 agreement; in the last row the positions of the batches and their loss. They belong to a
-checkpoint, so that a run that continues writes the line an uninterrupted one would have written.
+checkpoint, so that a continued run writes the line that an uninterrupted one would have written.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -14,43 +15,83 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eagle.files import write_text
-from eagle.train.checkpoint import Progress
+from eagle.train.progress import Progress
 
 
-class Records:
+def finite(value):
+    """`value` with numbers that JSON does not have (NaN, infinities) as None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def whole_rows(path: Path) -> list[dict]:
+    """The rows of a log, without a last line cut short. Raises ValueError naming any other line that is no row."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number}: not JSON ({error}); remove the line to continue the run"
+            ) from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}, line {number}: expected an object with a step; remove the line to continue")
+        rows.append(row)
+    return rows
+
+
+class TrainingLog:
     """The log of one run, written by the main process; sums come from all."""
 
     def __init__(
         self, output: str | Path, unroll: int, accelerator: Accelerator, progress: Progress, total: int | None
-    ):
+    ) -> None:
+        """Continue OUTPUT/log.jsonl from `progress`; `total` steps for the bar, where known."""
         self.path = Path(output, "log.jsonl")
         self.accelerator = accelerator
         self.progress = progress
         self.expected: float | None = None  # E[accepted] of the last evaluation
+        self.evaluated_at = -1  # its step
         self.window = torch.zeros(unroll + 1, 4, device=accelerator.device)
         if progress.window and accelerator.is_main_process:
             self.window += torch.tensor(progress.window, device=accelerator.device)
-        if accelerator.is_main_process:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
             self.trim()
-        hidden = None if accelerator.is_main_process else True  # None: shown on a terminal only
+        # disable=None: shown on a terminal only
+        hidden = None if accelerator.is_main_process else True
         self.bar = tqdm(total=total, initial=progress.step, disable=hidden)
 
     def trim(self) -> None:
         """Drop what was logged after the checkpoint that this run continues from, and a last line cut short."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            whole = [(line, json.loads(line)) for line in lines if line.endswith("\n")]
-            kept = [(line, row) for line, row in whole if row["step"] <= self.progress.step]
-            write_text(self.path, "".join(line for line, _ in kept))
-            for _, row in kept:
-                self.expected = row.get("expected_accepted", self.expected)
+        kept = [row for row in whole_rows(self.path) if row["step"] <= self.progress.step]
+        for row in kept:
+            self.take_evaluation(row)
+        if self.accelerator.is_main_process:
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def take_evaluation(self, row: dict) -> None:
+        """Remember the last evaluation's step and value, and the best value."""
+        if "held_out" in row:
+            value = row.get("expected_accepted")
+            self.expected, self.evaluated_at = value, row["step"]
+            if value is not None:
+                self.progress.best = max(self.progress.best, value)
 
     def write(self, row: dict) -> None:
-        self.expected = row.get("expected_accepted", self.expected)
+        """Append a line. Raises OSError naming the file where it cannot be written."""
+        self.take_evaluation(row)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            except OSError as error:
+                raise OSError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def count_positions(self, positions: int) -> None:
         """Positions of a whole batch; every process counts the same ones, so only one of them does."""
@@ -87,7 +128,7 @@ class Records:
         self.bar.set_postfix_str(self.shown(row))
 
     def shown(self, row: dict) -> str:
-        """What the bar says of a line: loss, 1 - TV by draft step, and E[accepted] on held-out prompts once known."""
+        """The bar's text: loss, 1 - TV by draft step, and E[accepted] on held-out prompts."""
         accepted = " ".join(f"{value:.3f}" for value in row["accepted"])
         text = f"loss {row['loss']:.3f}, 1-TV by step {accepted}"
         if self.expected is None:

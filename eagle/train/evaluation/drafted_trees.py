@@ -1,8 +1,8 @@
-"""E[accepted] of real trees: the number a head is chosen by.
+"""E[accepted] of drafted trees: the number by which the best head is selected.
 
-The decoding engine answers held-out prompts with the head in training; every step's E[accepted] is exact for the tree
-it drafted (it comes from the stopping law, so there is no verification noise), and the mean over steps is compared
-between heads on the same prompts and the same random numbers.
+The decoding engine answers held-out prompts with the head in training. Every step's E[accepted] is exact for the tree
+it drafted (it comes from the stopping law, without verification noise); the mean over steps is compared between heads
+on the same prompts and the same random numbers.
 """
 
 import torch
@@ -13,14 +13,15 @@ from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example
 
 
-class DraftingTrial:
-    """Answers to a fixed set of prompts, with a copy of the head: the engine freezes and casts what it decodes with."""
+class TreeEvaluation:
+    """Answers to a fixed set of prompts, with a copy of the head: the engine freezes and casts the head it is given."""
 
-    def __init__(self, target, head: Eagle3Head, held_out: list[Example], config: TrainConfig):
+    def __init__(self, target, head: Eagle3Head, held_out: list[Example], config: TrainConfig) -> None:
+        """Prompts are the tokens before the first answer of the first `eval_prompts` held-out conversations."""
         self.copy = Eagle3Head(head.config).to(target.device, target.dtype)
         self.model = EagleModel.from_head(target, self.copy)
-        self.prompts = [list(e.ids[: list(e.answer).index(True)]) for e in held_out[: config.eval_prompts]]
-        self.prompts = [prompt for prompt in self.prompts if len(prompt) > 1]
+        prompts = [list(e.ids[: list(e.answer).index(True)]) for e in held_out[: config.eval_prompts]]
+        self.prompts = [prompt for prompt in prompts if len(prompt) > 1]
         self.config = config
 
     def answers(self, head: Eagle3Head) -> list[list[float]]:
