@@ -1,46 +1,168 @@
-"""Dependencies point one way: eval -> eagle -> hsd -> torch."""
+"""Imports point one way, between the packages and between the rooms of a package; tests mirror the packages.
+
+scripts -> eval -> eagle -> hsd -> torch
+"""
 
 import ast
+import graphlib
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"hsd": set(), "eagle": {"hsd"}, "eval": {"hsd", "eagle"}}
-EVERY_LAYER = {"hsd", "eagle", "eval", "scripts", "tests", "benchmarks"}
-HSD_TOP_LEVEL = {"torch"}
+EVERY_LAYER = {"hsd", "eagle", "eval", "scripts", "tests"}
+
+# A room is a folder of a package, or a file directly in it; the longest name that fits counts. A room may import
+# itself, the rooms named here, and whatever MAY_IMPORT allows of the lower packages.
+ROOMS = {
+    # the mathematics: a tree and its checks, what verification returns, the rules, the two entry points
+    "hsd.checks": {"hsd.layout", "hsd.tree"},
+    "hsd.layout": set(),
+    "hsd.outcome": {"hsd.sampling"},
+    "hsd.sampling": set(),
+    "hsd.topology": set(),
+    "hsd.tree": {"hsd.checks", "hsd.layout", "hsd.topology"},
+    "hsd.verifiers": {"hsd.layout", "hsd.outcome", "hsd.sampling", "hsd.topology", "hsd.tree"},
+    "hsd.verify": {
+        "hsd.checks",
+        "hsd.layout",
+        "hsd.outcome",
+        "hsd.sampling",
+        "hsd.topology",
+        "hsd.tree",
+        "hsd.verifiers",
+    },
+    "hsd.audit": {"hsd"},
+    # drafting and decoding, from the weights up to what people call
+    "eagle.files": set(),
+    "eagle.modules": set(),
+    "eagle.drafters": {"eagle.modules"},
+    "eagle.trees": {"eagle.drafters"},
+    "eagle.checkpoints": {"eagle.files", "eagle.modules"},
+    "eagle.engine": {"eagle.drafters", "eagle.model.outputs", "eagle.modules", "eagle.trees"},
+    "eagle.model.outputs": set(),
+    "eagle.model": {
+        "eagle.checkpoints",
+        "eagle.drafters",
+        "eagle.engine",
+        "eagle.model.outputs",
+        "eagle.modules",
+        "eagle.trees",
+    },
+    # training: the drafting engine is used in evaluation/ only
+    "eagle.train": {"eagle.checkpoints", "eagle.files", "eagle.modules", "eagle.train.evaluation"},
+    "eagle.train.evaluation": {"eagle.checkpoints", "eagle.files", "eagle.model", "eagle.modules", "eagle.train"},
+    "eagle.convert": {"eagle.checkpoints"},
+    # benchmarks
+    "eval.jsonl": set(),
+    "eval.provenance": set(),
+    "eval.questions": {"eval.jsonl", "eval.provenance"},
+    "eval.runs": {"eval.jsonl", "eval.provenance", "eval.questions"},
+    "eval.reports": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.runs"},
+    "eval.trees": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
+    "eval.speed": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
+    "eval.report": {"eval.reports"},
+}
+# A tree is checked when it is built; the trainer evaluates, and evaluation reads training's settings and data.
+MUTUAL = {("hsd.checks", "hsd.tree"), ("eagle.train.evaluation", "eagle.train")}
+TESTED_IN = {  # folders whose tests lie elsewhere
+    "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
+    "hsd/audit": "hsd",
+    "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
+}
+ABOVE_ALL = {"eagle", "eval", "hsd", "eval.__main__"}  # what a package exports, and its command: may import any room
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
+def name_of(path: Path) -> str:
+    """Dotted name of a module: hsd/audit/__init__.py is hsd.audit."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere, also inside functions; `from hsd import verify` counts as hsd.verify
+    where that is a module."""
     found = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module.split(".")[0])
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.relative_to(ROOT)}:{node.lineno}: write the import in full, not relative"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in inner if is_module(name)}
+            found |= modules or {node.module}
     return found
 
 
-@pytest.mark.parametrize("layer", MAY_IMPORT)
-def test_no_upward_imports(layer):
-    files = list((ROOT / layer).rglob("*.py"))
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def room_of(name: str) -> str:
+    """The room a module lies in; packages themselves and their commands are rooms of their own."""
+    if name in ABOVE_ALL:
+        return name
+    inside = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
+    assert inside, f"{name} lies in no room: add it to ROOMS"
+    return max(inside, key=len)
+
+
+def source(package: str) -> list[Path]:
+    files = sorted((ROOT / package).rglob("*.py"))
     assert files
-    for path in files:
-        upward = imports(path) & EVERY_LAYER - MAY_IMPORT[layer] - {layer}
+    return files
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_no_upward_imports(package):
+    for path in source(package):
+        packages = {name.split(".")[0] for name in imports(path)}
+        upward = packages & EVERY_LAYER - MAY_IMPORT[package] - {package}
         assert not upward, f"{path.relative_to(ROOT)} imports {sorted(upward)}"
 
 
-def test_hsd_needs_torch_and_nothing_else():
-    import sys
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_rooms_import_what_the_floor_plan_allows(package):
+    for path in source(package):
+        room = room_of(name_of(path))
+        if room in ABOVE_ALL:
+            continue
+        used = {room_of(name) for name in imports(path) if name.split(".")[0] == package} - {room}
+        forbidden = {one for one in used if not any(one == may or one.startswith(f"{may}.") for may in ROOMS[room])}
+        assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}; {room} may not"
 
+
+def test_the_floor_plan_has_no_cycle_between_rooms():
+    above = {room: below - {other for one, other in MUTUAL if one == room} for room, below in ROOMS.items()}
+    above["hsd.audit"] = set()  # imports the package `hsd`, which none of the other rooms does
+    graphlib.TopologicalSorter(above).prepare()
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_the_floor_plan_names_rooms_that_exist(package):
+    gone = {room for room in ROOMS if room.split(".")[0] == package and not is_module(room)}
+    assert not gone
+
+
+def test_hsd_needs_torch_and_nothing_else():
     for path in (ROOT / "hsd").glob("*.py"):
-        others = imports(path, top_level_only=True) - HSD_TOP_LEVEL - {"hsd"} - set(sys.stdlib_module_names)
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        top = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+        top |= {node.module for node in body if isinstance(node, ast.ImportFrom)}
+        others = {name.split(".")[0] for name in top} - {"torch", "hsd"} - set(sys.stdlib_module_names)
         assert not others, f"{path.relative_to(ROOT)} imports {sorted(others)}"
 
 
-def test_the_source_never_imports_the_slow_reference():
-    for layer in MAY_IMPORT:
-        for path in (ROOT / layer).rglob("*.py"):
-            assert "tests.reference" not in path.read_text(encoding="utf-8")
+def test_tests_mirror_the_packages():
+    """A folder of tests has the name of a folder of the source; a folder of the source has tests of its own."""
+    folders = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("__init__.py")}
+    folders = {path.parent for path in folders} - {Path(), Path("golden"), Path("reference")}
+    unmatched = {str(path) for path in folders if not (ROOT / path).is_dir()}
+    assert not unmatched
+    rooms = {str(path.parent.relative_to(ROOT)) for package in MAY_IMPORT for path in (ROOT / package).glob("*/*.py")}
+    tested = {str(path.parent.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert rooms - tested == set(TESTED_IN), "give these folders tests, or name in TESTED_IN where they are tested"
+    assert set(TESTED_IN.values()) <= tested
