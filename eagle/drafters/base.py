@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Drafter(Protocol):
-    """Proposes laws over next tokens. All tensors carry a batch dimension B; Vd is the drafter's vocabulary.
+    """Proposes distributions over next tokens. All tensors carry a batch dimension B; Vd is the drafter's vocabulary.
 
     One drafting round is `read` once, then `grow` any number of times. The root is slot 0; the i-th node ever given
     to `grow` since the last `read` is slot i (from 1).
@@ -27,11 +27,11 @@ class Drafter(Protocol):
     def window(self, more: int = 0) -> int:
         """How many committed slots a pass looks at, `more` of which it writes itself: a bucket of the length."""
 
-    def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None) -> Tensor:
+    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
         """Commit `counts` Int64[B] tokens of Int64[B, m] (right-padded); the last one is the root.
 
-        features [B, m, taps * F] belong to the position *before* each token ([B, m - 1, ...] for the first `read`
-        of a sequence, whose first token follows nothing). Returns logits [B, Vd] after the root.
+        aux [B, m, A], the auxiliary hidden states, belong to the position *before* each token ([B, m - 1, A] for the
+        first `read` of a sequence, whose first token follows nothing). Returns logits [B, Vd] after the root.
         """
 
     def set_length_bound(self, longest: int) -> None:

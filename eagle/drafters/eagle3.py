@@ -1,7 +1,8 @@
 """Drafting with the EAGLE-3 head: committed pairs in its own cache, drafted nodes in that cache's scratch area.
 
-The pair (feature of token t, token t+1) sits at position t. The root's pair is the last committed one, at position
-c - 1 when c pairs are committed; a drafted node of depth d sits at position c - 1 + d and reads its parent's output.
+The pair (hidden states of token t, token t+1) sits at position t. The root's pair is the last committed one, at
+position c - 1 when c pairs are committed; a drafted node of depth d sits at position c - 1 + d and reads its parent's
+output.
 """
 
 import torch
@@ -9,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from eagle.drafters.base import Lineage
-from eagle.modules.buckets import bucket, whole
 from eagle.modules.fused_head import FusedHead
 from eagle.modules.head import Eagle3Head
-from eagle.modules.kv_cache import CacheShape, KVBuffer
+from eagle.modules.kv_cache import CacheShape, KVBuffer, bucket, whole
 
 
 class Eagle3Drafter:
@@ -73,13 +73,13 @@ class Eagle3Drafter:
         out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
         return out.view(batch, heads, n, size).transpose(1, 2).reshape(batch, n, -1)
 
-    def read(self, tokens: Tensor, counts: Tensor, features: Tensor | None) -> Tensor:
-        tokens, counts, features = (x.to(self.device) for x in (tokens, counts, features))
-        if not self.longest:  # the first token of a sequence follows no feature
+    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
+        tokens, counts, aux = (x.to(self.device) for x in (tokens, counts, aux))
+        if not self.longest:  # the first token of a sequence follows no hidden state
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        residual, q, kv = self.fused.enter(self.head.fuse(features), tokens, positions)
+        residual, q, kv = self.fused.enter(self.head.fuse(aux), tokens, positions)
         pair = kv.permute(2, 0, 3, 1, 4)
         last = (counts - 1)[:, None]
         if self.longest:  # only the last token's output is needed, the others' keys and values

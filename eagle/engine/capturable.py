@@ -1,15 +1,15 @@
 """Why the steps of a plan cannot be recorded, if they cannot: what is known before anyone tries."""
 
 from eagle.drafters import CausalLMDrafter, Drafter
-from eagle.engine.sequence import Plan
+from eagle.engine.plan import Plan
 from eagle.modules.fused_head import MOVING_ROPE
 from eagle.modules.target import CachedLM
 
 
 def why_not(target: CachedLM, drafter: Drafter | None, plan: Plan) -> str | None:
     """The reason in words, or None where a step does nothing that a CUDA graph cannot hold."""
-    if plan.target_law.settings.needs_prefix or plan.draft_law.settings.needs_prefix:
-        penalty = plan.target_law.settings.repetition_penalty
+    if plan.target.settings.needs_prefix or plan.draft.settings.needs_prefix:
+        penalty = plan.target.settings.repetition_penalty
         return f"repetition_penalty={penalty} looks at every row's tokens, which are on the host"
     models = [target, drafter.lm] if isinstance(drafter, CausalLMDrafter) else [target]
     devices = {device for model in models for device in model.layer_devices} | {target.device}

@@ -19,9 +19,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from eagle.engine.sequence import Stock
-
-Phase = Callable[[torch.Generator], Any]
+from eagle.engine.sequence import StateBuffers
 
 
 class Recording(NamedTuple):
@@ -81,13 +79,13 @@ class CudaGraphs:
 class GraphRunner:
     """Recorded steps by key, at most `most` of them: the one unused for longest goes first.
 
-    stock    where sessions keep what they carry, so that its addresses stay from one generation to the next
+    buffers  where generations keep what they carry between steps, so that addresses stay from one to the next
     broken   why nothing is recorded any more: the error of a phase that could not be. None: all is well
     """
 
     def __init__(self, backend: Backend, most: int = 64):
         self.backend, self.most = backend, most
-        self.stock: Stock = {}
+        self.buffers: StateBuffers = {}
         self.broken: str | None = None
         self._steps: dict[Hashable, dict[str, Recording | None]] = {}
         self._current: dict[str, Recording | None] = {}
@@ -110,19 +108,23 @@ class GraphRunner:
             del self._steps[next(iter(self._steps))]
         self.backend.generator.set_state(self._source(generator).get_state())
 
-    def run(self, phase: str, function: Phase) -> Any:
-        """Do a phase of the open step: as it is, recorded, or replayed."""
+    def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function(*inputs, generator=)` as a callable of the inputs that runs, records or replays it, as the open
+        step has it. On a replay the inputs are ignored: they lie where they lay when it was recorded."""
+        return lambda *inputs: self._run(phase, lambda: function(*inputs, generator=self.backend.generator))
+
+    def _run(self, phase: str, function: Callable[[], Any]) -> Any:
         if self.broken:
-            return function(self.backend.generator)
+            return function()
         if phase not in self._current:
             self._current[phase] = None
-            return self.backend.warm_up(lambda: function(self.backend.generator))
+            return self.backend.warm_up(function)
         if self._current[phase] is None:
             try:
-                self._current[phase] = self.backend.record(lambda: function(self.backend.generator))
+                self._current[phase] = self.backend.record(function)
             except RuntimeError as error:
                 self._give_up(phase, error)
-                return function(self.backend.generator)
+                return function()
         recording = self._current[phase]
         recording.replay()
         return recording.outputs

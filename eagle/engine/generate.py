@@ -1,6 +1,7 @@
 """From prompts to finished rows: run steps until every row has ended, and keep the record of each step."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,10 +9,15 @@ import torch
 
 from eagle.drafters import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
-from eagle.engine.step import Plan, Session, StepResult, prefill, step
+from eagle.engine.plan import Plan
+from eagle.engine.step import Decoder, StepResult, check_finite
 from eagle.model.outputs import GeneratedRow, StepRecord
 from eagle.modules.target import CachedLM
-from eagle.trees import find_tree
+
+REPLACED = (
+    "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
+    "distributed exactly as the target's, but few drafts will be accepted: check the head's weights and its dtype"
+)
 
 
 @dataclass(frozen=True)
@@ -47,33 +53,33 @@ def iterate(
     prompts: list[list[int]],
     stopping: Stopping,
     generator: torch.Generator | None,
-    captured: GraphRunner | None = None,
+    graphs: GraphRunner | None = None,
 ) -> Iterator[list[GeneratedRow]]:
     """Yield the rows after the prompts' forward and after every step, until every row has ended.
 
-    `captured`: recordings that the steps are replayed from; None: every step runs as it is.
+    `graphs`: replays the steps; None: every step runs as it is. Raises ValueError where an unfinished row's target
+    distribution is not finite. Warns once where a draft distribution was not (the tokens stay exact).
     """
     began = time.perf_counter()
-    rows = [GeneratedRow(prompt) for prompt in prompts]
-    drafter = drafter if find_tree(plan.tree) else None
-    stock = captured.stock if captured is not None else None
-    session = prefill(target, drafter, plan, prompts, max(map(stopping.room, rows)), generator, stock)
-    for row, sequence in zip(rows, session.sequences):
-        stopping.emit(row, sequence[-1:])
+    decoder = Decoder(target, drafter, plan, generator, graphs)
+    room = max(stopping.room(GeneratedRow(prompt)) for prompt in prompts)
+    state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None)
+    for row, root in zip(state.rows, state.step.root.tolist(), strict=True):
+        stopping.emit(row, [root])
         row.seconds = row.prefill_seconds = time.perf_counter() - began
-    yield rows
-    while _mark_active(session, rows):
-        results, seconds = step(target, drafter, plan, session, generator, captured)
-        for row, result, active in zip(rows, results, session.active):
-            if active:
-                _record(row, result, stopping, seconds)
+    yield state.rows
+    warned = False
+    while any(state.active):
+        active, results = state.active, decoder.step(state)
+        check_finite([result.finite or not alive for result, alive in zip(results, active, strict=True)], "in a step")
+        if not warned and any(result.replaced for result in results):
+            warned = True
+            warnings.warn(REPLACED, stacklevel=2)
+        for row, result, alive in zip(state.rows, results, active, strict=True):
+            if alive:
+                _record(row, result, stopping, state.clock.seconds)
                 row.seconds = time.perf_counter() - began
-        yield rows
-
-
-def _mark_active(session: Session, rows: list[GeneratedRow]) -> bool:
-    session.active = [not row.stop_reason for row in rows]
-    return any(session.active)
+        yield state.rows
 
 
 def _record(row: GeneratedRow, result: StepResult, stopping: Stopping, seconds: dict[str, float]) -> None:

@@ -1,17 +1,17 @@
-"""Decoding: read the prompt, then repeat draft -> score -> verify -> commit.
+"""One decoding step, for every row of the batch at once:
 
-One step, for every row of the batch at once:
-
-    draft     the drafter reads what was committed last and grows a tree from the root
-    score     one target forward gives logits and features at every node
-    verify    the stopping law decides the path to keep and the bonus token
+    draft     the drafter reads the tokens committed last and grows a tree from the root
+    score     one target forward gives logits and auxiliary hidden states at every node
+    verify    the stopping distribution decides the path to keep and the bonus token
     commit    the path's keys and values move behind the committed ones; the bonus token is the next root
 
-The host waits once per step, in `_read_back`; from the second step on the phases can be replayed
-(`eagle.engine.cuda_graphs`).
-Shapes: B batch, N nodes, K depth, V vocabulary, F tap width.
+The host waits for the device once per step, in `read_back`. From the second step of a generation on, a graph runner
+(`eagle.engine.cuda_graphs`) may replay the four phases instead of running them.
+
+Shapes: B batch, N nodes, K depth, V vocabulary, A width of the auxiliary hidden states.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,209 +20,253 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
-from eagle.engine.sequence import PhaseClock, Plan, Session, StepState, Stock
+from eagle.engine.plan import Plan
+from eagle.engine.sequence import DecodingState, StateBuffers, StepState
+from eagle.model.outputs import GeneratedRow
 from eagle.modules.target import CachedLM, Scores
-from eagle.trees import TreeBatch, find_tree, root_only
+from eagle.trees import DraftProbs, TreeBatch, root_only
 
-__all__ = [
-    "Outcome",
-    "PhaseClock",
-    "Plan",
-    "Session",
-    "StepResult",
-    "commit",
-    "draft",
-    "prefill",
-    "score",
-    "step",
-    "verify",
-]
+
+class Drafted(NamedTuple):
+    """The trees of a step. replaced Bool[] : whether a draft distribution was not finite and was replaced."""
+
+    tree: TreeBatch
+    replaced: Tensor
 
 
 class Outcome(NamedTuple):
-    """What verification decided. path Int64[B, K+1] (nodes, padded with 0), accepted Int64[B], tokens Int64[B, K+1]
-    (accepted tokens, then the bonus, then padding), expected Float[B] (E[accepted])."""
+    """A step's decision. path Int64[B, K+1] (nodes, padded with 0), accepted Int64[B], tokens Int64[B, K+1] (accepted
+    tokens, then the bonus token, then padding), expected Float[B] (E[accepted]), finite Bool[B] (whether the row's
+    target distributions were), replaced Bool[B] (whether a draft distribution of the step was not finite)."""
 
     path: Tensor
     accepted: Tensor
     tokens: Tensor
     expected: Tensor
+    finite: Tensor
+    replaced: Tensor
 
 
 class StepResult(NamedTuple):
-    """One row's step on the host: token ids (accepted ones and the bonus), E[accepted], rows scored."""
+    """One row's step on the host: token ids (accepted ones and the bonus), E[accepted], rows scored, whether all target
+    distributions were finite and whether a draft distribution was replaced."""
 
     tokens: list[int]
     expected_accepted: float
     nodes: int
+    finite: bool
+    replaced: bool
 
 
-@torch.inference_mode()
-def prefill(
-    target: CachedLM,
-    drafter: Drafter | None,
-    plan: Plan,
-    prompts: list[list[int]],
-    room: int,
-    generator,
-    stock: Stock | None = None,
-) -> Session:
-    """Read the prompts, draw the first token of each row; caches get room for `room` more tokens per row.
+class Phases(NamedTuple):
+    """The four phases as callables, as they are or replayed."""
 
-    `stock`: where the session shall keep what it carries from step to step; None: in tensors of its own.
+    draft: Callable[[DecodingState], Drafted]
+    score: Callable[[TreeBatch], Scores]
+    verify: Callable[[DecodingState, Drafted, Scores], Outcome]
+    commit: Callable[[DecodingState, Scores, Outcome], Tensor]
+
+
+class Decoder:
+    """The models, the plan and the randomness of one generation.
+
+    `graphs` None: every step runs as it is. `generator` None: torch's global generator of the device.
     """
-    slack = plan.depth + 1
-    longest = max(map(len, prompts))
-    builder = find_tree(plan.tree)
-    target.reserve(len(prompts), _scratch(plan), longest + room, slack)
-    if builder is not None:
-        drafter.reserve(len(prompts), builder.slots(plan.settings), longest + room, slack)
-    counts = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
-    tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
-    scores = target.prefill(tokens, counts)
-    law = plan.target_law(scores.logits[:, 0], _padded_prefixes(plan, prompts, target.device))
-    root = hsd.draw(law, generator)
-    pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
-    sequences = [[*prompt, token] for prompt, token in zip(prompts, root.tolist())]
-    carried = StepState(pending, counts + 1, scores.features)
-    return Session(carried, sequences, [True] * len(prompts), {} if stock is None else stock)
 
+    def __init__(
+        self,
+        target: CachedLM,
+        drafter: Drafter | None,
+        plan: Plan,
+        generator: torch.Generator | None = None,
+        graphs: GraphRunner | None = None,
+    ):
+        self.target, self.plan, self.generator, self.graphs = target, plan, generator, graphs
+        self.drafter = drafter if plan.builder else None
+        names = Phases._fields
+        self._eager = Phases(*(self._with_generator(getattr(self, name)) for name in names))
+        self._replayed = graphs and Phases(*(graphs.wrap(name, getattr(self, name)) for name in names))
 
-def _scratch(plan: Plan) -> int:
-    return 1 if find_tree(plan.tree) is None else plan.settings.nodes
+    def _with_generator(self, phase: Callable) -> Callable:
+        return lambda *inputs: phase(*inputs, generator=self.generator)
 
+    # --- prompts ---------------------------------------------------------------------------------------------------
 
-def _padded_prefixes(plan: Plan, sequences: list[list[int]], device: torch.device) -> Tensor | None:
-    """Int64[B, T]: each row's tokens, padded with its own last token (a repeat changes no repetition penalty)."""
-    if not plan.target_law.settings.needs_prefix:
-        return None
-    longest = max(map(len, sequences))
-    return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in sequences], device=device)
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]], room: int, buffers: StateBuffers | None = None) -> DecodingState:
+        """Read the prompts and draw the first token of each row; caches get room for `room` more tokens per row.
 
+        The rows come back without that token, `DecodingState.step` with it. Raises ValueError where the target's logits
+        are not finite.
+        """
+        target, plan = self.target, self.plan
+        longest, slack = max(map(len, prompts)), plan.depth + 1
+        target.reserve(len(prompts), plan.nodes, longest + room, slack)
+        if self.drafter is not None:
+            self.drafter.reserve(len(prompts), plan.builder.slots(plan.settings), longest + room, slack)
+        counts = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
+        tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
+        scores = target.prefill(tokens, counts)
+        rows = [GeneratedRow(prompt) for prompt in prompts]
+        probs = plan.target(scores.logits[:, 0], padded_tokens(plan, rows, target.device))
+        check_finite(finite_rows(scores.logits).tolist(), "after the prompt")
+        root = hsd.draw(probs, self.generator)
+        pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
+        return DecodingState(StepState(pending, counts + 1, scores.aux), rows, {} if buffers is None else buffers)
 
-def draft(drafter: Drafter | None, plan: Plan, session: Session, generator) -> TreeBatch:
-    """Grow one tree per row from its root."""
-    builder = find_tree(plan.tree)
-    if builder is None:
-        return root_only(session.root)
-    logits = drafter.read(session.pending, session.counts, session.features)
-    root = session.root.to(logits.device)
-    return builder.build(drafter, root, logits, plan.settings, plan.draft_law, lambda probs: hsd.draw(probs, generator))
+    # --- the step --------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
+    def step(self, state: DecodingState) -> list[StepResult]:
+        """Decode one step of every row, at least one of which is unfinished. The caller extends `state.rows`."""
+        clock, phases = state.clock, self._open(state)
+        clock.start()
+        drafted = phases.draft(state)
+        clock.lap("draft")
+        scores = phases.score(drafted.tree)
+        clock.lap("score")
+        outcome = phases.verify(state, drafted, scores)
+        clock.lap("verify")
+        packed = phases.commit(state, scores, outcome)
+        results = read_back(packed, drafted.tree.tokens.shape[1])
+        self.set_length_bounds(state, results)
+        if phases is self._replayed:
+            self.graphs.end(self.generator)
+        clock.lap("commit")
+        return results
 
-def score(target: CachedLM, tree: TreeBatch) -> Scores:
-    """Target logits [B, N, V] and features [B, N, taps * F] at every node, in one forward."""
-    ancestors = tree.ancestors()
-    spare = target.scratch - ancestors.shape[-1]
-    ancestors = torch.nn.functional.pad(ancestors, (0, spare))
-    tokens, depths, ancestors = (x.to(target.device) for x in (tree.tokens, tree.depths, ancestors))
-    return target.score(tokens, depths, ancestors)
+    def draft(self, state: DecodingState, generator: torch.Generator | None) -> Drafted:
+        """Grow one tree per row from its root."""
+        if self.drafter is None:
+            root = state.step.root
+            return Drafted(root_only(root), torch.zeros_like(root[0], dtype=torch.bool))
+        logits = self.drafter.read(*state.step)
+        probs = DraftProbs(self.plan.draft)
+        root = state.step.root.to(logits.device)
+        tree = self.plan.builder.build(
+            self.drafter, root, logits, self.plan.settings, probs, lambda q: hsd.draw(q, generator)
+        )
+        return Drafted(tree, probs.replaced())
 
+    def score(self, tree: TreeBatch, generator: torch.Generator | None = None) -> Scores:
+        """Target logits [B, N, V] and auxiliary hidden states [B, N, A] at every node, in one forward."""
+        del generator  # every phase is called alike
+        return self.target.score_tree(tree.tokens, tree.depths, tree.ancestors())
 
-def verify(plan: Plan, session: Session, tree: TreeBatch, scores: Scores, generator) -> Outcome:
-    """Decide each row's path and bonus token from the exact stopping law; no host synchronisation."""
-    laws = plan.target_law(scores.logits.to(tree.tokens.device), _node_prefixes(plan, session, tree))
-    if tree.tokens.shape[1] == 1:
-        return _only_root(laws, generator)
-    rows = []
-    for index, law in enumerate(laws):
-        decision = hsd.decide(tree.row(index), law, plan.verifier, generator, ancestors=tree.ancestors()[index])
+    def verify(
+        self, state: DecodingState, drafted: Drafted, scores: Scores, generator: torch.Generator | None
+    ) -> Outcome:
+        """Decide each row's path and bonus token from the exact stopping distribution, without a host wait."""
+        tree = drafted.tree
+        logits = scores.logits.to(tree.tokens.device)
+        probs = self.plan.target(logits, node_tokens(self.plan, state.rows, tree))
+        flags = finite_rows(logits), drafted.replaced.to(logits.device).expand(len(logits))
+        if tree.tokens.shape[1] == 1:
+            tokens = hsd.draw(probs, generator)
+            nothing = torch.zeros_like(tokens)
+            return Outcome(nothing, nothing[:, 0], tokens, nothing[:, 0].double(), *flags)
+        rows = [hsd.decide(tree.row(i), p, self.plan.verifier, generator) for i, p in enumerate(probs)]
+        decision = hsd.Decision(*(torch.stack(parts) for parts in zip(*rows)))
         path = decision.path.clamp(min=0)
-        emitted = torch.cat([tree.tokens[index, path[1:]], decision.token[None]])
-        place = torch.arange(len(path), device=path.device)
-        emitted = torch.where(place == decision.length, decision.token, emitted)
-        rows.append(Outcome(path, decision.length, emitted, decision.expected_accepted))
-    return Outcome(*(torch.stack(parts) for parts in zip(*rows)))
+        place = torch.arange(path.shape[1], device=path.device)
+        following = tree.tokens.gather(1, path.roll(-1, 1))
+        tokens = torch.where(place == decision.length[:, None], decision.token[:, None], following)
+        return Outcome(path, decision.length, tokens, decision.expected_accepted, *flags)
+
+    def commit(
+        self, state: DecodingState, scores: Scores, outcome: Outcome, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Keep the accepted path in the cache, its tokens and auxiliary hidden states for the next draft, and pack what
+        the host reads."""
+        del generator
+        counts, aux, target = outcome.accepted + 1, scores.aux, self.target
+        target.commit(outcome.path.to(target.device), counts.to(target.device))
+        if aux is not None:
+            path = outcome.path.to(aux.device)
+            aux = aux.gather(1, path[:, :, None].expand(-1, -1, aux.shape[-1]))
+        state.store(StepState(outcome.tokens, counts, aux))
+        return pack(outcome)
+
+    def set_length_bounds(self, state: DecodingState, results: list[StepResult]) -> None:
+        """Lower the host-side bounds on cached tokens to what the step really added. The rows are not extended yet."""
+        lengths = [
+            (len(row.prompt) + len(row.new_tokens), len(result.tokens))
+            for row, result in zip(state.rows, results, strict=True)
+            if not row.stop_reason
+        ]
+        if self.drafter is not None:
+            self.drafter.set_length_bound(max(before for before, _ in lengths))
+        self.target.set_length_bound(max(before + added for before, added in lengths) - 1)
+
+    def _open(self, state: DecodingState) -> Phases:
+        """The phases of this step: replayed ones once shapes repeat. Their key is everything on the host that decides
+        what a step does."""
+        if self.graphs is None or not state.begun:
+            return self._eager
+        target, drafter = self.target, self.drafter
+        windows = (target.window(), 0 if drafter is None else drafter.window(state.step.pending.shape[1]))
+        signature = state.step.signature()
+        tensors = {"target": target.state(), signature: [part for part in state.step if part is not None]}
+        if drafter is not None:
+            tensors["drafter"] = drafter.state()
+        self.graphs.begin((self.plan, signature, windows, target.attention), tensors, self.generator)
+        return self._replayed
 
 
-def _only_root(laws: Tensor, generator) -> Outcome:
-    """Plain decoding: nothing to accept, one draw from each row's law Float[B, 1, V]."""
-    tokens = hsd.draw(laws, generator)
-    nothing = torch.zeros_like(tokens)
-    return Outcome(nothing, nothing[:, 0], tokens, nothing[:, 0].double())
+# --- from the device to the host -------------------------------------------------------------------------------------
 
 
-def _node_prefixes(plan: Plan, session: Session, tree: TreeBatch) -> Tensor | None:
-    """Int64[B, N, T + N]: the tokens before each node's next one: the sequence, then the node's own ancestors.
+def pack(outcome: Outcome) -> Tensor:
+    """Everything the host reads of a step in one tensor, Float64[B, 4 + K+1]: accepted, E[accepted], finite, replaced,
+    tokens."""
+    columns = (outcome.accepted, outcome.expected, outcome.finite, outcome.replaced)
+    return torch.cat([torch.stack([column.double() for column in columns], 1), outcome.tokens], 1)
+
+
+def read_back(packed: Tensor, nodes: int) -> list[StepResult]:
+    """The step's one wait: `pack`'s tensor as results, one per row."""
+    results = []
+    for accepted, expected, finite, replaced, *tokens in packed.tolist():
+        kept = [int(token) for token in tokens[: int(accepted) + 1]]
+        results.append(StepResult(kept, expected, nodes, bool(finite), bool(replaced)))
+    return results
+
+
+def finite_rows(logits: Tensor) -> Tensor:
+    """[B, ..., V] -> Bool[B]: False where some position has NaN, plus infinity, or no finite entry (minus infinity is a
+    masked token). The largest entry shows all three."""
+    return logits.amax(-1).isfinite().flatten(1).all(1)
+
+
+def check_finite(finite: list[bool], where: str) -> None:
+    """ValueError naming the first row whose target logits are not finite."""
+    if not all(finite):
+        raise ValueError(
+            f"the target's logits of row {finite.index(False)} are NaN or infinite {where}: no token can be drawn from "
+            "them; check the weights (NaN entries, overflow in half precision) and load with dtype=torch.float32"
+        )
+
+
+# --- tokens before a position, for processors that look at them ------------------------------------------------------
+
+
+def padded_tokens(plan: Plan, rows: list[GeneratedRow], device: torch.device) -> Tensor | None:
+    """Int64[B, T]: each row's tokens, padded with its own last token (a repeat changes no repetition penalty)."""
+    if not plan.target.settings.needs_prefix:
+        return None
+    tokens = [row.prompt + row.new_tokens for row in rows]
+    longest = max(map(len, tokens))
+    return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in tokens], device=device)
+
+
+def node_tokens(plan: Plan, rows: list[GeneratedRow], tree: TreeBatch) -> Tensor | None:
+    """Int64[B, N, T + N]: the tokens before each node's next one: the row, then the node's own ancestors.
 
     Places of other nodes hold the root's token, which is part of every prefix.
     """
-    base = _padded_prefixes(plan, session.sequences, tree.tokens.device)
+    base = padded_tokens(plan, rows, tree.tokens.device)
     if base is None:
         return None
     count = tree.tokens.shape[1]
     own = torch.where(tree.ancestors(), tree.tokens[:, None], tree.tokens[:, :1, None])
     return torch.cat([base[:, None].expand(-1, count, -1), own], dim=-1)
-
-
-def commit(target: CachedLM, session: Session, scores: Scores, outcome: Outcome) -> None:
-    """Keep the accepted path in the cache and hand its tokens and features to the next draft."""
-    counts, features = outcome.accepted + 1, scores.features
-    target.commit(outcome.path.to(target.device), counts.to(target.device))
-    if features is not None:
-        path = outcome.path.to(features.device)
-        features = features.gather(1, path[:, :, None].expand(-1, -1, features.shape[-1]))
-    session.hand_over(StepState(outcome.tokens, counts, features))
-
-
-def _finish(target: CachedLM, session: Session, scores: Scores, outcome: Outcome) -> Tensor:
-    """Commit, and pack what the host wants to know: accepted, E[accepted], tokens as Float64[B, K+3]."""
-    commit(target, session, scores, outcome)
-    return torch.cat([outcome.accepted[:, None].double(), outcome.expected[:, None], outcome.tokens], 1)
-
-
-def _read_back(
-    target: CachedLM, drafter: Drafter | None, session: Session, packed: Tensor, nodes: int
-) -> list[StepResult]:
-    """The step's one wait: bring the decision to the host and set_length_bound the host-side lengths."""
-    results = [StepResult([int(token) for token in row[2 : 3 + int(row[0])]], row[1], nodes) for row in packed.tolist()]
-    if drafter is not None:
-        drafter.set_length_bound(max(map(len, session.sequences)))
-    for sequence, result, active in zip(session.sequences, results, session.active):
-        if active:
-            sequence.extend(result.tokens)
-    target.set_length_bound(max(map(len, session.sequences)) - 1)
-    return results
-
-
-def _open(target: CachedLM, drafter: Drafter | None, plan: Plan, session: Session, generator, captured: GraphRunner):
-    """Tell the recordings which step this is: everything on the host that decides what it does, and its tensors."""
-    windows = (target.window(), 0 if drafter is None else drafter.window(session.pending.shape[1]))
-    kind = session.carried.kind()
-    state = {"target": target.state(), kind: [part for part in session.carried if part is not None]}
-    if drafter is not None:
-        state["drafter"] = drafter.state()
-    captured.begin((plan, kind, windows, target.attention), state, generator)
-
-
-@torch.inference_mode()
-def step(
-    target: CachedLM,
-    drafter: Drafter | None,
-    plan: Plan,
-    session: Session,
-    generator,
-    captured: GraphRunner | None = None,
-) -> tuple[list[StepResult], dict[str, float]]:
-    """One decoding step of every row; returns the rows' results and the wall seconds of each phase.
-
-    `captured`: recordings to replay the phases from, and to add to; the first step after a prompt is never recorded.
-    """
-    clock, drafter = session.clock, drafter if plan.depth else None
-    captured = captured if session.begun else None
-    clock.start()
-    if captured is not None:
-        _open(target, drafter, plan, session, generator, captured)
-    run = captured.run if captured is not None else lambda phase, function: function(generator)
-    tree = run("draft", lambda source: draft(drafter, plan, session, source))
-    clock.lap("draft")
-    scores = run("score", lambda source: score(target, tree))
-    clock.lap("score")
-    outcome = run("verify", lambda source: verify(plan, session, tree, scores, source))
-    clock.lap("verify")
-    packed = run("commit", lambda source: _finish(target, session, scores, outcome))
-    results = _read_back(target, drafter, session, packed, tree.tokens.shape[1])
-    if captured is not None:
-        captured.end(generator)
-    clock.lap("commit")
-    return results, clock.seconds

@@ -12,14 +12,13 @@ from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
 from eagle.engine.generate import Stopping, iterate
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.sequence import Plan
 from eagle.model.outputs import GeneratedRow, GenerateOutput, sequences_of
 from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CachedLM, device_of
 from eagle.modules.tree_attention import ATTENTION
 from eagle.trees import TreeSettings, find_tree
-from hsd.verifiers import find_verifier
 
 
 class EagleModel:
@@ -196,16 +195,12 @@ class EagleModel:
         verifier: str,
         settings: TreeSettings,
     ) -> Plan:
-        find_verifier(verifier)
         if find_tree(tree) is not None and self.drafter is None:
             raise ValueError(f"tree={tree!r} needs a drafter: load with ea_model_path or draft_model_path")
-        if sampling.greedy:
-            verifier = "greedy"
-            tree = "topk" if tree == "hybrid" else tree
         draft_sampling = draft_sampling or SamplingParams(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
         )
-        return Plan(tree, settings, verifier, SamplingTransform(sampling), SamplingTransform(draft_sampling))
+        return Plan.resolve(tree, verifier, settings, SamplingTransform(sampling), SamplingTransform(draft_sampling))
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         for index, prompt in enumerate(prompts):

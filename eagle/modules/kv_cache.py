@@ -9,6 +9,14 @@ tokens, so that it sees no more slots than it needs), so every step writes to th
 length, and rows of a batch may differ in length. `commit` copies the accepted nodes behind the committed
 tokens. Slots at or past a row's length hold garbage; attention masks never show them.
 
+A forward looks at a bucket of committed slots, the length rounded up, so that shapes repeat from step to step:
+
+    SMALLEST = 64       length  1 .. 64  65 .. 128 ... 961 .. 1024 | 1025 .. 1152 ... 1921 .. 2048 | 2049 .. 2304 ...
+                        bucket       64        128            1024            1152           2048            2304
+
+Multiples of the smallest granule up to sixteen of them, then eight buckets for every doubling of the length: a
+generation sees few shapes, and at most an eighth of a long bucket is padding, which masks hide.
+
 Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
 """
 
@@ -19,6 +27,22 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from eagle.modules.memory import check_fits
+
+# Slots by device type: on a CPU padding costs time, on a GPU every new shape costs a capture.
+SMALLEST = {"cpu": 64, "cuda": 256}
+DEFAULT_SMALLEST = 256
+
+
+def whole(length: int, device: torch.device) -> int:
+    """`length` as a multiple of the smallest granule: what a cache is allocated with."""
+    granule = SMALLEST.get(device.type, DEFAULT_SMALLEST)
+    return max(-(-length // granule), 1) * granule
+
+
+def bucket(length: int, device: torch.device) -> int:
+    """The slots looked at for `length` committed tokens: at least `length`, at most an eighth or one granule more."""
+    granule = max(SMALLEST.get(device.type, DEFAULT_SMALLEST), 1 << max((length - 1).bit_length() - 4, 0))
+    return max(-(-length // granule), 1) * granule
 
 
 @dataclass(frozen=True)
@@ -101,32 +125,31 @@ class KVBuffer:
             store.scatter_(4, goal, store.gather(4, source))
 
 
-@dataclass
-class Window:
-    """Where the next forward writes and what it sees; set by the owner before each forward.
+class CacheWindow(Cache):
+    """What one forward reads and writes of a buffer, behind the cache interface of `transformers`.
 
-    `positions` None: write at slots `start ...`, the same for every row; else at these committed positions.
-    The forward sees slots `first` .. `stop` - 1.
+    The forward sees slots `first` .. `stop` - 1. It writes its keys and values at slots `start` ..., the same for every
+    row, or with `positions` Int64[B, n] at these committed positions.
     """
 
-    first: int
-    stop: int
-    start: int = 0
-    positions: Tensor | None = None
+    def __init__(self, buffer: KVBuffer, first: int, stop: int, start: int = 0, positions: Tensor | None = None):
+        self.buffer, self.first, self.stop, self.start, self.positions = buffer, first, stop, start, positions
+        super().__init__(layers=[_Layer(self, index) for index in range(len(buffer.layers))])
 
 
 class _Layer(CacheLayerMixin):
-    """One layer of the buffer, as `transformers` wants to see it."""
+    """One layer of the buffer."""
 
-    def __init__(self, owner: "TransformersCache", index: int):
+    def __init__(self, window: CacheWindow, index: int):
         super().__init__()
-        self.owner, self.index, self.is_initialized = owner, index, True
+        self.window, self.index, self.is_initialized = window, index, True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffer exists."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        buffer, window = self.owner.buffer, self.owner.window
+        """Write new keys and values [B, G, n, E]; all that the forward sees, each [B, G, stop - first, E]."""
+        window, buffer = self.window, self.window.buffer
         if window.positions is None:
             buffer.write(self.index, window.start, key_states, value_states)
         else:
@@ -134,19 +157,13 @@ class _Layer(CacheLayerMixin):
         return buffer.view(self.index, window.first, window.stop)
 
     def get_seq_length(self) -> int:
-        return 0  # only asked for when no mask is passed: reading a prompt into an empty cache
+        """0: asked for only where no mask is passed, when a prompt is read into an empty cache."""
+        return 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.window.stop - self.owner.window.first, 0
+        """Slots that the forward sees, and their offset."""
+        return self.window.stop - self.window.first, 0
 
     def get_max_length(self) -> int:
-        return self.owner.buffer.shape.capacity
-
-
-class TransformersCache(Cache):
-    """A `KVBuffer` behind the cache interface of `transformers`."""
-
-    def __init__(self, buffer: KVBuffer):
-        self.buffer = buffer
-        self.window = Window(0, 0)
-        super().__init__(layers=[_Layer(self, index) for index in range(len(buffer.layers))])
+        """Committed slots of the buffer."""
+        return self.window.buffer.shape.capacity

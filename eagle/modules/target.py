@@ -11,9 +11,9 @@ A tree is scored in one forward. Node i sees the committed tokens and its ancest
             6             5         1 . 1 . . 1 .      2
                           6         1 . 1 . . 1 1      3
 
-Feature taps are the *inputs* of the named decoder layers, taken by hooks.
+The auxiliary hidden states are the *inputs* of three decoder layers, the taps.
 
-Shapes: B batch, N nodes, L prompt length, F hidden size, V vocabulary, K depth.
+Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabulary, K depth.
 """
 
 from typing import NamedTuple
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from eagle.modules import tree_attention as attention
-from eagle.modules.buckets import bucket, whole
-from eagle.modules.kv_cache import CacheShape, KVBuffer, TransformersCache, Window
+from eagle.modules.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, whole
 from eagle.modules.packed_linear import PackedLinear, can_pack
 
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
@@ -31,10 +30,10 @@ WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the confi
 
 
 class Scores(NamedTuple):
-    """Target output at every row of a forward: logits [B, n, V], features [B, n, taps * F] (None without taps)."""
+    """Logits [B, n, V] and auxiliary hidden states aux [B, n, A] (None without taps) at every position of a forward."""
 
     logits: Tensor
-    features: Tensor | None
+    aux: Tensor | None
 
 
 def check_supported(config) -> None:
@@ -75,24 +74,15 @@ class CachedLM:
         head = self.model.get_output_embeddings()
         self._output = PackedLinear(head) if head.bias is None and can_pack(head.weight) else head
         self.taps = taps
-        self._tapped: dict[int, Tensor] = {}
         layers = model.model.layers
         bad = [tap for tap in taps if not 0 <= tap < len(layers)]
         if bad:
             raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
-        for tap in taps:
-            layers[tap].register_forward_pre_hook(self._keep(tap), with_kwargs=True)
         self.device = device_of(model.get_input_embeddings())
         self.layer_devices = tuple(device_of(layer) for layer in layers)
-        self.cache: TransformersCache | None = None
+        self.buffer: KVBuffer | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.longest = self.scratch = 0
-
-    def _keep(self, tap: int):
-        def hook(module, args, kwargs):
-            self._tapped[tap] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
 
     @property
     def vocab_size(self) -> int:
@@ -118,39 +108,47 @@ class CachedLM:
         shape = CacheShape(
             batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
         )
-        if self.cache is None or not self.cache.buffer.shape.fits(shape):
-            self.cache = None  # its memory is free for the new one
-            self.cache = TransformersCache(KVBuffer(shape))
+        if self.buffer is None or not self.buffer.shape.fits(shape):
+            self.buffer = None  # its memory is free for the new one
+            self.buffer = KVBuffer(shape)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
         self.lengths.zero_()
         self.longest, self.scratch = 0, scratch
-        self._limit = self.cache.buffer.shape.capacity - slack
+        self._limit = self.buffer.shape.capacity - slack
 
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
-        return [*self.cache.buffer.stores, self.lengths]
+        return [*self.buffer.stores, self.lengths]
 
     def window(self, more: int = 0) -> int:
         """How many committed slots a forward looks at, `more` of which it writes itself."""
-        return min(bucket(self.longest + more, self.device), self.cache.buffer.shape.capacity)
+        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
 
     @property
     def _first(self) -> int:
         """The slot of tree node 0."""
-        return self.cache.buffer.shape.scratch - self.scratch
+        return self.buffer.shape.scratch - self.scratch
 
     def _advance(self, counts: Tensor) -> None:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
         self.lengths.add_(counts).clamp_(max=self._limit)
 
     def _forward(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, logits_at: Tensor | None, **options
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: CacheWindow,
+        logits_at: Tensor | None = None,
+        **options,
     ) -> Scores:
+        if self.taps:
+            options["output_hidden_states"] = list(self.taps)  # only these are kept
         out = self.model.model(
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=self.cache,
+            past_key_values=cache,
             use_cache=True,
             **options,
         )
@@ -158,11 +156,8 @@ class CachedLM:
         if logits_at is not None:
             index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
             hidden = hidden.gather(1, index)
-        features = None
-        if self.taps:
-            features = torch.cat([self._tapped[tap].to(hidden.device) for tap in self.taps], dim=-1)
-            self._tapped.clear()
-        return Scores(self._output(hidden), features)
+        aux = torch.cat([out.hidden_states[i].to(hidden.device) for i in self.taps], dim=-1) if self.taps else None
+        return Scores(self._output(hidden), aux)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
         """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""
@@ -172,24 +167,24 @@ class CachedLM:
     def prefill(self, tokens: Tensor, counts: Tensor) -> Scores:
         """Read right-padded prompts Int64[B, L] of `counts` Int64[B] tokens into an empty cache.
 
-        Returns logits [B, 1, V] after each row's last token and features [B, L, taps * F].
+        Returns logits [B, 1, V] after each row's last token and aux [B, L, A].
         """
-        length, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
-        self.cache.window = Window(first=scratch, stop=scratch + length, start=scratch)
+        length, scratch = tokens.shape[1], self.buffer.shape.scratch
+        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + length, start=scratch)
         positions = torch.arange(length, device=self.device).expand_as(tokens)
-        scores = self._forward(tokens, positions, None, counts - 1)
+        scores = self._forward(tokens, positions, None, cache, counts - 1)
         self.lengths.copy_(counts)
         self.longest = length
         return scores
 
     def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
         """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
-        n, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
+        n, scratch = tokens.shape[1], self.buffer.shape.scratch
         window = self.window(n)
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        self.cache.window = Window(first=scratch, stop=scratch + window, positions=positions)
+        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + window, positions=positions)
         mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
-        scores = self._forward(tokens, positions, mask, counts - 1)
+        scores = self._forward(tokens, positions, mask, cache, counts - 1)
         self._advance(counts)
         self.longest += n
         return scores
@@ -198,23 +193,28 @@ class CachedLM:
         """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.
 
         depths Int64[B, n]; ancestors Bool[B, n, scratch]: which places each node sees (itself included).
-        Returns logits [B, n, V] and features [B, n, taps * F].
+        Returns logits [B, n, V] and aux [B, n, A].
         """
         window = self.window()
-        stop = self.cache.buffer.shape.scratch + window
-        self.cache.window = Window(first=self._first, stop=stop, start=self._first + start)
+        stop = self.buffer.shape.scratch + window
+        cache = CacheWindow(self.buffer, first=self._first, stop=stop, start=self._first + start)
         positions = self.lengths[:, None] + depths
         if self.attention == attention.NAME:  # no mask for what every node of a row sees
             mask = self._float_mask(ancestors)
-            return self._forward(tokens, positions, mask, None, prefix_lengths=self.lengths)
+            return self._forward(tokens, positions, mask, cache, prefix_lengths=self.lengths)
         committed = torch.arange(window, device=self.device) < self.lengths[:, None]
         committed = committed[:, None].expand(-1, tokens.shape[1], -1)
-        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), None)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), cache)
+
+    def score_tree(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Scores:
+        """Score whole trees Int64[B, N], on any device: depths Int64[B, N], ancestors Bool[B, N, N]."""
+        ancestors = torch.nn.functional.pad(ancestors, (0, self.scratch - ancestors.shape[-1]))
+        return self.score(*(x.to(self.device) for x in (tokens, depths, ancestors)))
 
     def commit(self, nodes: Tensor, counts: Tensor) -> None:
         """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""
         positions = self.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
-        self.cache.buffer.commit(nodes + self._first, positions)
+        self.buffer.commit(nodes + self._first, positions)
         self._advance(counts)
 
     def set_length_bound(self, longest: int) -> None:

@@ -1,11 +1,12 @@
-"""What a tree builder gets and gives. A builder grows one tree per batch row by asking a drafter for laws.
+"""What tree builders share. A builder grows one tree per batch row from the draft distributions of a drafter.
 
-The rule a builder keeps (it is what makes verification lossless): whether a sampled child exists, and its law d_i,
-may depend on anything except the token drawn for it and what grew below it.
+The rule every builder keeps, which is what makes verification lossless: whether a sampled child exists, and its
+distribution d_i, may depend on anything except the token sampled for it and what grew below it.
 
 Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,37 @@ from torch import Tensor
 
 import hsd
 
-Draw = Callable[[Tensor], Tensor]  # probabilities Float[..., Vd] -> drawn columns Int64[...]
-Law = Callable[[Tensor], Tensor]  # logits [..., Vd] -> probabilities Float32[..., Vd]
+Draw = Callable[[Tensor], Tensor]  # probabilities Float[..., Vd] -> sampled columns Int64[...]
+Transform = Callable[[Tensor], Tensor]  # logits [..., Vd] -> probabilities Float32[..., Vd]
+
+
+class DraftProbs:
+    """Draft logits [..., Vd] -> draft distributions q; a row that is not finite is replaced by the uniform one.
+
+    The replacement happens before anything is ranked or sampled, without a host wait, and the uniform distribution is
+    the one recorded as d_i, so verification stays exact whatever the drafter computes.
+    """
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+        self._faults: list[Tensor] = []
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Float32[..., Vd]: q under the sampling parameters."""
+        return self._finite(self.transform(logits), 1 / logits.shape[-1])
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Float32[..., Vd]: log q at temperature 1."""
+        return self._finite(logits.float().log_softmax(-1), -math.log(logits.shape[-1]))
+
+    def replaced(self) -> Tensor:
+        """Bool[]: whether any row was replaced so far."""
+        return torch.stack(self._faults).any()
+
+    def _finite(self, values: Tensor, uniform: float) -> Tensor:
+        # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
+        self._faults.append(values[..., 0].isnan().any())
+        return values.nan_to_num_(nan=uniform, neginf=-torch.inf, posinf=torch.inf)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,25 @@
-"""Chosen children and one sampled child per node: a tree that leaves the verifier something to balance.
+"""Top-k children and one sampled child per node: a tree that leaves the verifier something to balance.
 
 Level by level, a set number of slots goes to the most valuable candidates. At a frontier node v let q be its draft
-law, S its chosen tokens, u = 1 - q(S), d = q / u outside S, and R the probability that the accepted path passes v, as
-far as the drafter can tell. Chosen tokens are taken to follow with probability q(x), a token x drawn from d to be
+distribution, S its top-k children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the
+accepted path passes v. A top-k child x is estimated to follow with probability q(x), a token x sampled from d to be
 accepted with probability
 
-    u f(x),     f(x) = 1 - (1 - beta) u (1 - q(x))      beta: how good an unlikely draw is; a certain one is right
+    u f(x),     f(x) = 1 - (1 - beta) u (1 - q(x))      beta: acceptance of an unlikely sample; a certain one is right
 
-so that, the drawn child being verified first, the accepted path passes one of v's children with probability
+so that, the sampled child being verified first, the accepted path passes one of v's children with probability
 
     R (1 - (1 - beta) u G_S),                           G_S = sum of q(x) (1 - q(x)) over x outside S
 
-    candidate               value: what that grows by           its reach, if it wins a slot
-    one sampled child       R (1 - (1 - beta) G)                R u f(x), x being the token drawn for it
-    k-th chosen child       R (1 - beta) (u G before - after)   R q(x)
+    candidate               value: what that grows by           its reach, if it gets a slot
+    one sampled child       R (1 - (1 - beta) G)                R u f(x), x being the token sampled for it
+    k-th top-k child        R (1 - beta) (u G before - after)   R q(x)
 
-Nothing here looks at a drawn token when it decides whether that child exists or what law it has; what grows *below*
-the child may depend on it, and does. No node is dropped afterwards: with reaches that know the drawn token, pruning
-by them would not be lossless. See docs/hybrid-trees.md. At temperature 0 the builder is not used: the tree is `topk`.
+Whether a sampled child exists, and its distribution, depend on nothing sampled for it or below it; what grows below it
+may depend on its token. No node is dropped afterwards: reaches depend on sampled tokens, and pruning by them would not
+be lossless. Derivation: docs/hybrid-trees.md. At temperature 0 the tree is `topk` instead.
 
-Shapes: B batch, n frontier nodes, t chosen candidates per node, w slots of a level, Vd draft vocabulary.
+Shapes: B batch, n frontier nodes, t top-k candidates per node, w slots of a level, Vd draft vocabulary.
 """
 
 from typing import NamedTuple
@@ -29,9 +29,9 @@ from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, root_only, to_target
+from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only, to_target
 
-TINY = 1e-20  # keeps q outside S a law when S holds all its mass; the law recorded is the one drawn from
+TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
 
 def level_sizes(settings: TreeSettings) -> list[int]:
@@ -53,13 +53,15 @@ def slots(settings: TreeSettings) -> int:
     return sum(level_sizes(settings)[:-1])
 
 
-def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
+def build(
+    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
+) -> TreeBatch:
     """root Int64[B], draft logits after it [B, Vd] -> trees of 1 + sum(level_sizes) nodes."""
     sizes = level_sizes(settings)
     if not sizes:
         return root_only(root)
     grown = _Grown(root, drafter.support)
-    q = law(logits)[:, None]
+    q = probs(logits)[:, None]
     reach = torch.ones_like(q[..., 0])
     for level, size in enumerate(sizes):
         picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
@@ -68,7 +70,7 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
         grown.add(columns, picked, outside)
         if level + 1 < len(sizes):
             reach = _reach(q, reach, picked, columns, settings.beta)
-            q = law(drafter.grow(grown.parents[-1], grown.tokens[-1]))
+            q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
     return grown.batch()
 
 
@@ -80,7 +82,7 @@ def _candidates(q: Tensor) -> int:
 class _Slots(NamedTuple):
     """The winners of one level, sampled ones first; all [B, w].
 
-    sampled Bool; parent Int64, index within the frontier; column Int64, the chosen token, and q_column Float, its q
+    sampled Bool; parent Int64, index within the frontier; column Int64, the top-k token, and q_column Float, its q
     (0 where sampled).
     """
 
@@ -89,7 +91,7 @@ class _Slots(NamedTuple):
     column: Tensor
     q_column: Tensor
 
-    def chosen_mass(self, n: int) -> Tensor:
+    def topk_mass(self, n: int) -> Tensor:
         """q(S) of every frontier node: [B, n]."""
         return self.q_column.new_zeros(len(self.parent), n).scatter_add_(1, self.parent, self.q_column)
 
@@ -101,31 +103,33 @@ def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
     t = top_q.shape[-1]
     spread = 1 - q.square().sum(-1, keepdim=True)  # G_0
     left = (1 - top_q.cumsum(-1)).clamp(min=0) * (spread - (top_q * (1 - top_q)).cumsum(-1)).clamp(min=0)
-    missed = (1 - beta) * torch.cat([spread, left], -1)  # [B, n, t + 1]: what no child covers, after 0 .. t chosen
+    missed = (1 - beta) * torch.cat(
+        [spread, left], -1
+    )  # [B, n, t + 1]: what no child covers, after 0 .. t top-k children
     sampled_value = reach * (1 - missed[..., 0])
-    chosen_value = reach[..., None] * (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
-    winners = torch.cat([sampled_value, chosen_value.flatten(1)], 1).topk(w).indices
+    topk_value = reach[..., None] * (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
+    winners = torch.cat([sampled_value, topk_value.flatten(1)], 1).topk(w).indices
     winners = winners.sort(1).values  # candidate order: sampled first, then likelier siblings first
     sampled = winners < n
-    chosen = (winners - n).clamp(min=0)
+    topk = (winners - n).clamp(min=0)
     return _Slots(
         sampled,
-        torch.where(sampled, winners.clamp(max=n - 1), chosen // t),
-        torch.where(sampled, 0, top_columns.flatten(1).gather(1, chosen)),
-        torch.where(sampled, 0, top_q.flatten(1).gather(1, chosen)),
+        torch.where(sampled, winners.clamp(max=n - 1), topk // t),
+        torch.where(sampled, 0, top_columns.flatten(1).gather(1, topk)),
+        torch.where(sampled, 0, top_q.flatten(1).gather(1, topk)),
     )
 
 
 def _outside(q: Tensor, picked: _Slots) -> Tensor:
-    """q of every frontier node outside its chosen tokens, renormalised: [B, n, Vd]."""
+    """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]."""
     place = picked.parent * q.shape[-1] + picked.column  # a sampled slot takes its q_column, 0, from its column 0
     outside = q.flatten(1).scatter_add(1, place, -picked.q_column).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 
 def _reach(q: Tensor, reach: Tensor, picked: _Slots, columns: Tensor, beta: float) -> Tensor:
-    """Reach of the level's nodes [B, w], the drawn tokens being known."""
-    outside = (1 - picked.chosen_mass(q.shape[1])).clamp(min=0).gather(1, picked.parent)  # u
+    """Reach of the level's nodes [B, w], their tokens being known."""
+    outside = (1 - picked.topk_mass(q.shape[1])).clamp(min=0).gather(1, picked.parent)  # u
     q_token = q.flatten(1).gather(1, picked.parent * q.shape[-1] + columns)
     accepted = outside * (1 - (1 - beta) * outside * (1 - q_token))
     return reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
@@ -138,20 +142,20 @@ class _Grown:
         zero = torch.zeros_like(root)[:, None]
         self.support = support
         self.tokens, self.parents, self.depths, self.rows = [root[:, None]], [zero - 1], [zero], [zero - 1]
-        self.laws: list[Tensor] = []
-        self.first = 0  # node index of the frontier's first node, and row of its law
+        self.q: list[Tensor] = []
+        self.first = 0  # node index of the frontier's first node, and row of its q
 
     def add(self, columns: Tensor, picked: _Slots, outside: Tensor) -> None:
-        parents = picked.parent + self.first  # laws are kept for the whole frontier: a node's law has the node's index
+        parents = picked.parent + self.first  # q is kept for the whole frontier: row i of node i
         self.first += outside.shape[1]
         self.tokens.append(to_target(columns, self.support))
         self.parents.append(parents)
         self.depths.append(torch.full_like(parents, len(self.depths)))
         self.rows.append(torch.where(picked.sampled, parents, -1))
-        self.laws.append(outside)
+        self.q.append(outside)
 
     def batch(self) -> TreeBatch:
         sizes = [tokens.shape[1] for tokens in self.tokens]
         most_sampled = [min(above, size) for above, size in zip(sizes, sizes[1:])]
         joined = [torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows)]
-        return TreeBatch(*joined, torch.cat(self.laws, 1), self.support, hsd.Layout.levels(sizes[1:], most_sampled))
+        return TreeBatch(*joined, torch.cat(self.q, 1), self.support, hsd.Layout.levels(sizes[1:], most_sampled))

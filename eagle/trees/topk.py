@@ -1,4 +1,4 @@
-"""EAGLE-2/3's dynamic tree: every token chosen, by cumulative draft probability (arXiv 2406.16858, section 4).
+"""EAGLE-2/3's dynamic tree: nodes ranked by cumulative draft probability, none sampled (arXiv 2406.16858, section 4).
 
 Level by level the `width` best nodes are expanded into their `width` best tokens; at the end the `nodes - 1` best of
 all candidates form the tree. A child is never worth more than its parent and ties go to the earlier candidate, so
@@ -14,7 +14,7 @@ from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.trees.base import Draw, Law, TreeBatch, TreeSettings, to_target
+from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, to_target
 
 
 def slots(settings: TreeSettings) -> int:
@@ -32,13 +32,15 @@ def frontier_sizes(settings: TreeSettings) -> list[int]:
     return [size for size in sizes if size > 0]
 
 
-def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, law: Law, draw: Draw) -> TreeBatch:
+def build(
+    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
+) -> TreeBatch:
     """root Int64[B], draft logits after it [B, Vd]. Candidates are ranked by q at temperature 1, as published.
 
-    `law` and `draw` are not used: nothing is sampled.
+    `draw` is not used: nothing is sampled.
     """
     k = max(min(width(settings), settings.nodes - 1, logits.shape[-1]), 1)
-    value, columns = logits.float().log_softmax(-1).topk(k)  # [B, k]
+    value, columns = probs.log_probs(logits).topk(k)  # [B, k]
     levels = [_Level(value, to_target(columns, drafter.support), torch.zeros_like(columns))]
     frontier = torch.arange(k, device=logits.device).expand_as(columns)  # candidates to expand, within their level
     parent_slots, first_slot, offset = torch.zeros_like(columns), 1, 1
@@ -46,7 +48,7 @@ def build(drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings
     for depth, size in enumerate(sizes, 1):
         last, frontier, parent_slots = levels[-1], frontier[:, :size], parent_slots[:, :size]
         reach = last.value.gather(1, frontier)
-        log_q = drafter.grow(parent_slots, last.tokens.gather(1, frontier)).float().log_softmax(-1)
+        log_q = probs.log_probs(drafter.grow(parent_slots, last.tokens.gather(1, frontier)))
         k = min(size, log_q.shape[-1])
         value, columns = log_q.topk(k)  # [B, n, k]
         levels.append(

@@ -20,8 +20,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle import EagleModel
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.step import Plan, _read_back, commit, draft, prefill, score, verify
+from eagle.engine.step import Decoder, read_back
 from eagle.trees import TreeSettings, find_tree
 
 NEW_TOKENS = 96  # generated behind the context before it starts over
@@ -84,34 +85,35 @@ class Bench:
         self.target = model.target
         self.drafter = MarkedDrafter(model.drafter) if find_tree(tree) else None
         law = SamplingTransform(SamplingParams(args.temperature))
-        verifier = "greedy" if args.temperature == 0 else args.verifier
-        settings = TreeSettings(nodes=args.nodes, depth=args.depth) if self.drafter else TreeSettings(nodes=1)
-        self.plan = Plan(tree, settings, verifier, law, law)
+        self.plan = Plan.resolve(tree, args.verifier, TreeSettings(args.nodes, args.depth), law)
         self.generator = torch.Generator(model.device).manual_seed(args.seed)
+        self.decoder = Decoder(self.target, self.drafter, self.plan, self.generator)
         self.prompt = torch.randint(
             model.target.vocab_size, (args.context,), generator=torch.Generator().manual_seed(args.seed)
         ).tolist()
         self.start()
 
     def start(self) -> None:
-        self.session = prefill(self.target, self.drafter, self.plan, [self.prompt], NEW_TOKENS, self.generator)
+        self.state = self.decoder.prefill([self.prompt], NEW_TOKENS)
+        self.state.rows[0].new_tokens += self.state.step.root.tolist()
 
     def step(self, now: Callable[[], float]) -> Counter:
         """What each part of one step took by the clock `now`."""
-        room = NEW_TOKENS - self.plan.depth - 2
-        if len(self.session.sequences[0]) - len(self.prompt) > room:
+        decoder = self.decoder
+        if len(self.state.rows[0].new_tokens) > NEW_TOKENS - self.plan.depth - 2:
             self.start()
         marks = Marks(now)
         if self.drafter is not None:
             self.drafter.marks = marks
-        tree = draft(self.drafter, self.plan, self.session, self.generator)
+        drafted = decoder.draft(self.state, self.generator)
         marks.mark("tree")
-        scores = score(self.target, tree)
+        scores = decoder.score(drafted.tree)
         marks.mark("score")
-        outcome = verify(self.plan, self.session, tree, scores, self.generator)
+        outcome = decoder.verify(self.state, drafted, scores, self.generator)
         marks.mark("verify")
-        commit(self.target, self.session, scores, outcome)
-        _read_back(self.target, self.drafter, self.session, outcome)
+        results = read_back(decoder.commit(self.state, scores, outcome), drafted.tree.tokens.shape[1])
+        decoder.set_length_bounds(self.state, results)
+        self.state.rows[0].new_tokens += results[0].tokens
         marks.mark("commit")
         return marks.parts
 

@@ -20,9 +20,11 @@ import torch
 
 from eagle import EagleModel
 from eagle.engine.capturable import why_not
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.step import PhaseClock, Plan, prefill, step
-from eagle.trees import TreeSettings, find_tree
+from eagle.engine.sequence import PhaseClock
+from eagle.engine.step import Decoder
+from eagle.trees import TreeSettings
 from eval.jsonl import write_whole
 from eval.provenance import provenance
 from eval.reports.plots import PHASE_COLOURS, png, pyplot
@@ -66,25 +68,21 @@ class Runner:
         self.generator = torch.Generator(model.device).manual_seed(args.seed)
         settings = TreeSettings(nodes=variant.nodes, depth=args.depth)
         law = SamplingTransform(SamplingParams(args.temperature))
-        verifier = "greedy" if args.temperature == 0 else variant.verifier
-        self.plan = Plan(variant.tree, settings, verifier, law, law)
+        self.plan = Plan.resolve(variant.tree, variant.verifier, settings, law)
         self.passes = 0 if variant.tree == "none" else min(args.depth, max(variant.nodes - 1, 1))
-        drafter = self.drafter()
+        drafter = model.drafter if self.plan.builder else None
         possible = args.graphs and model.captured is not None and not why_not(model.target, drafter, self.plan)
-        self.captured = model.captured if possible else None
-        self.session = None
-
-    def drafter(self):
-        return self.model.drafter if find_tree(self.plan.tree) else None
+        self.decoder = Decoder(model.target, drafter, self.plan, self.generator, model.captured if possible else None)
+        self.state = None
 
     def start(self) -> None:
         context = self.variant.context - self.room // 2
         vocabulary = self.model.target.vocab_size
         tokens = torch.randint(vocabulary, (context,), generator=torch.Generator().manual_seed(0)).tolist()
-        stock = None if self.captured is None else self.captured.stock
-        self.session = prefill(self.model.target, self.drafter(), self.plan, [tokens], self.room, self.generator, stock)
-        self.session.clock = PhaseClock(synchronize=self.model.device.type == "cuda")
-        self.began = len(self.session.sequences[0])
+        graphs = self.decoder.graphs
+        self.state = self.decoder.prefill([tokens], self.room, graphs.buffers if graphs else None)
+        self.state.clock = PhaseClock(synchronize=self.model.device.type == "cuda")
+        self.state.rows[0].new_tokens += self.state.step.root.tolist()
 
     def round(self, count: int) -> list[dict[str, float]]:
         """Seconds by phase of `count` steps after those that warm up."""
@@ -93,11 +91,15 @@ class Runner:
         return times[WARM_UP:]
 
     def one(self) -> dict[str, float]:
-        if len(self.session.sequences[0]) - self.began > self.room - self.plan.settings.depth - 2:
+        row = self.state.rows[0]
+        if len(row.new_tokens) > self.room - self.plan.settings.depth - 2:
             self.start()
+            row = self.state.rows[0]
         began = time.perf_counter()
-        _, seconds = step(self.model.target, self.drafter(), self.plan, self.session, self.generator, self.captured)
+        results = self.decoder.step(self.state)
         whole = time.perf_counter() - began
+        row.new_tokens += results[0].tokens
+        seconds = self.state.clock.seconds
         return {**seconds, "host": max(whole - sum(seconds.values()), 0.0)}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.trees import TreeSettings, hybrid
+from eagle.trees import DraftProbs, TreeSettings, hybrid
 from hsd.audit.optimum import optimum
 from hsd.audit.worlds import Dice, Draft, World, random_world
 
@@ -56,7 +56,9 @@ def drafts(world: World, settings: TreeSettings) -> Iterator[Draft]:
         dice = Dice(scripts.pop())
         known = len(dice.script)
         roll = lambda laws: torch.tensor([[dice.roll(law) for law in laws[0]]])  # noqa: B023
-        tree = hybrid.build(drafter, root, drafter.root_logits(), settings, lambda x: x.softmax(-1), roll).row(0)
+        tree = hybrid.build(
+            drafter, root, drafter.root_logits(), settings, DraftProbs(lambda x: x.softmax(-1)), roll
+        ).row(0)
         prefixes: list[tuple[int, ...]] = [()]
         for token, parent in zip(tree.tokens.tolist()[1:], tree.parents.tolist()[1:]):
             prefixes.append((*prefixes[parent], token))

@@ -23,11 +23,14 @@ import torch
 from torch import Tensor
 
 import hsd
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.step import Plan, Session, commit, prefill, score, verify
+from eagle.engine.sequence import DecodingState
+from eagle.engine.step import Decoder
+from eagle.engine.step import Drafted as DraftedStep
 from eagle.model.eagle_model import EagleModel
 from eagle.modules.target import Scores
-from eagle.trees import TreeBatch, TreeSettings, find_tree, root_only
+from eagle.trees import DraftProbs, TreeBatch, TreeSettings, find_tree, root_only
 
 
 class Room(NamedTuple):
@@ -78,16 +81,17 @@ class Walk:
             raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
         self.model, self.sampling, self.room = model, sampling, room
         self.law = SamplingTransform(sampling)
-        self.plan = Plan("none", TreeSettings(max(room.nodes, 1), room.depth), "token", self.law, self.law)
-        self.session: Session | None = None
+        self.settings = TreeSettings(max(room.nodes, 2), room.depth)
+        self.state: DecodingState | None = None
 
     @torch.inference_mode()
     def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator) -> None:
         """Read a prompt and draw the first token, which becomes the root."""
         self.generator = generator
         room = min(max_new_tokens, self.model.context_length - len(prompt))
-        widest = Plan("topk", self.plan.settings, "token", self.law, self.law)  # reserves the rows to be scored
-        self.session = prefill(self.model.target, self.model.drafter, widest, [prompt], room, generator)
+        widest = self._decoder("topk", "token")  # reserves the rows to be scored
+        self.state = widest.prefill([prompt], room)
+        self.sequence = [*prompt, *self.state.step.root.tolist()]
         self.model.drafter.reserve(1, self.room.slots, len(prompt) + room, self.room.depth + 1)
         self._limit = len(prompt) + room
         self._stops = self.model.eos_ids()
@@ -95,15 +99,17 @@ class Walk:
 
     @torch.inference_mode()
     def _read(self) -> None:
-        session = self.session
-        self.logits = self.model.drafter.read(session.pending, session.counts, session.features)
-        self.model.drafter.set_length_bound(len(session.sequences[0]))
+        self.logits = self.model.drafter.read(*self.state.step)
+        self.model.drafter.set_length_bound(len(self.sequence))
+
+    def _decoder(self, tree: str, verifier: str) -> Decoder:
+        plan = Plan.resolve(tree, verifier, self.settings, self.law)
+        return Decoder(self.model.target, self.model.drafter, plan, self.generator)
 
     @property
     def ended(self) -> bool:
         """After an end-of-answer token, or with no room for another step."""
-        sequence = self.session.sequences[0]
-        return sequence[-1] in self._stops or len(sequence) >= self._limit
+        return self.sequence[-1] in self._stops or len(self.sequence) >= self._limit
 
     @property
     def root_law(self) -> Tensor:
@@ -126,14 +132,14 @@ class Walk:
         drafter = self.model.drafter
         drafter.lineage.clear()
         builder = find_tree(tree)
-        root = self.session.root.to(self.logits.device)
-        law = SamplingTransform(draft_sampling) if draft_sampling else self.law
+        root = self.state.step.root.to(self.logits.device)
+        transform = DraftProbs(SamplingTransform(draft_sampling) if draft_sampling else self.law)
         draw = draw or (lambda probs: hsd.draw(probs, self.generator))
-        batch = builder.build(drafter, root, self.logits, settings, law, draw) if builder else root_only(root)
+        batch = builder.build(drafter, root, self.logits, settings, transform, draw) if builder else root_only(root)
         return self._score(batch)
 
     def _score(self, batch: TreeBatch) -> Drafted:
-        scores = score(self.model.target, batch)
+        scores = self.model.target.score_tree(batch.tokens, batch.depths, batch.ancestors())
         return Drafted(batch, scores, self.law(scores.logits)[0])
 
     @torch.inference_mode()
@@ -142,16 +148,15 @@ class Walk:
 
         The target's scratch area holds one tree only, so `drafted` is scored again: others may have come between.
         """
-        drafted = self._score(root_only(self.session.root)) if drafted is None else self._score(drafted.batch)
-        session, target = self.session, self.model.target
-        plan = Plan("none", self.plan.settings, verifier, self.law, self.law)
-        outcome = verify(plan, session, drafted.batch, drafted.scores, self.generator)
-        commit(target, session, drafted.scores, outcome)
+        drafted = self._score(root_only(self.state.step.root) if drafted is None else drafted.batch)
+        decoder, sound = self._decoder("none", verifier), torch.zeros((), dtype=torch.bool)
+        outcome = decoder.verify(self.state, DraftedStep(drafted.batch, sound), drafted.scores, self.generator)
+        decoder.commit(self.state, drafted.scores, outcome)
         emitted = outcome.tokens[0, : int(outcome.accepted[0]) + 1].tolist()
         ends = [place for place, token in enumerate(emitted) if token in self._stops]
-        session.sequences[0].extend(emitted[: ends[0] + 1] if ends else emitted)
+        self.sequence.extend(emitted[: ends[0] + 1] if ends else emitted)
         if not self.ended:
-            target.set_length_bound(len(session.sequences[0]) - 1)
+            self.model.target.set_length_bound(len(self.sequence) - 1)
             self._read()
         return drafted
 

@@ -6,10 +6,10 @@ import torch
 from eagle.drafters import CausalLMDrafter
 from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import GraphRunner
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.sequence import Plan
 from eagle.model.eagle_model import EagleModel
-from eagle.modules import buckets
+from eagle.modules import kv_cache
 from eagle.modules import tree_attention as attention
 from eagle.trees import TreeSettings
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
@@ -22,7 +22,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def small_buckets(monkeypatch):
-    monkeypatch.setitem(buckets.SMALLEST, "cpu", 16)
+    monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
 
 
 def with_head(**changes) -> EagleModel:
@@ -163,7 +163,7 @@ def test_other_families_are_recorded(family):
 def test_models_on_several_devices_are_not_recorded():
     engine = taped(with_head())
     engine.target.layer_devices = (torch.device("cpu"), torch.device("meta"))
-    plan = Plan("topk", TreeSettings(), "hsd", SamplingTransform(SamplingParams()), SamplingTransform(SamplingParams()))
+    plan = Plan.resolve("topk", "hsd", TreeSettings(), SamplingTransform(SamplingParams()))
     assert why_not(engine.target, engine.drafter, plan) == "the models are spread over cpu, meta"
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from eagle.drafters import CausalLMDrafter, Eagle3Drafter
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.sequence import Session, StepState
-from eagle.engine.step import Plan, draft, score, verify
-from eagle.engine.step import _finish as finish
+from eagle.engine.sequence import DecodingState, StepState
+from eagle.engine.step import Decoder
 from eagle.modules.target import CachedLM
-from eagle.trees import TreeSettings, find_tree
+from eagle.trees import TreeSettings
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 BATCH, LENGTH, DEPTH = 2, 6, 4
@@ -31,13 +31,13 @@ def lm_pair(target) -> tuple[CachedLM, CausalLMDrafter]:
     return CachedLM(target.to(META)), CausalLMDrafter(tiny_target(num_hidden_layers=4).to(META), VOCAB)
 
 
-def after_the_prompt(target, drafter, plan) -> Session:
-    target.reserve(BATCH, 12 if plan.tree != "none" else 1, 50, DEPTH + 1)
-    if builder := find_tree(plan.tree):
+def after_the_prompt(target, drafter, plan) -> DecodingState:
+    target.reserve(BATCH, plan.nodes, 50, DEPTH + 1)
+    if builder := plan.builder:
         drafter.reserve(BATCH, builder.slots(plan.settings), 50, DEPTH + 1)
     zeros = torch.zeros(BATCH, LENGTH + 1, dtype=torch.int64, device=META)
     scores = target.prefill(zeros[:, 1:], zeros[:, 0])
-    return Session(StepState(zeros, zeros[:, 0], scores.features), [], [])
+    return DecodingState(StepState(zeros, zeros[:, 0], scores.aux), [])
 
 
 @torch.inference_mode()
@@ -47,14 +47,14 @@ def after_the_prompt(target, drafter, plan) -> Session:
 def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
     target, drafter = pair(tiny_target())
     law = SamplingTransform(SamplingParams(temperature, top_k=5, top_p=0.9, min_p=0.01))
-    plan = Plan(tree, TreeSettings(12, DEPTH), verifier, law, law)
-    session = after_the_prompt(target, drafter, plan)
+    plan = Plan.resolve(tree, verifier, TreeSettings(12, DEPTH), law)
+    decoder, state = Decoder(target, drafter, plan), after_the_prompt(target, drafter, plan)
     for _ in range(3):
-        drafted = draft(drafter, plan, session, None)
-        scores = score(target, drafted)
-        outcome = verify(plan, session, drafted, scores, None)
-        packed = finish(target, session, scores, outcome)
-        assert packed.device == META and packed.shape == (BATCH, 2 + outcome.tokens.shape[1])
+        drafted = decoder.draft(state, None)
+        scores = decoder.score(drafted.tree)
+        outcome = decoder.verify(state, drafted, scores, None)
+        packed = decoder.commit(state, scores, outcome)
+        assert packed.device == META and packed.shape == (BATCH, 4 + outcome.tokens.shape[1])
         target.set_length_bound(LENGTH + 1)
         drafter.set_length_bound(LENGTH + 2)
 

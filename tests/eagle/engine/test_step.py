@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hsd
-from eagle.engine import step as decode
+from eagle.engine.step import Decoder
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import memory
 from eagle.modules.kv_cache import CacheShape, KVBuffer
@@ -24,14 +24,15 @@ def model():
 
 def recorded(monkeypatch, engine, **settings):
     """Generate and keep what every step verified: (tokens before, tree, stopping law)."""
-    steps, verify = [], decode.verify
+    steps, verify = [], Decoder.verify
 
-    def spy(plan, session, tree, scores, generator):
-        law = plan.target_law(scores.logits)[0]
-        steps.append(([*session.sequences[0]], tree, hsd.stopping_law(tree.row(0), law, plan.verifier)))
-        return verify(plan, session, tree, scores, generator)
+    def spy(decoder, state, drafted, scores, generator):
+        tree, row, plan = drafted.tree, state.rows[0], decoder.plan
+        law = hsd.stopping_law(tree.row(0), plan.target(scores.logits)[0], plan.verifier)
+        steps.append((row.prompt + row.new_tokens, tree, law))
+        return verify(decoder, state, drafted, scores, generator)
 
-    monkeypatch.setattr(decode, "verify", spy)
+    monkeypatch.setattr(Decoder, "verify", spy)
     engine.generate(PROMPT, 40, generator=torch.Generator().manual_seed(3), **settings)
     return steps
 
@@ -73,10 +74,10 @@ def test_tokens_at_temperature_0_are_those_of_a_simple_engine(tree):
 
 @pytest.mark.parametrize("tree", ["hybrid", "topk", "chain"])
 def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
-    engine, seen, score = model(), set(), decode.score
+    engine, seen, score = model(), set(), Decoder.score
 
-    def spy(target, drafted):
-        stores = (*target.cache.buffer.stores, *engine.drafter.buffer.stores, engine.drafter.outputs)
+    def spy(decoder, drafted, generator=None):
+        stores = (*decoder.target.buffer.stores, *engine.drafter.buffer.stores, engine.drafter.outputs)
         fields = (drafted.tokens, drafted.parents, drafted.depths, drafted.proposal_rows, drafted.proposals)
         seen.add(
             (
@@ -85,9 +86,9 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
                 tuple(None if field is None else field.shape for field in fields),
             )
         )
-        return score(target, drafted)
+        return score(decoder, drafted)
 
-    monkeypatch.setattr(decode, "score", spy)
+    monkeypatch.setattr(Decoder, "score", spy)
     for seed in range(3):
         engine.generate(PROMPT, 40, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(seed))
     assert len(seen) == 1
@@ -96,16 +97,18 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
 @pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi"])
 def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
     """Recorded or not, a step reads and writes the same tensors and, within a bucket, attends over the same window."""
-    engine, commit, seen = model(), decode.commit, set()
+    engine, commit, seen = model(), Decoder.commit, set()
 
-    def spy(target, session, scores, outcome):
-        commit(target, session, scores, outcome)
-        tensors = [*target.state(), *session.carried, *(engine.drafter.state() if tree != "none" else ())]
+    def spy(decoder, state, scores, outcome, generator):
+        target, packed = decoder.target, commit(decoder, state, scores, outcome)
+        tensors = [*target.state(), *state.step, *(engine.drafter.state() if tree != "none" else ())]
         seen.add(
             (target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors))
         )
 
-    monkeypatch.setattr(decode, "commit", spy)
+        return packed
+
+    monkeypatch.setattr(Decoder, "commit", spy)
     engine.generate(PROMPT, 100, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(0))
     assert {window for window, *_ in seen} == {64, 128} and len(seen) == 2
 
@@ -132,9 +135,9 @@ def test_memory_is_flat_over_200_generations():
 def test_the_caches_serve_the_next_request():
     engine = model()
     engine.generate(PROMPT, 40, nodes=12, depth=4)
-    before = engine.target.cache.buffer, engine.drafter.buffer
+    before = engine.target.buffer, engine.drafter.buffer
     engine.generate(PROMPT, 20, nodes=12, depth=4)
-    assert (engine.target.cache.buffer, engine.drafter.buffer) == before
+    assert (engine.target.buffer, engine.drafter.buffer) == before
 
 
 def test_a_request_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):

@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle.engine.capturable import why_not
+from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.sequence import Plan
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import LAYERS, tiny_head, tiny_target
@@ -38,7 +38,7 @@ def test_the_same_tokens(saved, tmp_path, offloaded):
         places[f"model.layers.{layer}"] = "disk"
     model = load(saved, places, tmp_path)
     assert any(w.is_meta for w in model.target.model.parameters()) == bool(offloaded)
-    plan = Plan("topk", TreeSettings(), "hsd", SamplingTransform(SamplingParams()), SamplingTransform(SamplingParams()))
+    plan = Plan.resolve("topk", "hsd", TreeSettings(), SamplingTransform(SamplingParams()))
     assert ("offloaded" in (why_not(model.target, model.drafter, plan) or "")) == bool(offloaded)
     plain = EagleModel.from_head(tiny_target(), tiny_head(tiny_target()))
     for temperature in (0.0, 1.0):

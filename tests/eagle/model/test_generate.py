@@ -134,9 +134,9 @@ def test_expected_accepted_is_the_mean_of_accepted(model):
 
 def test_caches_are_reused(model):
     model.generate(PROMPT, 30)
-    first = model.target.cache.buffer.stores[0].data_ptr()
+    first = model.target.buffer.stores[0].data_ptr()
     model.generate(PROMPT[:, :5], 20)
-    assert model.target.cache.buffer.stores[0].data_ptr() == first
+    assert model.target.buffer.stores[0].data_ptr() == first
 
 
 def test_streamer_gets_prompt_and_tokens_in_order(model):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eagle.model.eagle_model import EagleModel
-from eagle.modules import buckets
+from eagle.modules import kv_cache as buckets
 from eagle.modules.target import CachedLM
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -24,7 +24,7 @@ def test_a_bucket_holds_the_length_and_little_more(device):
 def scored(lm: CachedLM, scratch: int, garbage: float, prompts: torch.Tensor, counts: torch.Tensor):
     """Logits of a chain of three nodes after the prompts; unwritten slots hold `garbage`."""
     lm.reserve(batch=2, scratch=scratch, capacity=100, slack=8)
-    for store in lm.cache.buffer.stores:
+    for store in lm.buffer.stores:
         store.fill_(garbage)
     lm.prefill(prompts, counts)
     sees = torch.ones(3, 3, dtype=torch.bool).tril()
@@ -46,10 +46,10 @@ def test_a_smaller_tree_in_the_same_cache_scores_the_same_and_sees_no_spare_slot
     prompts, counts = torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2])
     fresh, used = CachedLM(tiny_target()), CachedLM(tiny_target())
     used.reserve(batch=2, scratch=20, capacity=100, slack=8)
-    before = used.cache.buffer
+    before = used.buffer
     expected, found = (scored(lm, 3, 0.0, prompts, counts) for lm in (fresh, used))
-    assert torch.equal(expected, found) and used.cache.buffer is before
-    assert used.cache.window.stop - used.cache.window.first == 3 + 64
+    assert torch.equal(expected, found) and used.buffer is before
+    assert used.buffer.shape.scratch + used.window() - used._first == 3 + 64
 
 
 def test_a_generation_sees_few_windows(monkeypatch):

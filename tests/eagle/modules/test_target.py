@@ -66,7 +66,7 @@ def test_tree_scores_equal_token_by_token(family):
     for node in range(len(TREE)):
         logits, features = sequential(lm.model, prompt + [TREE[i] for i in path_to(node)])
         assert torch.allclose(scores.logits[0, node], logits, atol=1e-4)
-        assert torch.allclose(scores.features[0, node], features, atol=1e-4)
+        assert torch.allclose(scores.aux[0, node], features, atol=1e-4)
 
 
 @torch.no_grad()
@@ -78,7 +78,7 @@ def test_committed_path_is_as_if_read_in_order(family):
     path = path_to(node)
     lm.commit(torch.tensor([path + [0, 0, 0]]), torch.tensor([len(path)]))
     lm.set_length_bound(len(prompt) + len(path))
-    one = torch.ones(1, 1, lm.cache.buffer.shape.scratch, dtype=torch.bool) & (torch.arange(9) == 0)
+    one = torch.ones(1, 1, lm.buffer.shape.scratch, dtype=torch.bool) & (torch.arange(9) == 0)
     scores = lm.score(torch.tensor([[7]]), torch.tensor([[0]]), one)
     logits, _ = sequential(lm.model, prompt + [TREE[i] for i in path] + [7])
     assert torch.allclose(scores.logits[0, 0], logits, atol=1e-4)

@@ -96,7 +96,7 @@ def test_proposals_are_the_law_that_was_drawn_from():
     """q without the chosen siblings, renormalised."""
     table, settings = Table(4, seed=3), TreeSettings(4, 1, beta=0.6)
     drafter = TableDrafter(table)
-    build = lambda draw: hybrid.build(drafter, ROOT, drafter.root_logits(), settings, SOFTMAX, draw).row(0)
+    build = lambda draw: hybrid.build(drafter, ROOT, drafter.root_logits(), settings, SOFTMAX(), draw).row(0)
     for _, tree in every_outcome(build):
         chosen = [int(token) for token, row in zip(tree.tokens[1:], tree.proposal_rows[1:]) if row < 0]
         expected = table(()).clone()
@@ -121,7 +121,7 @@ def test_slot_values_add_up_to_the_mass_that_passes():
     columns = torch.where(picked.sampled, 3, picked.column)
     reach = hybrid._reach(q, torch.ones(1, 1), picked, columns, beta=0.4)
     chosen = q[0, 0, :2]
-    assert picked.chosen_mass(1).item() == pytest.approx(0.8)
+    assert picked.topk_mass(1).item() == pytest.approx(0.8)
     assert reach[0, 1:].tolist() == pytest.approx(chosen.tolist())
     assert reach[0, 0].item() == pytest.approx(0.2 * (1 - 0.6 * 0.2 * 0.95))
 

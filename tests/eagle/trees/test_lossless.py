@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hsd
-from eagle.trees import TreeSettings, find_tree
+from eagle.trees import DraftProbs, TreeSettings, find_tree
 from tests.eagle.toy import Table, TableDrafter, emitted_law, every_outcome, joint_law
 
-SOFTMAX = lambda logits: logits.softmax(-1)
+SOFTMAX = lambda: DraftProbs(lambda logits: logits.softmax(-1))
 CASES = [  # tree, vocabulary, nodes, depth, width, beta
     ("topk", 4, 8, 3, 3, 0.85),
     ("chain", 3, 4, 3, None, 0.85),
@@ -32,7 +32,7 @@ SHAPED = [  # vocabulary, settings of the hybrid tree
 
 def trees_of(name, settings, draft):
     builder, drafter, root = find_tree(name), TableDrafter(draft), torch.zeros(1, dtype=torch.int64)
-    build = lambda draw: builder.build(drafter, root, drafter.root_logits(), settings, SOFTMAX, draw).row(0)
+    build = lambda draw: builder.build(drafter, root, drafter.root_logits(), settings, SOFTMAX(), draw).row(0)
     return list(every_outcome(build))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle.trees import TreeSettings, topk
+from eagle.trees import DraftProbs, TreeSettings, topk
 from tests.eagle.toy import Table, TableDrafter
 
 
@@ -11,7 +11,9 @@ def grown(nodes: int, depth: int, width: int | None = None, seed: int = 0) -> tu
     """The paths of the tree's nodes below the root, and how many nodes the drafter was asked to grow."""
     drafter = TableDrafter(Table(15, seed))
     logits = drafter.root_logits()
-    tree = topk.build(drafter, torch.zeros(1, dtype=torch.int64), logits, TreeSettings(nodes, depth, width), None, None)
+    tree = topk.build(
+        drafter, torch.zeros(1, dtype=torch.int64), logits, TreeSettings(nodes, depth, width), DraftProbs(None), None
+    )
     paths = [()]
     for token, parent in zip(tree.tokens[0, 1:].tolist(), tree.parents[0, 1:].tolist()):
         paths.append((*paths[parent], token))

@@ -43,7 +43,7 @@ def test_a_walk_along_a_method_is_its_generation(model):
         generator=torch.Generator().manual_seed(0),
         return_dict_in_generate=True,
     ).rows[0]
-    assert walk.session.sequences[0][: 5 + 30] == PROMPT + out.new_tokens
+    assert walk.sequence[: 5 + 30] == PROMPT + out.new_tokens
 
 
 def test_the_walk_expects_what_generation_expects(model):

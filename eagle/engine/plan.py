@@ -1,0 +1,75 @@
+"""`Plan`: how one generation decodes, with the tree builder and the verifier looked up once."""
+
+from dataclasses import dataclass
+
+from eagle.engine.sampling import SamplingTransform
+from eagle.trees import TreeBuilder, TreeSettings, find_tree
+from hsd.verifiers import find_verifier
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fixed choices of a generation; equal plans decode alike, so a plan is part of the key of recorded steps.
+
+    tree       name of the builder, for messages
+    builder    None for plain decoding
+    settings   size and shape of the tree
+    verifier   name of the verifier
+    target     logits of the target -> target distribution p
+    draft      logits of the drafter -> draft distribution q
+    """
+
+    tree: str
+    builder: TreeBuilder | None
+    settings: TreeSettings
+    verifier: str
+    target: SamplingTransform
+    draft: SamplingTransform
+
+    @classmethod
+    def resolve(
+        cls,
+        tree: str,
+        verifier: str,
+        settings: TreeSettings,
+        target: SamplingTransform,
+        draft: SamplingTransform | None = None,
+    ) -> "Plan":
+        """A plan from names. `draft` None: the target's transform.
+
+        At temperature 0 every lossless verifier accepts what "greedy" accepts, so that one is used; a sampled tree has
+        nothing to sample there, so "hybrid" is built as "topk".
+
+        Raises ValueError for an unknown tree or verifier, for "greedy" at a temperature above 0 (it would emit the
+        target's most likely token instead of a sample), and for a verifier of single paths on a tree that branches.
+        """
+        scope = find_verifier(verifier).scope
+        builder = find_tree(tree)
+        if settings.nodes == 1:
+            builder = None  # the root alone is plain decoding
+        if target.settings.greedy:
+            verifier, tree = "greedy", "topk" if tree == "hybrid" else tree
+            builder = builder and find_tree(tree)
+        elif verifier == "greedy":
+            raise ValueError(
+                f"verifier='greedy' at temperature {target.settings.temperature:g}: it keeps the most likely token "
+                "and is lossless at temperature 0 only; use verifier='hsd' or 'token'"
+            )
+        elif scope == "path" and builder is not None and not builder.single_path:
+            raise ValueError(
+                f"verifier={verifier!r} verifies one path and tree={tree!r} branches: use tree='chain', or "
+                "verifier='hsd' or 'token'"
+            )
+        if builder is not None:
+            builder.slots(settings)  # raises where the settings do not fit the tree
+        return cls(tree, builder, settings, verifier, target, draft or target)
+
+    @property
+    def depth(self) -> int:
+        """Levels below the root: at most this many draft tokens are accepted in a step."""
+        return self.settings.depth if self.builder else 0
+
+    @property
+    def nodes(self) -> int:
+        """Rows that the target scores in a step, at most."""
+        return self.settings.nodes if self.builder else 1
