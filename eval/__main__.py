@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eval import provenance
 from eval.questions import benchmarks, prompts
 from eval.runs import load_models as engines
@@ -52,7 +53,8 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models (a directory or a hub id)")
-    group.add_argument("--base-model-path", "--target", required=True, metavar="P", help="the target")
+    add_pair_argument(group)
+    group.add_argument("--base-model-path", "--target", metavar="P", help="the target, without --pair")
     group.add_argument("--ea-model-path", "--head", metavar="P", help="its EAGLE-3 head, which drafts")
     group.add_argument(
         "--draft-model-path",
@@ -254,6 +256,7 @@ def automatic_budget(options: argparse.Namespace, task: runner.Task, world: int)
 def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
     """Check everything that can be checked, load the models, answer the questions. Returns the answer files."""
     check_numbers(options)
+    apply_pair(options)
     chosen = chosen_methods(options)
     check_drafter(options, [method for method, _ in chosen])
     questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)

@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eagle.checkpoints.pairs import add_pair_argument, parse_with_pair
 from eagle.files import write_json
 from eval.questions import benchmarks, prompts
 from eval.reports.tables import Table, markdown_table
@@ -112,8 +113,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m eval.speed.budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base-model-path", required=True)
-    parser.add_argument("--ea-model-path", required=True)
+    add_pair_argument(parser)
+    parser.add_argument("--base-model-path")
+    parser.add_argument("--ea-model-path")
     parser.add_argument("--dtype", choices=tuple(engines.DTYPES), default=engines.default_dtype())
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tree", default="hybrid")
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--problems", type=int, default=4, help="bundled problems each budget answers")
     parser.add_argument("--tokens", type=int, default=48, help="per answer")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parse_with_pair(parser, argv)
     engine = engines.load(args.base_model_path, args.ea_model_path, args.dtype)
     style = prompts.prompt_format(engine.tokenizer, args.base_model_path)
     task = Task(engine, style, Decoding(args.temperature), args.seed)

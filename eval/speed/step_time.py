@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 
 from eagle import EagleModel
+from eagle.checkpoints.pairs import add_pair_argument, parse_with_pair
 from eagle.engine.capturable import why_not
 from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
@@ -177,6 +178,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m eval.speed.step_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_pair_argument(parser)
     parser.add_argument("--base-model-path", metavar="P")
     parser.add_argument("--ea-model-path", metavar="P")
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in this shape, instead of a checkpoint")
@@ -195,8 +197,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", metavar="DIR", help="write step_time.json and step_time.png there")
     args = parser.parse_args()
+    if args.pair:
+        args = parse_with_pair(parser)
     if bool(args.shape) == bool(args.base_model_path and args.ea_model_path):
-        parser.error("give --shape, or both --base-model-path and --ea-model-path")
+        parser.error("give --shape, --pair, or both --base-model-path and --ea-model-path")
     return args
 
 

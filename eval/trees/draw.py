@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 import hsd
+from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.engine.sampling import SamplingParams
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
@@ -232,7 +233,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m eval.trees.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--base-model-path", required=True, metavar="P")
+    add_pair_argument(parser)
+    add("--base-model-path", metavar="P")
     add("--ea-model-path", metavar="P")
     add("--draft-model-path", metavar="P", help="an ordinary draft model instead of a head")
     add("--prompt", default="A baker fills 4 trays with 6 rolls each and sells 15 rolls. How many are left?")
@@ -251,6 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
+        apply_pair(options)
         model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, options.draft_model_path)
         settings = TreeSettings(options.nodes, options.depth, options.width)
         verifier = "greedy" if options.temperature < 1e-5 else options.verifier

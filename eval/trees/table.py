@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.engine.sampling import SamplingParams
 from eagle.trees import TreeSettings, find_tree
 from eval import jsonl as storage
@@ -168,7 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
     add("--protocol")
     add("--num-questions", type=int, default=20, metavar="N")
-    add("--base-model-path", required=True, metavar="P")
+    add_pair_argument(parser)
+    add("--base-model-path", metavar="P")
     add("--ea-model-path", metavar="P")
     add("--draft-model-path", metavar="P")
     add(
@@ -282,6 +284,7 @@ def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argpar
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
+        apply_pair(options)
         run(options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
