@@ -5,6 +5,7 @@ the pre-tokenizer that splits digits, and which tokens end an answer.
 """
 
 import contextlib
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,10 +34,12 @@ def quiet_transformers() -> Iterator[None]:
     """No advice from `transformers` inside, and no progress bars where nobody watches them."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if not sys.stderr.isatty():
+    watched = sys.stderr.isatty()
+    if not watched:
         logging.disable_progress_bar()
-    try:
-        yield
+    try:  # the bar of the GGUF reader has no switch
+        with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -25,7 +25,8 @@ def test_tokenizer_and_stops(target):
     tokenizer = AutoTokenizer.from_pretrained(place)
     assert tokenizer.decode(tokenizer(TEXT, add_special_tokens=False)["input_ids"]) == TEXT
     assert tokenizer.tokenize("\n\n1. 12") == ["ĊĊ", "1", ".", "Ġ", "1", "2"]
-    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert chat.startswith("<|im_start|>system\nYou are ")
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     generation = GenerationConfig.from_pretrained(place)
