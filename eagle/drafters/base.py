@@ -21,6 +21,9 @@ class Drafter(Protocol):
         At most `slack` tokens are ever written past a row's length at once.
         """
 
+    def release(self) -> None:
+        """Free the caches; `reserve` allocates others."""
+
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
 

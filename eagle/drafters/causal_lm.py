@@ -26,6 +26,9 @@ class CausalLMDrafter:
             self.lineage = Lineage(batch, slots, self.device)
         self.lineage.clear()
 
+    def release(self) -> None:
+        self.lm.release()
+
     def state(self) -> list[Tensor]:
         return [*self.lm.state(), self.lineage.seen, self.lineage.depths]
 

@@ -43,6 +43,9 @@ class Eagle3Drafter:
         self._committed: Tensor | None = None
         self.lineage.clear()
 
+    def release(self) -> None:
+        self.buffer = None
+
     def state(self) -> list[Tensor]:
         angles = [] if self.fused.angles is None else [self.fused.angles]
         own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]

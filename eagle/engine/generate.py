@@ -10,6 +10,7 @@ import torch
 from eagle.drafters import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.plan import Plan
+from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, StepResult, check_finite
 from eagle.model.outputs import GeneratedRow, StepRecord
 from eagle.modules.target import CachedLM
@@ -63,23 +64,35 @@ def iterate(
     began = time.perf_counter()
     decoder = Decoder(target, drafter, plan, generator, graphs)
     room = max(stopping.room(GeneratedRow(prompt)) for prompt in prompts)
-    state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None)
-    for row, root in zip(state.rows, state.step.root.tolist(), strict=True):
-        stopping.emit(row, [root])
-        row.seconds = row.prefill_seconds = time.perf_counter() - began
-    yield state.rows
-    warned = False
-    while any(state.active):
-        active, results = state.active, decoder.step(state)
-        check_finite([result.finite or not alive for result, alive in zip(results, active, strict=True)], "in a step")
-        if not warned and any(result.replaced for result in results):
-            warned = True
-            warnings.warn(REPLACED, stacklevel=2)
-        for row, result, alive in zip(state.rows, results, active, strict=True):
-            if alive:
-                _record(row, result, stopping, state.clock.seconds)
-                row.seconds = time.perf_counter() - began
+    finite = False  # whether the caches are known to hold finite values only
+    try:
+        state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None)
+        for row, root in zip(state.rows, state.step.root.tolist(), strict=True):
+            stopping.emit(row, [root])
+            row.seconds = row.prefill_seconds = time.perf_counter() - began
+        finite = True
         yield state.rows
+        while any(state.active):
+            results = decoder.step(state)
+            finite = finite and all(result.finite and not result.replaced for result in results)
+            _check(state, results)
+            for row, result in zip(state.rows, results, strict=True):
+                if not row.stop_reason:
+                    _record(row, result, stopping, state.clock.seconds)
+                    row.seconds = time.perf_counter() - began
+            yield state.rows
+    finally:
+        if not finite:
+            decoder.release()
+
+
+def _check(state: DecodingState, results: list[StepResult]) -> None:
+    """Raise where an unfinished row's target distributions are not finite; warn once about the drafter's."""
+    active = [not row.stop_reason for row in state.rows]
+    check_finite([result.finite or not on for result, on in zip(results, active, strict=True)], "in a step")
+    if not state.warned and any(result.replaced for result in results):
+        state.warned = True
+        warnings.warn(REPLACED, stacklevel=3)
 
 
 def _record(row: GeneratedRow, result: StepResult, stopping: Stopping, seconds: dict[str, float]) -> None:

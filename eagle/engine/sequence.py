@@ -77,12 +77,14 @@ class DecodingState:
     rows       prompt, new tokens and step records of every row, on the host
     buffers    where `step` lies from the first step on: the same addresses step after step
     begun      whether a step was made: from then on shapes repeat
+    warned     whether a warning about the drafter was given
     """
 
     step: StepState
     rows: list[GeneratedRow]
     buffers: StateBuffers = field(default_factory=dict)
     begun: bool = False
+    warned: bool = False
     clock: PhaseClock = field(default_factory=PhaseClock)
 
     @property

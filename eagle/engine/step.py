@@ -114,6 +114,12 @@ class Decoder:
         pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
         return DecodingState(StepState(pending, counts + 1, scores.aux), rows, {} if buffers is None else buffers)
 
+    def release(self) -> None:
+        """Free the caches. Masked slots that hold NaN would spoil the next generation: zero times NaN is NaN."""
+        self.target.release()
+        if self.drafter is not None:
+            self.drafter.release()
+
     # --- the step --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()

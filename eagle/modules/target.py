@@ -116,6 +116,10 @@ class CachedLM:
         self.longest, self.scratch = 0, scratch
         self._limit = self.buffer.shape.capacity - slack
 
+    def release(self) -> None:
+        """Free the cache; `reserve` allocates another one."""
+        self.buffer = None
+
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
         return [*self.buffer.stores, self.lengths]
