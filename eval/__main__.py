@@ -21,25 +21,27 @@ Questions come from --question-file, from $HSD_DATA, or are downloaded and check
 
 import argparse
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from eagle.checkpoints.pairs import add_pair_argument, apply_pair
-from eval import provenance
+import torch
+
+import hsd
+from eagle.trees import TREES
+from eval import command, provenance
 from eval.questions import benchmarks, prompts
-from eval.runs import load_models as engines
-from eval.runs import runner
-from eval.runs.answers import AnswerFile, remove, shard_path
-from eval.runs.methods import METHODS, Decoding, Method, from_flags, resolve
-from eval.speed import budget
+from eval.runs import load_models, runner
+from eval.runs.answers import WEIGHTS, AnswerFile, shard_path
+from eval.runs.methods import METHODS, NEEDS_NO_DRAFTER, Decoding, Method, Models, from_flags, resolve
+from eval.speed import budget, dtypes
 
-TREES = ("none", "topk", "chain", "multi", "hybrid")
-VERIFIERS = ("token", "block", "hsd", "published")
-AUTO = "auto"  # of --nodes
+VERIFIERS = [name for name in hsd.VERIFIERS if name != "greedy"]  # which temperature 0 stands for
+AUTO_BUDGET = "auto"
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose what is asked."""
     group = parser.add_argument_group("questions")
     group.add_argument("--bench", "--bench-name", choices=list(benchmarks.BENCHMARKS), required=True)
     group.add_argument(
@@ -52,26 +54,14 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models (a directory or a hub id)")
-    add_pair_argument(group)
-    group.add_argument("--base-model-path", "--target", metavar="P", help="the target, without --pair")
-    group.add_argument("--ea-model-path", "--head", metavar="P", help="its EAGLE-3 head, which drafts")
-    group.add_argument(
-        "--draft-model-path",
-        metavar="P",
-        help="an ordinary draft model: drafts when there is no head; used by transformers-assisted",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=list(engines.DTYPES),
-        default=engines.default_dtype(),
-        help="weights and arithmetic (default: %(default)s on this machine)",
-    )
+    """Flags that choose the pair."""
+    load_models.add_model_flags(parser.add_argument_group("models"), auto=True)
 
 
 def add_methods(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose what drafts and what verifies."""
     group = parser.add_argument_group("methods")
-    group.add_argument("--tree", choices=TREES, help="how drafts are laid out (one method; default hybrid)")
+    group.add_argument("--tree", choices=list(TREES), help="how drafts are laid out (one method; default hybrid)")
     group.add_argument(
         "--verifier",
         choices=VERIFIERS,
@@ -84,7 +74,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         type=count_or_auto,
         dest="nodes",
         metavar="N",
-        help="rows of the target's forward per step: drafted tokens and the root; `auto` measures "
+        help="draft-token budget: rows of the target's forward per step, draft tokens and the root; `auto` measures "
         "which budget and depth are fastest here (python -m eval.speed.budget) and keeps "
         "the choice",
     )
@@ -102,22 +92,26 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 
 def count_or_auto(text: str) -> int | str:
-    return text if text == AUTO else int(text)
+    """The value of `--nodes`."""
+    return text if text == AUTO_BUDGET else int(text)
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("decoding")
-    group.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default 1; 0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    group.add_argument("--sampling-top-k", type=int, default=0, metavar="K", help="0: all tokens")
-    group.add_argument(
-        "--max-new-tokens", "--max-new-token", type=int, metavar="N", help="per turn (default 512; 1024 for mt_bench)"
-    )
-    group.add_argument("--system-prompt", metavar="TEXT", help="put in front of every conversation (default: none)")
-    group.add_argument("--seed", type=int, default=0)
+    """Flags that choose how answers are sampled; what is not given is off, whatever a model's own file says."""
+    add = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)").add_argument
+    add("--temperature", type=float, default=1.0, metavar="T", help="default 1; 0 is greedy")
+    add("--top-p", type=float, default=1.0, metavar="P", help="default 1: all tokens")
+    add("--sampling-top-k", type=int, default=0, metavar="K", help="default 0: all tokens")
+    add("--min-p", type=float, default=0.0, metavar="P", help="default 0: all tokens")
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="default 1: none")
+    add("--max-new-tokens", "--max-new-token", type=int, metavar="N", help="per turn (default 512; 1024 for mt_bench)")
+    add("--lookup-tokens", type=int, default=10, metavar="N", help="longest draft of transformers-lookup (default 10)")
+    add("--system-prompt", metavar="TEXT", help="put in front of every conversation (default: none)")
+    add("--seed", type=int, default=0)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose where answers go."""
     group = parser.add_argument_group("output")
     group.add_argument("--answer-file", metavar="F", help="one method's answers, JSON lines in FastChat's schema")
     group.add_argument("--output", metavar="DIR", help="directory for --methods: one answer file each, and a report")
@@ -126,6 +120,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m eval",
         description=__doc__,
@@ -155,7 +150,7 @@ def chosen_methods(options: argparse.Namespace) -> list[tuple[Method, Path]]:
 
 def check_drafter(options: argparse.Namespace, methods: list[Method]) -> None:
     """ValueError when a method's drafter was not given."""
-    drafting = [method.name for method in methods if method.tree != "none"]
+    drafting = [method.name for method in methods if method.name not in NEEDS_NO_DRAFTER]
     if "transformers-assisted" in drafting and not options.draft_model_path:
         raise ValueError(
             "method 'transformers-assisted' needs an ordinary draft model with the target's vocabulary; "
@@ -167,34 +162,40 @@ def check_drafter(options: argparse.Namespace, methods: list[Method]) -> None:
         )
 
 
+LIMITS: dict[str, tuple[float, float | None]] = {
+    "temperature": (0, None),
+    "top_p": (0, 1),
+    "sampling_top_k": (0, None),
+    "min_p": (0, 1),
+    "max_new_tokens": (1, None),
+    "lookup_tokens": (1, None),
+    "nodes": (2, None),
+    "depth": (1, None),
+    "width": (1, None),
+    "seed": (0, None),
+}
+
+
 def check_numbers(options: argparse.Namespace) -> None:
     """ValueError for a number no run can have."""
-    limits = {
-        "temperature": (0, None),
-        "top_p": (0, 1),
-        "sampling_top_k": (0, None),
-        "max_new_tokens": (1, None),
-        "nodes": (2, None),
-        "depth": (1, None),
-        "width": (1, None),
-        "seed": (0, None),
-    }
-    for name, (low, high) in limits.items():
+    for name, (low, high) in LIMITS.items():
         value = getattr(options, name)
-        if value not in (None, AUTO) and not (low <= value and (high is None or value <= high)):
+        if value not in (None, AUTO_BUDGET) and not (low <= value < float("inf") and (high is None or value <= high)):
             bound = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected {bound}")
+    if not 0 < options.repetition_penalty < float("inf"):
+        raise ValueError(f"--repetition-penalty {options.repetition_penalty}: expected a number above 0")
 
 
 def settings(
     options: argparse.Namespace,
     questions: benchmarks.QuestionSet,
     method: Method,
-    decoding: Decoding,
-    template: str,
-    device: str,
+    task: runner.Task,
+    dtype: str,
 ) -> dict[str, Any]:
     """Everything that makes this method's answers what they are; a resumed run must agree on all of it."""
+    paths = {name: getattr(options, name) for name in WEIGHTS}
     return {
         "method": method.name,
         "tree": method.tree,
@@ -205,106 +206,153 @@ def settings(
         "questions": questions.source,
         "questions_sha256": questions.sha256,
         "num_questions": len(questions.questions),
-        "base_model_path": options.base_model_path,
-        "ea_model_path": options.ea_model_path,
-        "draft_model_path": options.draft_model_path,
-        "dtype": options.dtype,
-        "device": device,
-        "template": template,
+        **{name: path and provenance.portable(path) for name, path in paths.items()},
+        **{WEIGHTS[name]: load_models.weights_fingerprint(path) for name, path in paths.items()},
+        "dtype": dtype,
+        "device": device_name(task.models.engine.device),
+        "template": task.style.name,
         "system_prompt": options.system_prompt,
         "seed": options.seed,
-        **decoding._asdict(),
+        **task.decoding._asdict(),
     }
 
 
-def open_jobs(
-    chosen: list[tuple[Method, Path]], rank: int, world: int, fresh: bool, describe: Any, origin: dict[str, Any]
-) -> list[runner.Job]:
-    jobs = []
-    for method, path in chosen:
-        place = shard_path(path, rank, world)
-        if fresh:
-            remove(place)
-        jobs.append(runner.Job(method, AnswerFile(place, describe(method), origin)))
-    return jobs
+class Ranks(NamedTuple):
+    """This process among those of the run, as `accelerate launch` and torchrun export it."""
 
+    rank: int
+    local: int
+    world: int
 
-def ranks() -> tuple[int, int]:
-    """This process's rank and the number of processes, as `accelerate launch` and torchrun export them."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    @staticmethod
+    def of_environment() -> "Ranks":
+        """Raises ValueError for what is not a number."""
+        values = [
+            os.environ.get(name, default) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+        ]
+        try:
+            return Ranks(*map(int, values))
+        except ValueError as error:
+            raise ValueError(f"RANK, LOCAL_RANK, WORLD_SIZE are {values}: expected numbers") from error
 
 
 def device_name(device: Any) -> str:
-    import torch
-
+    """The GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
-def automatic_budget(options: argparse.Namespace, task: runner.Task, world: int) -> tuple[int, int]:
-    """(nodes, depth) of `--nodes auto`, kept beside the answers. ValueError where several processes would differ."""
-    place = Path(options.output, "budget.json") if options.output else Path(f"{options.answer_file}.budget.json")
-    if options.fresh:
-        place.unlink(missing_ok=True)
-    if world > 1 and not place.is_file():
-        raise ValueError(
-            "--nodes auto: every process would measure its own budget; run python -m eval.speed.budget "
-            "first and pass its --nodes and --depth"
-        )
-    return budget.kept_or_measured(place, task)
+def choice_file(options: argparse.Namespace, name: str) -> Path:
+    """Where a measured choice is kept: beside the answers."""
+    return Path(options.output, name) if options.output else Path(f"{options.answer_file}.{name}")
 
 
-def evaluate(options: argparse.Namespace, load: Any) -> list[Path]:
-    """Check everything that can be checked, load the models, answer the questions. Returns the answer files."""
-    check_numbers(options)
-    apply_pair(options)
-    chosen = chosen_methods(options)
-    check_drafter(options, [method for method, _ in chosen])
-    questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
-    rank, world = ranks()
+def check_choices(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Drop earlier choices with --fresh. ValueError where several processes would choose differently."""
+    for flag, value, name, how in (
+        (
+            "--nodes",
+            options.nodes,
+            "budget.json",
+            "run python -m eval.speed.budget first and pass its --nodes and --depth",
+        ),
+        ("--dtype", options.dtype, "dtype.json", "pass --dtype float32 or bfloat16"),
+    ):
+        place = choice_file(options, name)
+        if value == "auto" and ranks.world > 1 and not place.is_file():
+            raise ValueError(f"{flag} auto: every process would measure its own; {how}")
+        if options.fresh and ranks.world == 1:
+            place.unlink(missing_ok=True)
+
+
+Load = Callable[..., Any]
+
+
+def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ranks: Ranks, load: Load) -> runner.Task:
+    """Load the models; with `--nodes auto`, measure the budget or take the one of the run that is resumed."""
     engine = load(
         options.base_model_path,
         options.ea_model_path,
-        options.dtype,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        dtype,
+        local_rank=ranks.local,
         draft_model_path=options.draft_model_path,
     )
+    assisted = any(method.name == "transformers-assisted" for method in methods)
+    assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
-    limit = options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens
     decoding = Decoding(
-        options.temperature, options.top_p, options.sampling_top_k, limit, options.nodes, options.depth, options.width
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.sampling_top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        max_new_tokens=options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens,
+        nodes=None if options.nodes == AUTO_BUDGET else options.nodes,
+        depth=options.depth,
+        width=options.width,
+        lookup_tokens=options.lookup_tokens,
     )
-    task = runner.Task(engine, style, decoding.with_defaults(), options.seed, options.system_prompt)
-    if options.nodes == AUTO:
-        nodes, depth = automatic_budget(options, task, world)
-        task = task._replace(decoding=decoding._replace(nodes=nodes, depth=depth))
+    if options.nodes == AUTO_BUDGET:
+        decoding = budget.kept_or_measured(choice_file(options, "budget.json"), engine, style, decoding, options.seed)
+    return runner.Task(Models(engine, assistant), style, decoding.with_defaults(), options.seed, options.system_prompt)
 
-    def describe(method: Method) -> dict[str, Any]:
-        return settings(options, questions, method, task.decoding, style.name, device_name(engine.device))
 
-    jobs = open_jobs(chosen, rank, world, options.fresh, describe, provenance.provenance())
+def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRun]) -> runner.Finished:
+    """Check everything that can be checked, claim the answer files, load the models, answer the questions.
+
+    runs    filled with the methods and their open answer files; closed when this returns or raises
+    """
+    check_numbers(options)
+    load_models.resolve_flags(options)
+    chosen = chosen_methods(options)
+    methods = [method for method, _ in chosen]
+    check_drafter(options, methods)
+    questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
+    ranks = Ranks.of_environment()
     try:
-        return runner.run(task, jobs, questions.questions, rank, world, options.quiet)
+        for method, path in chosen:
+            runs.append(runner.MethodRun(method, AnswerFile(shard_path(path, ranks.rank, ranks.world))))
+        check_choices(options, ranks)
+        dtype = options.dtype
+        if dtype == load_models.AUTO_DTYPE:
+            load_target = lambda name: load(options.base_model_path, None, name, local_rank=ranks.local)
+            dtype = dtypes.kept_or_measured(choice_file(options, "dtype.json"), load_target)
+        task = load_task(options, methods, dtype, ranks, load)
+        origin = provenance.provenance()
+        for run in runs:
+            run.answers.begin(settings(options, questions, run.method, task, dtype), origin, options.fresh)
+        return runner.run(task, runs, questions.questions, ranks.rank, ranks.world, options.quiet)
     finally:
-        for job in jobs:
-            job.answers.close()
+        for run in runs:
+            run.answers.close()
 
 
-def main(argv: list[str] | None = None, load: Any = engines.load) -> int:
-    options = build_parser().parse_args(argv)
-    try:
-        paths = evaluate(options, load)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def kept(runs: list[runner.MethodRun]) -> str:
+    """What an interrupted run leaves, and how to continue."""
+    count = sum(len(run.answers.done) for run in runs)
+    if not count:
+        return "No answer was finished; run the command again."
+    files = ", ".join(str(run.answers.path) for run in runs if run.answers.done)
+    return f"{count} answers are kept in {files}; the same command (without --fresh) goes on from there."
+
+
+def report_or_point_to_it(options: argparse.Namespace, finished: runner.Finished) -> int:
+    """What follows the last answer: the report of --methods, else the command that makes one. Returns the exit code."""
     if not options.methods:
-        print(f"answers: {paths[0]}   (table: python -m eval.reports {paths[0]})")
-    elif ranks()[1] > 1:
+        print(f"answers: {finished.files[0]}   (table: python -m eval.reports {finished.files[0]})")
+    elif Ranks.of_environment().world > 1:
         print(f"this shard is done; when all are: python -m eval.reports {options.output}")
     else:
         from eval.reports import report
 
-        report.write([str(path) for path in paths], Path(options.output))
-    return 0
+        report.write([str(path) for path in finished.files], Path(options.output))
+    return 1 if finished.left_out else 0
+
+
+def main(argv: list[str] | None = None, load: Load = load_models.load) -> int:
+    """The command; returns the exit code: 0, 1 where a method was left out, 2 for an error, 130 when interrupted."""
+    options = build_parser().parse_args(argv)
+    runs: list[runner.MethodRun] = []
+    return command.run(lambda: report_or_point_to_it(options, evaluate(options, load, runs)), lambda: kept(runs))
 
 
 if __name__ == "__main__":

@@ -1,37 +1,70 @@
 """Files that survive a kill: whole-file writes, and JSON lines that are appended one by one.
 
-A reader never sees half of a report (`write_whole`: temporary file, fsync, rename). A record of an answer file is on
-disk before the next question starts (`append`: one line, flush, fsync); if the process dies inside a line, that line
-has no newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
+A reader never sees half of a report (`write_whole`: temporary file, fsync, rename). A line of an answer file is on disk
+before the next question starts (`append`: one line, flush, fsync); if the process ends inside a line, that line has no
+newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 from eagle.files import write_file
 
+fcntl: ModuleType | None
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl: there, nothing stops two runs from writing the same file
     fcntl = None
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError raised inside the file's name where it has none, as with a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        remedy = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OSError(error.errno, f"{error.strerror or error}{remedy}", str(path)) from error
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` so that `path` holds either all of it or what it held before."""
+    """Write `content` so that `path` holds either all of it or what it held before. Raises OSError naming the file."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    write_file(path, lambda temporary: temporary.write_bytes(data))
+    with naming(path):
+        write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The finished records of a JSON-lines file. A last line without a newline is not finished and is left out."""
+def check_writable(path: Path) -> None:
+    """Raise ValueError where `path` cannot be written; called before the work whose result goes there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Number (from 1) and value of every finished line. A last line without a newline is not finished and is left out.
+
+    Raises ValueError naming the line that is not JSON.
+    """
     content = path.read_bytes()
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: not JSON ({error}); expected one record per line. Remove the line and run "
                 "again: its question will be answered again"
@@ -49,7 +82,7 @@ def recover(path: Path) -> None:
 
 
 def lock(file: BinaryIO, path: Path) -> None:
-    """Claim an open answer file for this process until it is closed or the process ends."""
+    """Claim an open file for this process until it is closed or the process ends. ValueError where another has it."""
     if fcntl is None:
         return
     try:
@@ -58,8 +91,29 @@ def lock(file: BinaryIO, path: Path) -> None:
         raise ValueError(f"{path}: another run is writing this file; wait for it, or choose another file") from error
 
 
-def append(file: BinaryIO, record: dict[str, Any]) -> None:
-    """One record, on disk when this returns."""
-    file.write(json.dumps(record, allow_nan=False).encode("ascii") + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+def open_locked(path: Path) -> BinaryIO:
+    """Open for appending, claimed by this process. ValueError where another run has it.
+
+    Between opening and locking another process may have removed the file; the lock would then hold a file without a
+    name, so the name is looked up again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = open(path, "ab")
+        try:
+            lock(file, path)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except ValueError:
+            file.close()
+            raise
+        file.close()
+
+
+def append(file: BinaryIO, record: Any, path: Path) -> None:
+    """One line, on disk when this returns. Raises OSError naming `path`, ValueError for nan or infinity."""
+    line = json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
+    with naming(path):
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())

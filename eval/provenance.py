@@ -25,11 +25,13 @@ def git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
+    """The commit, and whether tracked files differ from it; None where that cannot be found out."""
     changed = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed)}
 
 
 def version(package: str) -> str | None:
+    """The installed version, None without the package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -37,7 +39,7 @@ def version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The CPU's name, where the system tells it."""
+    """The CPU's name where the system has it, else its architecture."""
     try:
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -47,6 +49,7 @@ def processor() -> str:
 
 
 def hardware() -> dict[str, Any]:
+    """Processor, cores, threads of this process, GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 

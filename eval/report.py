@@ -1,4 +1,4 @@
-"""`python -m eval.report`, the short name of `python -m eval.reports`."""
+"""`python -m eval.report`: a short name of `python -m eval.reports`."""
 
 from eval.reports.report import main
 

@@ -43,6 +43,7 @@ ROOMS = {
     "eagle.checkpoints": {"eagle.files", "eagle.modules"},
     "eagle.engine": {"eagle.drafters", "eagle.model.outputs", "eagle.modules", "eagle.trees"},
     "eagle.model.outputs": set(),
+    "eagle.tuning": {"eagle.model.outputs"},
     "eagle.model": {
         "eagle.checkpoints",
         "eagle.drafters",
@@ -50,19 +51,30 @@ ROOMS = {
         "eagle.model.outputs",
         "eagle.modules",
         "eagle.trees",
+        "eagle.tuning",
     },
     # training: the drafting engine is used in evaluation/ only
     "eagle.train": {"eagle.checkpoints", "eagle.files", "eagle.modules", "eagle.train.evaluation"},
     "eagle.train.evaluation": {"eagle.checkpoints", "eagle.files", "eagle.model", "eagle.modules", "eagle.train"},
     "eagle.convert": {"eagle.checkpoints"},
     # benchmarks
+    "eval.clock": set(),
+    "eval.command": set(),
     "eval.jsonl": set(),
     "eval.provenance": set(),
-    "eval.questions": {"eval.jsonl", "eval.provenance"},
-    "eval.runs": {"eval.jsonl", "eval.provenance", "eval.questions"},
-    "eval.reports": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.runs"},
-    "eval.trees": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
-    "eval.speed": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
+    "eval.questions": {"eval.command", "eval.jsonl", "eval.provenance"},
+    "eval.runs": {"eval.clock", "eval.command", "eval.jsonl", "eval.provenance", "eval.questions"},
+    "eval.reports": {"eval.command", "eval.jsonl", "eval.provenance", "eval.questions", "eval.runs"},
+    "eval.trees": {"eval.command", "eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
+    "eval.speed": {
+        "eval.clock",
+        "eval.command",
+        "eval.jsonl",
+        "eval.provenance",
+        "eval.questions",
+        "eval.reports",
+        "eval.runs",
+    },
     "eval.report": {"eval.reports"},
 }
 # A tree is checked when it is built; the trainer evaluates, and evaluation reads training's settings and data.

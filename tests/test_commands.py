@@ -33,6 +33,15 @@ TRIED_IN = {
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
     "eval.reports.report": ("eval/reports/test_report.py", "test_report_command_equals_the_run_s_own_report"),
     "eval.reports.released": ("eval/reports/test_released.py", "test_by_hand"),
+    "eval.reports.embed": ("eval/reports/test_embed.py", "test_a_marked_table_is_rewritten"),
+    "eval.questions.downloads": ("eval/questions/test_benchmarks.py", "test_the_command_lists_and_downloads"),
+    "eval.speed.budget": ("eval/speed/test_budget.py", "test_the_command_prints_every_candidate"),
+    "eval.speed.operators": ("eval/speed/test_operators.py", "test_a_table_per_variant"),
+    "eval.speed.step_time": ("eval/speed/test_step_time.py", "test_rows_by_variant"),
+    "eval.speed.verification": ("eval/speed/test_verification.py", "test_rows_by_draft_vocabulary"),
+    "eval.trees.draw": ("eval/trees/test_draw.py", "test_a_picture_is_written"),
+    "eval.trees.optimum": ("eval/trees/test_optimum.py", "test_a_row_per_shape"),
+    "eval.trees.table": ("eval/trees/test_table.py", "test_a_table_that_is_resumed"),
     "eval.speed.batch": ("eval/speed/test_batch.py", "test_rows_by_batch_size_and_method"),
 }
 SHORT_NAMES = {  # modules that only forward to another command
@@ -44,15 +53,6 @@ SHORT_NAMES = {  # modules that only forward to another command
 NOT_YET = {
     "eagle.train.demo.corpus",
     "eagle.train.evaluation.plot",
-    "eval.questions.downloads",
-    "eval.reports.embed",
-    "eval.speed.budget",
-    "eval.speed.operators",
-    "eval.speed.step_time",
-    "eval.speed.verification",
-    "eval.trees.draw",
-    "eval.trees.optimum",
-    "eval.trees.table",
 }
 
 

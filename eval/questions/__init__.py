@@ -1,0 +1,1 @@
+"""Questions: benchmarks, their files, prompts, and whether an answer is right."""

@@ -15,7 +15,8 @@ COMMITMENTS = [
 ]
 
 
-def normalise(number: str) -> float:
+def to_float(number: str) -> float:
+    """The value of a written number: `$1,234.50` is 1234.5."""
     return float(re.sub(r"[,$\s]", "", number))
 
 
@@ -25,7 +26,7 @@ def final_number(text: str) -> float | None:
     for pattern in COMMITMENTS:
         found = pattern.findall(answer)
         if found:
-            return normalise(found[-1])
+            return to_float(found[-1])
     return None
 
 
@@ -34,7 +35,7 @@ def reference_number(reference: str) -> float:
     found = COMMITMENTS[0].findall(reference)
     if not found:
         raise ValueError(f"reference answer {reference[-60:]!r}: expected `#### n` at its end")
-    return normalise(found[-1])
+    return to_float(found[-1])
 
 
 def is_correct(text: str, reference: str) -> bool:

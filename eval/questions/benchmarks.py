@@ -14,12 +14,14 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.provenance import portable
-from eval.questions import downloads as files
+from eval.questions import downloads
+from eval.questions.accuracy import reference_number
 
 SAMPLE = Path(__file__).parent / "sample.jsonl"
 PAPER_QUESTIONS = 263
@@ -45,70 +47,142 @@ class QuestionSet(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        return files.sha256(json.dumps([list(question) for question in self.questions]).encode())
+        """Hash of the questions, whatever the file's name and layout."""
+        return downloads.sha256(json.dumps([list(question) for question in self.questions]).encode())
 
 
-Records = list[dict[str, Any]]
+class Line(NamedTuple):
+    """One JSON object of a file, and where it stands: `FILE, line N`."""
+
+    place: str
+    value: dict[str, Any]
 
 
-def parse(content: bytes, source: str) -> Records:
-    """JSON lines (gzipped or not) as dicts. Raises ValueError naming the line that is not a JSON object."""
-    text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{source}, line {number}: not JSON ({error}); expected one question per line") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{source}, line {number}: {line[:40]!r} is not a JSON object with a question in it")
-        records.append(record)
-    if not records:
+def parse(content: bytes, source: str) -> list[Line]:
+    """JSON lines (gzipped or not). Raises ValueError naming the line that is not UTF-8 or not a JSON object."""
+    try:
+        raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{source}: damaged gzip data ({error}); download it again") from error
+    found = []
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if line.strip():
+            place = f"{source}, line {number}"
+            found.append(Line(place, parse_line(line, place)))
+    if not found:
         raise ValueError(f"{source}: no questions in it; expected one JSON object per line")
-    return records
+    return found
 
 
-def as_question(record: dict[str, Any], index: int, category: str, source: str) -> Question:
-    """One question from any of the layouts in use.
+def parse_line(line: bytes, place: str) -> dict[str, Any]:
+    """One line's JSON object."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{place}: not UTF-8 (byte {error.object[error.start]:#04x} at place {error.start}); save it as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON ({error}); expected one JSON object per line") from error
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{place}: {line[:40].decode('utf-8', 'replace')!r} is not a JSON object with a question in it"
+        )
+    return value
 
-    question / answer               GSM8K
-    turns (and category, reference) MT-Bench, EAGLE's samples
-    prompt / canonical_solution     HumanEval
-    """
+
+def shown(value: Any) -> str:
+    """A value as it stands in an error message: at most 40 characters."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def text_of(value: Any, key: str, place: str) -> str:
+    """A text with something in it. Raises ValueError for anything else."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{place}: {key} is {shown(value)}; expected a text that is not empty")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{place}: {key} holds half of a surrogate pair, which no UTF-8 text can; write the character")
+    return value
+
+
+def turns_of(record: dict[str, Any], place: str) -> tuple[str, ...]:
+    """What the user says, in any of the layouts in use: `turns` (MT-Bench, EAGLE's samples), `question` (GSM8K) or
+    `prompt` (HumanEval)."""
     if "turns" in record:
-        given = record.get("reference")
-        reference = given[0] if isinstance(given, list) and given else given or None
-        turns = tuple(record["turns"])
-    elif "question" in record:
-        turns, reference = (record["question"],), record.get("answer")
-    elif "prompt" in record:
-        turns, reference = (HUMANEVAL_TASK + record["prompt"],), record.get("canonical_solution")
-    else:
-        raise ValueError(f"{source}, question {index}: keys {sorted(record)}; expected `question`, `turns` or `prompt`")
-    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise ValueError(f"{source}, question {index}: an empty turn in {turns!r}; expected text in every turn")
-    return Question(int(record.get("question_id", index)), record.get("category", category), turns, reference)
+        turns = record["turns"]
+        if not isinstance(turns, list) or not turns:
+            raise ValueError(f"{place}: turns is {shown(turns)}; expected a list of texts, one per turn")
+        return tuple(text_of(turn, f"turns[{index}]", place) for index, turn in enumerate(turns))
+    if "question" in record:
+        return (text_of(record["question"], "question", place),)
+    if "prompt" in record:
+        return (HUMANEVAL_TASK + text_of(record["prompt"], "prompt", place),)
+    raise ValueError(f"{place}: keys {shown(sorted(record))}; expected `question`, `turns` or `prompt`")
+
+
+def reference_of(record: dict[str, Any], place: str) -> str | None:
+    """The reference answer, from `reference` (a text or a list of them, whose first counts), `answer` or
+    `canonical_solution`. One with `####` must end on a number, as GSM8K's do."""
+    key = next((key for key in ("reference", "answer", "canonical_solution") if record.get(key) is not None), None)
+    if key is None:
+        return None
+    given = record[key]
+    if isinstance(given, list) and key == "reference":
+        if not all(isinstance(part, str) for part in given):
+            raise ValueError(f"{place}: reference is {shown(given)}; expected a text, a list of texts, or null")
+        given = given[0] if given else ""
+    if given == "":
+        return None
+    reference = text_of(given, key, place)
+    if "####" in reference:
+        try:
+            reference_number(reference)
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from error
+    return reference
+
+
+def id_of(record: dict[str, Any], index: int, place: str) -> int:
+    """`question_id`, or the question's index in the file where there is none."""
+    number = record.get("question_id", index)
+    if not isinstance(number, int) or isinstance(number, bool) or abs(number) > 2**53:
+        raise ValueError(f"{place}: question_id is {shown(number)}; expected an integer, or leave it out everywhere")
+    return number
+
+
+def as_question(line: Line, index: int, category: str) -> Question:
+    """One question. `category` is for those that name none. Raises ValueError naming the line and the key."""
+    record, place = line.value, line.place
+    named = record.get("category", category)
+    turns, reference = turns_of(record, place), reference_of(record, place)
+    return Question(id_of(record, index, place), text_of(named, "category", place), turns, reference)
 
 
 def as_questions(content: bytes, category: str, source: str) -> list[Question]:
-    questions = [as_question(record, i, category, source) for i, record in enumerate(parse(content, source))]
-    ids = [question.question_id for question in questions]
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise ValueError(f"{source}: question_id {twice} appears twice; every question needs its own")
+    """A whole file, checked before anything is asked."""
+    read_lines = parse(content, source)
+    questions = [as_question(line, index, category) for index, line in enumerate(read_lines)]
+    places: dict[int, str] = {}
+    for line, question in zip(read_lines, questions, strict=True):
+        earlier = places.setdefault(question.question_id, line.place)
+        if earlier != line.place:
+            raise ValueError(
+                f"{line.place}: question_id {question.question_id} appears twice (first in {earlier}); every question "
+                "needs its own"
+            )
     return questions
 
 
-def published(path: str, category: str) -> Callable[[], list[Question]]:
-    return lambda: as_questions(files.read_or_download(path), category, path)
+def from_file(path: str, category: str) -> Callable[[], list[Question]]:
+    """A protocol that is one known question file."""
+    return lambda: as_questions(downloads.read_or_download(path), category, path)
 
 
 def paper263() -> list[Question]:
     """The first 263 test questions, each behind the 8 worked examples, joined as the paper's released script does."""
-    examples = files.read_or_download("gsm8k/prompt_original.txt").decode("utf-8")
-    plain = as_questions(files.read_or_download("gsm8k/test.jsonl"), "math", "gsm8k/test.jsonl")[:PAPER_QUESTIONS]
+    examples = downloads.read_or_download("gsm8k/prompt_original.txt").decode("utf-8")
+    plain = as_questions(downloads.read_or_download("gsm8k/test.jsonl"), "math", "gsm8k/test.jsonl")[:PAPER_QUESTIONS]
     return [question._replace(turns=(f"{examples}\nQuestion: {question.turns[0]}\n",)) for question in plain]
 
 
@@ -123,19 +197,19 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "gsm8k": Benchmark(
         {
-            "full": published("gsm8k/test.jsonl", "math"),
-            "eagle80": published("eagle80/gsm8k.jsonl", "math"),
+            "full": from_file("gsm8k/test.jsonl", "math"),
+            "eagle80": from_file("eagle80/gsm8k.jsonl", "math"),
             "paper263": paper263,
             "sample": lambda: as_questions(SAMPLE.read_bytes(), "math", SAMPLE.name),
         },
         512,
         "math",
     ),
-    "mt_bench": Benchmark({"full": published("mt_bench/question.jsonl", "chat")}, 1024, "chat"),
+    "mt_bench": Benchmark({"full": from_file("mt_bench/question.jsonl", "chat")}, 1024, "chat"),
     "humaneval": Benchmark(
         {
-            "full": published("humaneval/HumanEval.jsonl.gz", "code"),
-            "eagle80": published("eagle80/humaneval.jsonl", "code"),
+            "full": from_file("humaneval/HumanEval.jsonl.gz", "code"),
+            "eagle80": from_file("eagle80/humaneval.jsonl", "code"),
         },
         512,
         "code",
@@ -144,12 +218,14 @@ BENCHMARKS = {
 
 
 def benchmark(name: str) -> Benchmark:
+    """The benchmark of this name. Raises ValueError listing the known ones."""
     if name not in BENCHMARKS:
         raise ValueError(f"benchmark {name!r} is not known; expected one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
 def read_file(path: str, category: str) -> list[Question]:
+    """The questions of the reader's own file."""
     place = Path(path)
     if not place.is_file():
         raise ValueError(f"question file {path!r} does not exist; pass a JSON-lines file, or leave --question-file out")
@@ -186,7 +262,7 @@ def questions_of(chosen: Benchmark, protocol: str, fall_back: bool) -> tuple[str
     """A protocol's questions and the protocol's name: `sample` if it had to stand in for files that are not here."""
     try:
         return protocol, chosen.protocols[protocol]()
-    except files.MissingData as error:
+    except downloads.MissingDataError as error:
         if not fall_back or "sample" not in chosen.protocols:
             raise
         print(f"{error}\nUsing the 16 bundled problems instead (protocol `sample`).")
@@ -194,6 +270,7 @@ def questions_of(chosen: Benchmark, protocol: str, fall_back: bool) -> tuple[str
 
 
 def first(questions: list[Question], count: int | None, source: str) -> list[Question]:
+    """The first `count` questions; None: all."""
     if count is None:
         return questions
     if not 1 <= count <= len(questions):

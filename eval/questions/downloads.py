@@ -14,18 +14,19 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from eval import command
 from eval.jsonl import write_whole
 
 GITHUB = "https://raw.githubusercontent.com"
 
 
 class DataFile(NamedTuple):
-    """One published file: its path below the data directory, its origin, its SHA-256, its licence."""
+    """One known file: its path below the data directory, its origin, its SHA-256, its license."""
 
     path: str
     url: str
     sha256: str
-    licence: str
+    license: str
 
 
 KNOWN = {
@@ -71,11 +72,12 @@ KNOWN = {
 }
 
 
-class MissingData(ValueError):
+class MissingDataError(ValueError):
     """A question file is neither in $HSD_DATA nor downloaded; the message says which command gets it."""
 
 
 def sha256(content: bytes) -> str:
+    """Hexadecimal SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -87,6 +89,7 @@ def folders() -> list[Path]:
 
 
 def known(path: str) -> DataFile:
+    """The entry of a known file. Raises ValueError listing them."""
     if path not in KNOWN:
         raise ValueError(f"question file {path!r} is not known; expected one of {', '.join(KNOWN)}")
     return KNOWN[path]
@@ -98,7 +101,7 @@ def check(content: bytes, item: DataFile, where: str) -> bytes:
     if found != item.sha256:
         raise ValueError(
             f"{where}: SHA-256 {found[:12]}..., expected {item.sha256[:12]}... for {item.path}; the file differs from "
-            f"the published one. Delete it and run `python -m eval.questions.downloads {item.path}`, or pass it as "
+            f"the original. Delete it and run `python -m eval.questions.downloads {item.path}`, or pass it as "
             "--question-file to use it under its own name"
         )
     return content
@@ -110,11 +113,11 @@ def find(path: str) -> Path | None:
 
 
 def read(path: str) -> bytes:
-    """Content of a known file, checked. Raises MissingData when it is nowhere."""
+    """Content of a known file, checked. Raises MissingDataError when it is nowhere."""
     item, place = known(path), find(path)
     if place is None:
         looked = ", ".join(str(folder) for folder in folders())
-        raise MissingData(
+        raise MissingDataError(
             f"question file {path!r} not found (looked in {looked}); run `python -m eval.questions.downloads {path}`, "
             "or set HSD_DATA to a directory that holds it"
         )
@@ -122,17 +125,18 @@ def read(path: str) -> bytes:
 
 
 def offline() -> bool:
+    """Whether the environment forbids the network (HF_HUB_OFFLINE)."""
     return os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "TRUE", "YES", "ON"}
 
 
 def download(path: str, timeout: float = 30.0) -> Path:
-    """Fetch a known file into the download folder. Raises MissingData when it cannot be reached."""
+    """Fetch a known file into the download folder. Raises MissingDataError when it cannot be reached."""
     item = known(path)
     try:
         with urllib.request.urlopen(item.url, timeout=timeout) as answer:
             content = answer.read()
     except OSError as error:
-        raise MissingData(
+        raise MissingDataError(
             f"{path!r} could not be downloaded from {item.url} ({error}); connect to the network, or put the file "
             f"below a directory and set HSD_DATA to it"
         ) from error
@@ -149,7 +153,14 @@ def read_or_download(path: str) -> bytes:
     return read(path)
 
 
+def list_files() -> None:
+    """Print the known files and where they are."""
+    for item in KNOWN.values():
+        print(f"{item.path:32} {item.license:11} {find(item.path) or 'missing'}\n    {item.url}")
+
+
 def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.questions.downloads",
         description=__doc__,
@@ -157,12 +168,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="*", help="files to download, named as in the list; nothing: list them")
     options = parser.parse_args(argv)
-    for path in options.paths:
-        print(f"{path} -> {download(path)}")
-    if not options.paths:
-        for item in KNOWN.values():
-            print(f"{item.path:32} {item.licence:11} {find(item.path) or 'missing'}\n    {item.url}")
-    return 0
+
+    def work() -> None:
+        for path in options.paths:
+            print(f"{path} -> {download(path)}")
+        if not options.paths:
+            list_files()
+
+    return command.run(work, lambda: "Files that were printed are complete.")
 
 
 if __name__ == "__main__":

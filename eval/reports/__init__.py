@@ -1,0 +1,1 @@
+"""Reports: from answer files to tables, pictures and one HTML page."""

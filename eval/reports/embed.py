@@ -14,8 +14,10 @@ import json
 import re
 from pathlib import Path
 
+from eval import command
 from eval.jsonl import write_whole
-from eval.reports.tables import headline, markdown_table
+from eval.reports.markdown import markdown_table
+from eval.reports.tables import headline
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 MARKED = re.compile(r"<!-- table: (?P<name>[\w-]+) -->\n.*?<!-- /table -->", re.DOTALL)
@@ -41,7 +43,8 @@ def render(name: str) -> str:
         raise ValueError(f"table {name!r}: {path} is missing; copy the report.json of a run there")
     parts = [f"<!-- table: {name} -->"]
     for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:
-        parts += [markdown_table(headline(section)), "", caption(section)]
+        table = headline(section)
+        parts += [markdown_table(table.header, table.rows), "", caption(section)]
     return "\n".join([*parts, "<!-- /table -->"])
 
 
@@ -50,24 +53,30 @@ def embedded(text: str) -> str:
     return MARKED.sub(lambda match: render(match["name"]), text)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code: 1 with --check where a table is out of date."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.reports.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("documents", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return command.run(lambda: rewrite(args.documents, args.check))
+
+
+def rewrite(documents: list[Path], check: bool) -> int:
+    """Render the tables of every document; with `check` only say which differ."""
     stale = []
-    for path in args.documents:
+    for path in documents:
         text = path.read_text(encoding="utf-8")
         new = embedded(text)
         if new != text:
             stale.append(path)
-            if not args.check:
+            if not check:
                 write_whole(path, new)
     for path in stale:
-        print(f"{'out of date' if args.check else 'rewritten'}: {path}")
-    return 1 if args.check and stale else 0
+        print(f"{'out of date' if check else 'rewritten'}: {path}")
+    return 1 if check and stale else 0
 
 
 if __name__ == "__main__":

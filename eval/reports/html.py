@@ -1,12 +1,13 @@
-"""A report as one HTML page that needs nothing else: styles and pictures are inside."""
+"""A report as one HTML page; styles and pictures are inside."""
 
 import base64
 import re
 from collections.abc import Sequence
 from html import escape
 
+from eval.reports.markdown import Table
 from eval.reports.summary import Section
-from eval.reports.tables import Table, tables
+from eval.reports.tables import tables
 
 STYLE = """
 :root { --ink: #1c2430; --soft: #5c6675; --line: #e3e7ec; --accent: #d9622b; }
@@ -40,8 +41,8 @@ WIDE = {"overview", "step_time", "categories"}
 TEXT_TABLES = {"Made with", "Failed questions", "Published numbers", "Runaway answers"}
 CAPTIONS = {
     "overview": "Tokens per target call and tokens per second, with 95 % intervals over questions",
-    "acceptance": "Share of steps that accept at least d drafted tokens",
-    "distribution": "How many drafted tokens a step accepts",
+    "acceptance": "Share of steps that accept at least d draft tokens",
+    "distribution": "How many draft tokens a step accepts",
     "step_time": "Milliseconds per step in each phase",
     "categories": "Tokens per target call by category",
 }
@@ -49,13 +50,15 @@ CAPTIONS = {
 
 def cell(text: str) -> str:
     """A table cell; the interval behind a number is set smaller."""
-    value, bracket, interval = text.partition(" [")
-    if not bracket or not interval.endswith("]"):
+    found = re.fullmatch(r"(.+?) (\[[^\]]*\])(.*)", text)
+    if not found:
         return escape(text)
-    return f'{escape(value)} <span class="interval">{escape("[" + interval)}</span>'
+    value, interval, mark = map(escape, found.groups())
+    return f'{value}{mark} <span class="interval">{interval}</span>'
 
 
 def html_table(table: Table) -> str:
+    """A table with its header."""
     head = "".join(f"<th>{escape(title)}</th>" for title in table.header)
     body = "".join("<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>" for row in table.rows)
     kind = "text" if table.title in TEXT_TABLES else "many" if len(table.header) > 8 else "plain"
@@ -63,17 +66,20 @@ def html_table(table: Table) -> str:
 
 
 def card(table: Table) -> str:
+    """A table with its title and note, in a frame."""
     note = re.sub(r"`([^`]+)`", r"<code>\1</code>", f"<p>{escape(table.note)}</p>") if table.note else ""
     return f'<section class="card"><h3>{escape(table.title)}</h3>{note}{html_table(table)}</section>'
 
 
 def picture(name: str, content: bytes) -> str:
+    """A PNG inside the page."""
     wide = ' class="wide"' if name in WIDE else ""
     data = base64.b64encode(content).decode("ascii")
     return f'<figure{wide}><img alt="{escape(CAPTIONS[name])}" src="data:image/png;base64,{data}"></figure>'
 
 
 def html_section(section: Section, pictures: dict[str, bytes]) -> str:
+    """One section: the headline table, the pictures, the other tables."""
     first, *rest = tables(section)
     shown = "".join(picture(name, content) for name, content in pictures.items())
     return f'<h2>{escape(section["title"])}</h2>{card(first)}<div class="pictures">{shown}</div>' + "".join(

@@ -7,11 +7,12 @@
     tok/s             generated tokens / wall seconds of generation, prompt included, device idle at both ends
     speedup           tok/s over the tok/s of `plain`: same engine, same target, same run, same questions
     accuracy          GSM8K: share of answers whose final number equals the reference's (eval/questions/accuracy.py)
+    against plain     accuracy minus that of `plain`, paired over the questions both answered
 
 A *step* is one target call that scores a tree. The prompt's own forward yields the first token and is not a step, so
 an answer of n tokens in s steps has tau (n - 1) / s. Nothing after an end-of-answer token or past the token limit is
 generated, counted or timed. A step cut short by either (`truncated`: at most one per turn, its last) counts in tau and
-accepted / step with what it really emitted; E[accepted] knows nothing of the cut, so it lies a little above accepted /
+accepted / step with what it really emitted; E[accepted] is that of the whole step, so it lies a little above accepted /
 step (by at most depth / steps-per-turn). Acceptance by depth and the distribution of accepted lengths leave truncated
 steps out.
 
@@ -21,25 +22,13 @@ between methods resample the questions both answered, keeping pairs together. An
 Questions that failed are in no number; how many there were is shown.
 """
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
 
 from eval.questions.accuracy import is_correct
+from eval.reports.estimates import Estimate, bootstrap, ratio, wilson
 from eval.runs.answers import PHASES, Answers, Record
-
-RESAMPLES = 2000
-BOOTSTRAP_SEED = 20250101
-
-
-class Estimate(NamedTuple):
-    """A number with its 95 % interval; one question alone has none."""
-
-    value: float
-    low: float | None
-    high: float | None
 
 
 def question_sum(entry: Record, name: str) -> float:
@@ -60,37 +49,12 @@ def finished(answers: Answers) -> dict[int, Record]:
 
 
 def column(entries: Sequence[Record], name: str) -> np.ndarray:
+    """Float[questions]: `question_sum` of each."""
     return np.array([question_sum(entry, name) for entry in entries], dtype=float)
 
 
-@lru_cache(maxsize=4)
-def resample_weights(questions: int) -> np.ndarray:
-    """How often each question appears in each resample: Int[RESAMPLES, questions], the same on every call."""
-    generator = np.random.default_rng(BOOTSTRAP_SEED)
-    return generator.multinomial(questions, np.full(questions, 1 / questions), size=RESAMPLES)
-
-
-def bootstrap(statistic: Callable[..., Any], *columns: np.ndarray) -> Estimate | None:
-    """95 % interval of a statistic of column sums; None when it cannot be computed (no questions, no steps)."""
-    if not len(columns[0]):
-        return None
-    weights = resample_weights(len(columns[0]))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        value = statistic(*(values.sum() for values in columns))
-        draws = statistic(*(weights @ values for values in columns))
-    if not np.isfinite(value):
-        return None
-    if len(columns[0]) == 1:
-        return Estimate(float(value), None, None)
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
-
-
-def ratio(above: Any, below: Any) -> Any:
-    return np.divide(above, below)
-
-
 def ratio_of(entries: Sequence[Record], above: str, below: str) -> Estimate | None:
+    """One sum over another, with its interval; None without a question or where the divisor is 0."""
     return bootstrap(ratio, column(entries, above), column(entries, below))
 
 
@@ -126,22 +90,27 @@ def difference(first: Answers, second: Answers, above: str, below: str) -> Estim
     )
 
 
-def wilson(successes: int, count: int) -> Estimate | None:
-    """A share with Wilson's 95 % interval, which stays sensible at 0 and at 1."""
-    if not count:
-        return None
-    z, share = 1.959964, successes / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z * ((share * (1 - share) + z * z / (4 * count)) / count) ** 0.5 / (1 + z * z / count)
-    return Estimate(share, max(0.0, centre - reach), min(1.0, centre + reach))
+def judged(entry: Record) -> bool:
+    """Whether the question has a `#### n` reference."""
+    return "####" in (entry["reference"] or "")
+
+
+def correct(entry: Record) -> bool:
+    """Whether the last turn's answer ends on the reference's number."""
+    return is_correct(entry["choices"][0]["turns"][-1], entry["reference"])
 
 
 def accuracy(entries: Sequence[Record]) -> Estimate | None:
-    """GSM8K accuracy of the answers that have a `#### n` reference."""
-    judged = [entry for entry in entries if "####" in (entry["reference"] or "")]
-    return wilson(
-        sum(is_correct(entry["choices"][0]["turns"][-1], entry["reference"]) for entry in judged), len(judged)
-    )
+    """GSM8K accuracy of the answers that have a `#### n` reference, with Wilson's interval."""
+    answers = [correct(entry) for entry in entries if judged(entry)]
+    return wilson(sum(answers), len(answers))
+
+
+def accuracy_difference(first: Answers, second: Answers) -> Estimate | None:
+    """Accuracy of the first method minus the second's, paired over the questions both answered."""
+    pairs = [pair for pair in paired(first, second) if judged(pair[0]) and judged(pair[1])]
+    ours, theirs = (np.array([float(correct(pair[i])) for pair in pairs]) for i in (0, 1))
+    return bootstrap(lambda a, b, n: ratio(a - b, n), ours, theirs, np.ones(len(pairs)))
 
 
 def whole_steps(entries: Sequence[Record]) -> np.ndarray:
@@ -191,6 +160,7 @@ def same_tokens(first: Answers, second: Answers) -> tuple[int, int]:
 
 
 def categories(entries: Sequence[Record]) -> dict[str, list[Record]]:
+    """The entries by category, in order of appearance."""
     grouped: dict[str, list[Record]] = {}
     for entry in entries:
         grouped.setdefault(entry["category"], []).append(entry)

@@ -11,18 +11,20 @@ from eval.runs.answers import PHASES, Record
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
 
-TREE_COLOURS = {
+TREE_COLORS = {
     "none": "#8a8f98",
     "draft model": "#8a8f98",
+    "prompt look-up": "#8a8f98",
     "topk": "#2f6fb7",
     "hybrid": "#d9622b",
     "chain": "#3a9a5b",
     "multi": "#8458b3",
 }
 VERIFIER_ALPHA = {"token": 0.5, "block": 0.75, "published": 0.35}
-PHASE_COLOURS = dict(zip(PHASES, ("#d9622b", "#2f6fb7", "#3a9a5b", "#8a8f98"), strict=True))
-STYLE = {
+PHASE_COLORS = dict(zip(PHASES, ("#d9622b", "#2f6fb7", "#3a9a5b", "#8a8f98"), strict=True))
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,16 +36,17 @@ STYLE = {
 }
 
 
-def colour(row: Record) -> tuple:
+def color(row: Record) -> tuple:
     """The tree gives the hue, the verifier the strength: HSD is full, token-wise half."""
-    shade = matplotlib.colors.to_rgb(TREE_COLOURS.get(row["tree"], "#444444"))
+    shade = matplotlib.colors.to_rgb(TREE_COLORS.get(row["tree"], "#444444"))
     strength = VERIFIER_ALPHA.get(row["verifier"], 1.0) if row["tree"] != "none" else 1.0
     return tuple(1 - strength * (1 - part) for part in shade)
 
 
 def line_style(row: Record) -> dict[str, Any]:
+    """A line's look: the tree gives the hue, the verifier the dashes."""
     return {
-        "color": matplotlib.colors.to_rgb(TREE_COLOURS.get(row["tree"], "#444444")),
+        "color": matplotlib.colors.to_rgb(TREE_COLORS.get(row["tree"], "#444444")),
         "linewidth": 1.8,
         "linestyle": {"token": "--", "block": "-.", "published": ":"}.get(row["verifier"], "-"),
         "marker": "o",
@@ -52,6 +55,7 @@ def line_style(row: Record) -> dict[str, Any]:
 
 
 def png(figure: Any) -> bytes:
+    """The figure as PNG; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
     pyplot.close(figure)
@@ -72,7 +76,7 @@ def bars(axes: Any, rows: Sequence[Record], key: str, label: str, digits: int) -
         range(len(shown)),
         values,
         xerr=reach,
-        color=[colour(row) for row in shown],
+        color=[color(row) for row in shown],
         height=0.66,
         error_kw={"elinewidth": 1, "capsize": 3, "ecolor": "#333333"},
     )
@@ -87,6 +91,7 @@ def bars(axes: Any, rows: Sequence[Record], key: str, label: str, digits: int) -
 
 
 def overview(section: Section) -> bytes | None:
+    """Acceptance length and speed, with intervals."""
     rows = [row for row in section["rows"] if row["tok_s"]]
     if not rows:
         return None
@@ -97,10 +102,12 @@ def overview(section: Section) -> bytes | None:
 
 
 def drafting(section: Section) -> list[Record]:
+    """The rows whose steps accepted anything."""
     return [row for row in section["rows"] if len(row["accepted_distribution"]) > 1]
 
 
 def acceptance(section: Section) -> bytes | None:
+    """Share of steps that accept at least d tokens."""
     rows = drafting(section)
     if not rows:
         return None
@@ -109,12 +116,13 @@ def acceptance(section: Section) -> bytes | None:
         shares = row["acceptance_by_depth"]
         axes.plot(range(1, len(shares) + 1), shares, label=row["method"], **line_style(row))
     axes.set(title="share of steps that accept at least d tokens", xlabel="d", ylim=(0, 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False, fontsize=9)
     return png(figure)
 
 
 def distribution(section: Section) -> bytes | None:
+    """Share of steps by accepted tokens."""
     rows = drafting(section)
     if not rows:
         return None
@@ -123,15 +131,16 @@ def distribution(section: Section) -> bytes | None:
     for number, row in enumerate(rows):
         shares = row["accepted_distribution"]
         places = [length + (number - (len(rows) - 1) / 2) * width for length in range(len(shares))]
-        axes.bar(places, shares, width=width, label=row["method"], color=colour(row))
-    axes.set(title="accepted tokens per step", xlabel="accepted drafted tokens", ylabel="share of steps")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.bar(places, shares, width=width, label=row["method"], color=color(row))
+    axes.set(title="accepted tokens per step", xlabel="accepted draft tokens", ylabel="share of steps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", visible=False)
     axes.legend(frameon=False, fontsize=9)
     return png(figure)
 
 
 def step_time(section: Section) -> bytes | None:
+    """Milliseconds per step, stacked by phase."""
     rows = [row for row in section["rows"] if row["milliseconds"]]
     if not rows:
         return None
@@ -139,7 +148,7 @@ def step_time(section: Section) -> bytes | None:
     left = [0.0] * len(rows)
     for phase in PHASES:
         values = [row["milliseconds"][phase] for row in rows]
-        axes.barh(range(len(rows)), values, left=left, label=phase, color=PHASE_COLOURS[phase], height=0.62)
+        axes.barh(range(len(rows)), values, left=left, label=phase, color=PHASE_COLORS[phase], height=0.62)
         left = [start + value for start, value in zip(left, values, strict=True)]
     axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
     axes.invert_yaxis()
@@ -150,6 +159,7 @@ def step_time(section: Section) -> bytes | None:
 
 
 def categories(section: Section) -> bytes | None:
+    """Acceptance length by category."""
     rows = drafting(section)
     names = sorted({category for row in rows for category in row["categories"]})
     if len(names) < 2:
@@ -159,9 +169,7 @@ def categories(section: Section) -> bytes | None:
     for number, row in enumerate(rows):
         found = [row["categories"].get(name, {}).get("tau") for name in names]
         places = [i + (number - (len(rows) - 1) / 2) * width for i in range(len(names))]
-        axes.bar(
-            places, [tau.value if tau else 0 for tau in found], width=width, label=row["method"], color=colour(row)
-        )
+        axes.bar(places, [tau.value if tau else 0 for tau in found], width=width, label=row["method"], color=color(row))
     axes.set_xticks(range(len(names)), names)
     axes.grid(axis="x", visible=False)
     axes.set(title="tau by category")

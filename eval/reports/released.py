@@ -8,15 +8,14 @@ the answers that reached the token limit, and the differences paired over questi
 """
 
 import argparse
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from eval.questions.benchmarks import parse
-from eval.reports.metrics import bootstrap, ratio
-from eval.reports.tables import Table, markdown_table, number
+from eval import command
+from eval.questions.benchmarks import Line, parse, shown
+from eval.reports.estimates import bootstrap, ratio
+from eval.reports.markdown import markdown_table, number
 
 Totals = dict[int, np.ndarray]  # question id -> tokens, steps, seconds
 
@@ -26,21 +25,39 @@ def read(path: str) -> Totals:
     place = Path(path)
     if not place.is_file():
         raise ValueError(f"answer file {path!r} does not exist; pass a file written by EAGLE's evaluation scripts")
-    totals = {}
-    for record in parse(place.read_bytes(), path):
-        choice: dict[str, Any] = (record.get("choices") or [{}])[0]
-        missing = [name for name in ("new_tokens", "idxs", "wall_time") if name not in choice]
-        if missing:
-            raise ValueError(
-                f"{path}, question {record.get('question_id')}: no {missing[0]!r} in its choice; expected "
-                "an answer file written by EAGLE's evaluation scripts"
-            )
-        steps = sum(index + 1 for index in choice["idxs"])
-        totals[record["question_id"]] = np.array([sum(choice["new_tokens"]), steps, sum(choice["wall_time"])], float)
+    totals: Totals = {}
+    for line in parse(place.read_bytes(), path):
+        if line.value.get("question_id") in totals:
+            raise ValueError(f"{line.place}: question {line.value['question_id']} is answered twice; expected once")
+        totals[line.value.get("question_id", -1)] = question_totals(line)
     return totals
 
 
+def question_totals(line: Line) -> np.ndarray:
+    """Float[3]: tokens, steps and seconds of one question."""
+    choices = line.value.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    values = {}
+    for name in ("new_tokens", "idxs", "wall_time"):
+        values[name] = choice.get(name)
+        if name not in choice:
+            raise ValueError(
+                f"{line.place}, question {line.value.get('question_id')}: no {name!r} in its choice; expected "
+                "an answer file written by EAGLE's evaluation scripts"
+            )
+        if not isinstance(values[name], list) or not all(isinstance(x, int | float) for x in values[name]):
+            raise ValueError(
+                f"{line.place}, question {line.value.get('question_id')}: {name!r} of its choice is "
+                f"{shown(values[name])}; expected the list of numbers that EAGLE's evaluation scripts write"
+            )
+    if not isinstance(line.value.get("question_id"), int):
+        raise ValueError(f"{line.place}: question_id is {shown(line.value.get('question_id'))}; expected an integer")
+    steps = sum(index + 1 for index in values["idxs"])
+    return np.array([sum(values["new_tokens"]), steps, sum(values["wall_time"])], float)
+
+
 def columns(totals: Totals, ids: list[int]) -> list[np.ndarray]:
+    """Tokens, steps and seconds of these questions: three arrays Float[questions]."""
     return list(np.array([totals[i] for i in ids]).T)
 
 
@@ -75,7 +92,18 @@ def compare(first: Totals, second: Totals) -> str:
     )
 
 
+def print_tables(options: argparse.Namespace) -> None:
+    """The table of the given files, and the second against the first."""
+    files = {path: read(path) for path in (options.first, options.second) if path}
+    header = ["file", "n", "tau", "accepted/step", "tok/s", "tok/s without bonus", "cut at the limit"]
+    rows = [summary(Path(path).name, totals, options.limit) for path, totals in files.items()]
+    print(markdown_table(header, rows))
+    if options.second:
+        print("\n" + compare(files[options.first], files[options.second]))
+
+
 def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.reports.released",
         description=__doc__,
@@ -85,17 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("second", nargs="?", help="another one, to compare with the first")
     parser.add_argument("--limit", type=int, default=512, help="tokens from which an answer counts as cut (512)")
     options = parser.parse_args(argv)
-    try:
-        files = {path: read(path) for path in (options.first, options.second) if path}
-        header = ["file", "n", "tau", "accepted/step", "tok/s", "tok/s without bonus", "cut at the limit"]
-        rows = [summary(Path(path).name, totals, options.limit) for path, totals in files.items()]
-        print(markdown_table(Table("", "", header, rows)))
-        if options.second:
-            print("\n" + compare(files[options.first], files[options.second]))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run(lambda: print_tables(options))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ FastChat's layout (shards joined, failed questions left out), for its MT-Bench j
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
-from eval.jsonl import write_whole
+from eval import command
+from eval.jsonl import check_writable, write_whole
 from eval.reports import metrics
 from eval.reports.html import page
+from eval.reports.markdown import markdown_table
 from eval.reports.plots import plots
 from eval.reports.summary import Section, sections
-from eval.reports.tables import headline, markdown, markdown_table
+from eval.reports.tables import headline, markdown
 from eval.runs import answers
 
 
@@ -37,7 +38,11 @@ def write_model_answers(runs: list[answers.Answers], folder: Path) -> None:
 
 
 def write(paths: list[str], output: Path) -> list[Section]:
-    """Read answer files, write the report, print the headline tables. Returns the sections."""
+    """Read answer files, write the report, print the headline tables. Returns the sections.
+
+    Raises ValueError for a damaged answer file or where nothing can be written to `output`.
+    """
+    check_writable(output / "report.json")
     runs = answers.read(paths)
     found = sections(runs)
     pictures = [plots(section) for section in found]
@@ -49,12 +54,14 @@ def write(paths: list[str], output: Path) -> list[Section]:
     write_whole(output / "report.html", page(found, pictures))
     write_model_answers(runs, output / "model_answer")
     for section in found:
-        print(f"\n{section['title']}\n\n{markdown_table(headline(section))}")
+        table = headline(section)
+        print(f"\n{section['title']}\n\n{markdown_table(table.header, table.rows)}")
     print(f"\nreport: {output / 'report.html'}")
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -62,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the first answer file)")
     options = parser.parse_args(argv)
     first = Path(options.answers[0])
-    try:
-        write(options.answers, Path(options.output) if options.output else first if first.is_dir() else first.parent)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    output = Path(options.output) if options.output else first if first.is_dir() else first.parent
+
+    def work() -> None:
+        write(options.answers, output)
+
+    return command.run(work, lambda: "The answers are untouched; run the command again.")
 
 
 if __name__ == "__main__":

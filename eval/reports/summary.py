@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.reports import metrics
-from eval.reports.metrics import Estimate, difference, ratio_of
-from eval.runs.answers import Answers, Record
+from eval.reports.estimates import Estimate
+from eval.reports.metrics import difference, ratio_of
+from eval.runs.answers import WEIGHTS, Answers, Record
 from eval.runs.methods import METHODS, PLAIN
 
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -21,14 +22,22 @@ Section = dict[str, Any]
 
 
 def shared_settings(answers: Answers) -> Record:
+    """The settings without those of the method."""
     return {name: value for name, value in answers.settings.items() if name not in OF_THE_METHOD}
+
+
+def comparable(answers: Answers) -> str:
+    """Equal for runs that belong in one section. Weights with a fingerprint may lie anywhere."""
+    shared = shared_settings(answers)
+    moved = {path for path, mark in WEIGHTS.items() if shared.get(mark)}
+    return json.dumps({name: value for name, value in shared.items() if name not in moved}, sort_keys=True)
 
 
 def sections(runs: Sequence[Answers]) -> list[Section]:
     """Runs grouped by their settings, each group summarised."""
     groups: dict[str, list[Answers]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(shared_settings(run), sort_keys=True), []).append(run)
+        groups.setdefault(comparable(run), []).append(run)
     return [section(group) for group in groups.values()]
 
 
@@ -43,6 +52,7 @@ def in_order(runs: Sequence[Answers]) -> list[Answers]:
 
 
 def section(runs: Sequence[Answers]) -> Section:
+    """Everything a report says about methods with equal settings."""
     runs, settings = in_order(runs), shared_settings(runs[0])
     plain = next((run for run in runs if run.name == PLAIN), None)
     runaway = sorted({i for run in runs for i in metrics.runaways(list(metrics.finished(run).values()))})
@@ -57,12 +67,18 @@ def section(runs: Sequence[Answers]) -> Section:
 
 
 def title(settings: Record) -> str:
+    """`gsm8k (eagle80), 80 questions, temperature 1`."""
     sampling = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']:g}"
+    neutral = {"top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
+    for setting, off in neutral.items():
+        if settings.get(setting, off) != off:
+            sampling += f", {setting} {settings[setting]:g}"
     named = settings["protocol"] if settings["protocol"] != "file" else Path(settings["questions"]).name
     return f"{settings['bench']} ({named}), {settings['num_questions']} questions, {sampling}"
 
 
 def rates(entries: Sequence[Record]) -> dict[str, Estimate | None]:
+    """The four ratios of a row or a category."""
     return {
         "tau": ratio_of(entries, "emitted", "steps"),
         "accepted": ratio_of(entries, "accepted", "steps"),
@@ -88,6 +104,7 @@ def row(run: Answers, plain: Answers | None, runaway: set[int]) -> Record:
         **rates(entries),
         "speedup": metrics.speedup(run, plain) if plain else None,
         "accuracy": metrics.accuracy(entries),
+        "accuracy_against_plain": metrics.accuracy_difference(run, plain) if plain and run is not plain else None,
         "same_as_plain": same,
         "runaways": metrics.runaways(entries),
         "tau_without_runaways": ratio_of(calm, "emitted", "steps"),
@@ -116,6 +133,7 @@ def comparisons(runs: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
 
 
 def pair(first: Answers, second: Answers) -> Record:
+    """First minus second, on the questions both answered."""
     return {
         "first": first.name,
         "second": second.name,

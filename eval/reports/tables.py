@@ -1,46 +1,27 @@
-"""A section's numbers as tables, and tables as Markdown."""
+"""A section's numbers as tables."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from eval.reports.markdown import Table, markdown_table, number, percent, times
 from eval.reports.summary import Section
-from eval.runs.answers import PHASES, Record
+from eval.runs.answers import PHASES, WEIGHTS, Record
+
+SLOWER = " (slower)"
 
 
-class Table(NamedTuple):
-    """A titled table of strings; `note` says how to read it."""
-
-    title: str
-    note: str
-    header: list[str]
-    rows: list[list[str]]
-
-
-def interval(estimate: Any, write: Callable[[float], str]) -> str:
-    """`4.57 [4.41, 4.73]`, without brackets where there is no interval, a dash where there is nothing to measure."""
-    if estimate is None:
-        return "–"
-    value, low, high = estimate
-    return write(value) + ("" if low is None else f" [{write(low)}, {write(high)}]")
-
-
-def number(estimate: Any, digits: int = 2, sign: str = "") -> str:
-    return interval(estimate, lambda value: f"{value:{sign}.{digits}f}")
-
-
-def times(estimate: Any) -> str:
-    return interval(estimate, lambda value: f"{value:.2f}x")
-
-
-def percent(estimate: Any) -> str:
-    return interval(estimate, lambda value: f"{value:.0%}")
+def speedup_text(estimate: Any) -> str:
+    """`1.61x [1.55x, 1.67x]`; a speedup whose interval lies below 1 is marked as a slowdown."""
+    slower = estimate is not None and (estimate[0] if estimate[2] is None else estimate[2]) < 1
+    return times(estimate) + (SLOWER if slower else "")
 
 
 def name(row: Record) -> str:
+    """The method's name, marked where its rule is not lossless."""
     return row["method"] + (" (not lossless)" if row["lossy"] else "")
 
 
 def published_text(section: Section, row: Record) -> str:
+    """The published numbers of a row's method; a dash where there is none."""
     found = [
         f"{entry['metric']} {entry['value']:g}{'' if entry['confirmed'] else ' (unconfirmed)'}"
         for entry in section["published"]
@@ -50,6 +31,7 @@ def published_text(section: Section, row: Record) -> str:
 
 
 def headline(section: Section) -> Table:
+    """One row per method, acceptance length first."""
     header = ["method", "tau", "accepted/step", "E[accepted]", "tok/s", "speedup", "n"]
     judged = any(row["accuracy"] for row in section["rows"])
     greedy = section["settings"]["temperature"] == 0
@@ -62,7 +44,7 @@ def headline(section: Section) -> Table:
             number(row["accepted"] if drafts else None),
             number(row["expected"] if drafts else None),
             number(row["tok_s"], 1),
-            times(row["speedup"]),
+            speedup_text(row["speedup"]),
             str(row["n"]),
         ]
         cells += [percent(row["accuracy"])] if judged else []
@@ -75,12 +57,13 @@ def headline(section: Section) -> Table:
     header += ["published"] if section["published"] else []
     note = (
         "tau counts the bonus token, accepted/step does not; brackets are 95 % intervals over questions. "
-        "Speedup is over `plain` on the same engine, run and questions."
+        "Speedup is over `plain` on the same engine, run and questions; (slower): the interval lies below 1."
     )
     return Table("Result", note, header, rows)
 
 
 def differences(section: Section) -> Table:
+    """Every two methods that differ in one thing."""
     rows = [
         [
             f"{pair['first']} - {pair['second']}",
@@ -100,6 +83,7 @@ def differences(section: Section) -> Table:
 
 
 def step_times(section: Section) -> Table:
+    """Where a step's time goes."""
     timed = [row for row in section["rows"] if row["milliseconds"]]
     rows = [
         [
@@ -120,6 +104,7 @@ def step_times(section: Section) -> Table:
 
 
 def by_depth(section: Section) -> Table:
+    """How deep drafts are accepted."""
     drafting = [row for row in section["rows"] if row["acceptance_by_depth"]]
     depth = max((len(row["acceptance_by_depth"]) for row in drafting), default=0)
     rows = [
@@ -132,13 +117,29 @@ def by_depth(section: Section) -> Table:
     ]
     return Table(
         "Acceptance by depth",
-        "Share of steps that accepted at least this many drafted tokens (steps cut short are left out).",
+        "Share of steps that accepted at least this many draft tokens (steps cut short are left out).",
         ["method", *(str(i + 1) for i in range(depth))],
         rows,
     )
 
 
+def against_plain(section: Section) -> Table:
+    """Accuracy of every method beside plain decoding's: a lossless method's is the same up to chance."""
+    rows = [
+        [name(row), percent(row["accuracy"]), percent(row["accuracy_against_plain"], "+"), str(row["n"])]
+        for row in section["rows"]
+        if row.get("accuracy_against_plain") is not None
+    ]
+    return Table(
+        "Accuracy against plain decoding",
+        "Paired over questions. An interval with 0 in it shows no difference.",
+        ["method", "accuracy", "minus plain", "n"],
+        rows,
+    )
+
+
 def by_category(section: Section) -> Table:
+    """Acceptance length per category; empty with fewer than two."""
     names = sorted({category for row in section["rows"] for category in row["categories"]})
     if len(names) < 2:
         return Table("By category", "", [], [])
@@ -151,6 +152,7 @@ def by_category(section: Section) -> Table:
 
 
 def runaway_answers(section: Section) -> Table:
+    """Answers that did not end by themselves."""
     rows = [
         [
             name(row),
@@ -173,11 +175,13 @@ def runaway_answers(section: Section) -> Table:
 
 
 def failures(section: Section) -> Table:
+    """Questions that a method could not answer."""
     rows = [[name(row), question, error] for row in section["rows"] for question, error in row["errors"].items()]
     return Table("Failed questions", "In no number above.", ["method", "question", "error"], rows)
 
 
 def published(section: Section) -> Table:
+    """Numbers others published for this very setting."""
     rows = [
         [
             entry["method"],
@@ -213,6 +217,7 @@ def origin(section: Section) -> Table:
         "base_model_path",
         "ea_model_path",
         "draft_model_path",
+        *WEIGHTS.values(),
         "dtype",
         "template",
         "system_prompt",
@@ -220,13 +225,15 @@ def origin(section: Section) -> Table:
         "temperature",
         "top_p",
         "top_k",
+        "min_p",
+        "repetition_penalty",
         "max_new_tokens",
         "nodes",
         "depth",
         "width",
         "questions",
     )
-    rows = [[key, str(settings[key])] for key in shown if settings[key] is not None]
+    rows = [[key, str(settings[key])] for key in shown if settings.get(key) is not None]
     versions = ", ".join(f"{key} {value}" for key, value in session["versions"].items() if value)
     rows += [
         ["git commit", ", ".join(commits)],
@@ -237,7 +244,7 @@ def origin(section: Section) -> Table:
     return Table("Made with", "", ["", ""], rows)
 
 
-DETAILS = (differences, step_times, by_depth, by_category, runaway_answers, failures, published, origin)
+DETAILS = (differences, against_plain, step_times, by_depth, by_category, runaway_answers, failures, published, origin)
 
 
 def tables(section: Section) -> list[Table]:
@@ -245,17 +252,9 @@ def tables(section: Section) -> list[Table]:
     return [table for table in (headline(section), *(build(section) for build in DETAILS)) if table.rows]
 
 
-def escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def markdown_table(table: Table) -> str:
-    lines = ["| " + " | ".join(map(escape, cells)) + " |" for cells in (table.header, *table.rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(table.header), *lines[1:]])
-
-
 def markdown(section: Section) -> str:
+    """A section of report.md."""
     parts = [f"## {section['title']}"]
     for table in tables(section):
-        parts += [f"### {table.title}", *([table.note] if table.note else []), markdown_table(table)]
+        parts += [f"### {table.title}", *([table.note] if table.note else []), markdown_table(table.header, table.rows)]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,1 @@
+"""Runs: methods, answer files, and the loop over questions."""

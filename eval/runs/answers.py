@@ -2,7 +2,7 @@
 
     F.jsonl            {question_id, answer_id, model_id, choices: [{index, turns, idxs, new_tokens, wall_time}],
                         tstamp, category, reference, error, session, measured: [one dict per turn]}
-    F.meta.json        the settings that make the answers what they are, and the origin of every session that wrote
+    F.meta.json        the settings that make the answers what they are, and the provenance of every session that wrote
     F.rank0-of-2.jsonl the first of two shards; `read` puts the shards of a run together again
 
 `choices[0].idxs`, `new_tokens`, `wall_time` are what EAGLE's scripts read: the index of a turn's last step (one less
@@ -12,38 +12,65 @@ seconds of each phase.
 """
 
 import json
+import math
 import re
 import time
 import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval import jsonl as storage
+from eval import jsonl
 from eval.questions.benchmarks import Question
 from eval.runs.methods import Turn
 
 SCHEMA = 1
 PHASES = ("draft", "score", "verify", "commit")
+COUNTS = ("accepted", "emitted", "nodes", "truncated")  # of a step, besides E[accepted] and the seconds of each phase
 SHARD = re.compile(r"\.rank(\d+)-of-(\d+)$")
+# Which weights: the path, and the fingerprint that is compared in its place where there is one.
+WEIGHTS = {
+    "base_model_path": "base_model_fingerprint",
+    "ea_model_path": "ea_model_fingerprint",
+    "draft_model_path": "draft_model_fingerprint",
+}
+NEEDED_SETTINGS = (
+    *("method", "tree", "verifier", "lossy", "bench", "protocol", "questions", "num_questions", "temperature"),
+    *WEIGHTS,
+)
 
 Record = dict[str, Any]
 
 
 def shard_path(path: Path, rank: int, world: int) -> Path:
+    """The file of one rank of a run over `world` processes."""
     return path if world == 1 else path.with_name(f"{path.stem}.rank{rank}-of-{world}{path.suffix}")
 
 
 def meta_path(path: Path) -> Path:
+    """Where the settings of an answer file lie."""
     return path.with_name(f"{path.name.removesuffix('.jsonl')}.meta.json")
 
 
 def rounded(seconds: float) -> float:
+    """Seconds to the microsecond."""
     return round(seconds, 6)
 
 
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
 def measured(turn: Turn) -> Record:
-    """A turn's measurements as JSON: lists over steps, seconds to the microsecond."""
+    """A turn's measurements as JSON: lists over steps, seconds to the microsecond.
+
+    Raises ValueError where E[accepted] is not finite: then the head's or the target's outputs were not.
+    """
     steps = turn.steps
+    for number, step in enumerate(steps):
+        if not math.isfinite(step.expected_accepted):
+            raise ValueError(
+                f"E[accepted] of step {number} is {step.expected_accepted}: the draft head's or the target's "
+                "probabilities are not finite; check the weights, or use another dtype"
+            )
     return {
         "prompt_tokens": turn.prompt_tokens,
         "tokens": turn.tokens,
@@ -61,10 +88,13 @@ def measured(turn: Turn) -> Record:
     }
 
 
-def record(
-    question: Question, model_id: str, texts: list[str], turns: list[Turn], error: str | None, session: int
+def answer_record(
+    question: Question, model_id: str, texts: list[str], turns: list[Record], error: str | None, session: int
 ) -> Record:
-    """One line of an answer file. A question that failed keeps the turns it finished, and its error."""
+    """One line of an answer file. A question that failed keeps the turns it finished, and its error.
+
+    turns    what `measured` gives, one per text
+    """
     return {
         "question_id": question.question_id,
         "answer_id": uuid.uuid4().hex[:22],
@@ -73,9 +103,9 @@ def record(
             {
                 "index": 0,
                 "turns": texts,
-                "idxs": [len(turn.steps) - 1 for turn in turns],
-                "new_tokens": [len(turn.tokens) for turn in turns],
-                "wall_time": [rounded(turn.seconds) for turn in turns],
+                "idxs": [len(turn["steps"]["emitted"]) - 1 for turn in turns],
+                "new_tokens": [len(turn["tokens"]) for turn in turns],
+                "wall_time": [turn["seconds"] for turn in turns],
             }
         ],
         "tstamp": time.time(),
@@ -83,55 +113,70 @@ def record(
         "reference": question.reference,
         "error": error,
         "session": session,
-        "measured": [measured(turn) for turn in turns],
+        "measured": turns,
     }
 
 
+def changed_settings(before: Record, now: Record) -> list[str]:
+    """Names of the settings that make two runs different.
+
+    A question file may move, as its hash says what is in it; so may weights that have a fingerprint.
+    """
+    moved = {path for path, mark in WEIGHTS.items() if before.get(mark) and before.get(mark) == now.get(mark)}
+    names = sorted((before.keys() | now.keys()) - {"questions"} - moved)
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
 def check_same_settings(path: Path, before: Record, now: Record) -> None:
-    names = sorted((before.keys() | now.keys()) - {"questions"})  # a file may move: the hash says what is in it
-    changed = [name for name in names if before.get(name) != now.get(name)]
-    if changed:
-        differences = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in changed)
-        raise ValueError(
-            f"{path} was begun with other settings: {differences}. Use the same settings, another file, or --fresh to "
-            "start over"
-        )
+    """Raise ValueError naming every setting that differs."""
+    changed = changed_settings(before, now)
+    if not changed:
+        return
+    paths = {mark: name for name, mark in WEIGHTS.items()}
+    differences = "; ".join(
+        f"the weights of {paths[name]} are others than before (their fingerprint was {before.get(name)}, "
+        f"is now {now.get(name)})"
+        if name in paths
+        else f"{name} was {before.get(name)!r}, is now {now.get(name)!r}"
+        for name in changed
+    )
+    raise ValueError(
+        f"{path} was begun with other settings: {differences}. Use the same settings, another file, or --fresh to "
+        "start over"
+    )
 
 
 class AnswerFile:
-    """An answer file open for appending. Opening it resumes: torn lines are dropped, finished questions are known."""
+    """An answer file, claimed by this process when it is opened, so that nothing of another run is ever touched.
 
-    def __init__(self, path: Path, settings: Record, origin: Record):
-        self.path, self.done = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(path, "ab")
-        try:
-            storage.lock(self.file, path)
-            self.session = self._claim(settings, origin)
-        except ValueError:
-            self.file.close()
-            raise
-        for entry in storage.lines(path):
-            self._note(entry)
+    `begin` resumes (torn lines are dropped, finished questions are in `done`) or, with `fresh`, starts over.
+    """
 
-    def _claim(self, settings: Record, origin: Record) -> int:
-        """Compare with the settings on disk and add this session to them; its number."""
-        storage.recover(self.path)
-        place, begun = meta_path(self.path), self.path.stat().st_size > 0
+    def __init__(self, path: Path):
+        self.path, self.session = path, 0
+        self.done: dict[int, Record] = {}
+        self.file = jsonl.open_locked(path)
+
+    def begin(self, settings: Record, origin: Record, fresh: bool = False) -> None:
+        """Compare with the settings on disk and add this session to them. ValueError where they differ."""
+        place = meta_path(self.path)
+        if fresh:
+            self.file.truncate(0)
+            place.unlink(missing_ok=True)
+        jsonl.recover(self.path)
+        begun = self.path.stat().st_size > 0
         if begun and not place.is_file():
             raise ValueError(
-                f"{self.path} holds answers but {place.name} is missing, so nobody can say how they were "
-                "made; use another file, or --fresh to start over"
+                f"{self.path} holds answers but {place.name}, which says how they were made, is missing; use another "
+                "file, or --fresh to start over"
             )
-        meta = (
-            json.loads(place.read_text(encoding="utf-8"))
-            if begun
-            else {"schema": SCHEMA, "settings": settings, "sessions": []}
-        )
+        meta = read_meta(place) if begun else {"schema": SCHEMA, "settings": settings, "sessions": []}
         check_same_settings(self.path, meta["settings"], json.loads(json.dumps(settings)))
         meta["sessions"].append(origin)
-        storage.write_whole(place, json.dumps(meta, indent=1) + "\n")
-        return len(meta["sessions"]) - 1
+        jsonl.write_whole(place, json.dumps(meta, indent=1) + "\n")
+        self.session = len(meta["sessions"]) - 1
+        for entry in read_entries(self.path):
+            self._note(entry)
 
     def _note(self, entry: Record) -> None:
         if entry["question_id"] in self.done:
@@ -142,17 +187,18 @@ class AnswerFile:
         self.done[entry["question_id"]] = entry
 
     def add(self, entry: Record) -> None:
+        """Append one line, on disk when this returns."""
         self._note(entry)
-        storage.append(self.file, entry)
+        jsonl.append(self.file, entry, self.path)
 
     def close(self) -> None:
+        """Release the file; an empty one without settings, of a run that never began, is removed."""
+        if self.path.exists() and not self.path.stat().st_size and not meta_path(self.path).exists():
+            self.path.unlink()
         self.file.close()
 
 
-def remove(path: Path) -> None:
-    """Forget an answer file and its settings."""
-    for place in (path, meta_path(path)):
-        place.unlink(missing_ok=True)
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 class Answers(NamedTuple):
@@ -162,6 +208,89 @@ class Answers(NamedTuple):
     settings: Record
     sessions: list[Record]
     records: list[Record]
+
+
+def read_meta(path: Path) -> Record:
+    """The settings and sessions of an answer file. Raises ValueError naming the file and what is wrong with it."""
+    remedy = "restore the file, or answer again with `python -m eval ... --fresh`"
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(meta, dict) or not isinstance(meta.get("settings"), dict):
+        raise ValueError(f"{path}: expected a JSON object with `settings`; {remedy}")
+    sessions = meta.get("sessions")
+    if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
+        raise ValueError(f"{path}: expected `sessions`, a list of JSON objects; {remedy}")
+    return meta
+
+
+def check_entry(entry: Any) -> None:
+    """Raise ValueError saying what is wrong with one line's value."""
+
+    def expect(holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"expected {what}")
+
+    expect(isinstance(entry, dict), "a JSON object")
+    expect(_is_count(entry.get("question_id"), least=-(2**53)), "`question_id`, a number")
+    expect(isinstance(entry.get("category"), str), "`category`, a text")
+    for name in ("reference", "error"):
+        expect(entry.get(name) is None or isinstance(entry[name], str), f"`{name}`, a text or null")
+    turns, choices = entry.get("measured"), entry.get("choices")
+    expect(isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns), "`measured`, a list of objects")
+    expect(isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict), "`choices`, a list of objects")
+    texts = choices[0].get("turns")
+    expect(
+        isinstance(texts, list) and len(texts) == len(turns) and all(isinstance(text, str) for text in texts),
+        "`choices[0].turns`, a text per measured turn",
+    )
+    expect(bool(turns) or entry.get("error") is not None, "a turn, or an `error`")
+    for number, turn in enumerate(turns):
+        problem = _turn_problem(turn)
+        expect(not problem, f"in turn {number} {problem}")
+
+
+def _turn_problem(turn: Record) -> str:
+    """What is wrong with one measured turn; empty when nothing is."""
+    tokens, steps = turn.get("tokens"), turn.get("steps")
+    if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
+        return "`tokens`, a list of token ids"
+    if not _is_number(turn.get("seconds")) or not isinstance(turn.get("stop_reason"), str):
+        return "`seconds`, a number, and `stop_reason`, a text"
+    if not isinstance(steps, dict):
+        return "`steps`, an object of lists"
+    kinds = dict.fromkeys(COUNTS, _is_count) | dict.fromkeys(("expected", *PHASES), _is_number)
+    for name, kind in kinds.items():
+        if not isinstance(steps.get(name), list) or not all(kind(value) for value in steps[name]):
+            return f"`steps.{name}`, a list of numbers from 0 up"
+    if len({len(steps[name]) for name in kinds}) > 1:
+        return "lists of one length in `steps`"
+    if any(a > e for a, e in zip(steps["accepted"], steps["emitted"], strict=True)):
+        return "no step with more tokens accepted than emitted"
+    if sum(steps["emitted"]) > len(tokens):
+        return f"at most the {len(tokens)} tokens of the answer in `steps.emitted`"
+    return ""
+
+
+def _is_count(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 2**53
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e15
+
+
+def read_entries(path: Path) -> list[Record]:
+    """The finished lines of an answer file. Raises ValueError naming file, line and what is wrong."""
+    found = []
+    for number, entry in jsonl.lines(path):
+        try:
+            check_entry(entry)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}; remove the line to have it answered again") from error
+        found.append(entry)
+    return found
 
 
 def answer_files(paths: list[str]) -> list[Path]:
@@ -176,7 +305,7 @@ def answer_files(paths: list[str]) -> list[Path]:
 
 
 def read(paths: list[str]) -> list[Answers]:
-    """Every run in the named files, shards put together. Raises ValueError for a shard that is missing."""
+    """Every run in the named files, shards put together. Raises ValueError for a missing shard or a damaged file."""
     groups: dict[tuple[Path, int], dict[int, Path]] = {}
     for place in dict.fromkeys(answer_files(paths)):
         shard = SHARD.search(place.stem)
@@ -187,6 +316,7 @@ def read(paths: list[str]) -> list[Answers]:
 
 
 def read_run(name: str, shards: dict[int, Path], world: int) -> Answers:
+    """One run from the files of its ranks."""
     missing = sorted(set(range(world)) - set(shards))
     if missing:
         raise ValueError(f"{name}: shard {missing[0]} of {world} is missing; pass the files of all ranks")
@@ -197,15 +327,17 @@ def read_run(name: str, shards: dict[int, Path], world: int) -> Answers:
                 f"{place}: {meta_path(place).name} is missing beside it; expected the settings it was "
                 "made with. Answer again with `python -m eval`"
             )
-        metas.append(json.loads(meta_path(place).read_text(encoding="utf-8")))
+        metas.append(read_meta(meta_path(place)))
+    settings = metas[0]["settings"]
     for place, meta in zip(shards.values(), metas, strict=True):
-        check_same_settings(place, metas[0]["settings"], meta["settings"])
+        lacking = [key for key in NEEDED_SETTINGS if key not in meta["settings"]]
+        if lacking:
+            raise ValueError(f"{meta_path(place)}: `settings` lacks {lacking[0]!r}; answer again with `python -m eval`")
+        check_same_settings(place, settings, meta["settings"])
     records = sorted(
-        (entry for place in shards.values() for entry in storage.lines(place)), key=lambda entry: entry["question_id"]
+        (entry for place in shards.values() for entry in read_entries(place)), key=lambda entry: entry["question_id"]
     )
     ids = [entry["question_id"] for entry in records]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{name}: a question is answered twice in its shards; expected every question once")
-    return Answers(
-        metas[0]["settings"]["method"], metas[0]["settings"], [s for m in metas for s in m["sessions"]], records
-    )
+    return Answers(settings["method"], settings, [s for meta in metas for s in meta["sessions"]], records)

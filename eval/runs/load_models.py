@@ -1,14 +1,67 @@
-"""Loading what a run measures: the target with its EAGLE-3 head, and a draft model for the assisted baseline."""
+"""Loading what a run measures: the target with its drafter, and the flags that every command names them by."""
 
+import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+
+from eagle import EagleModel
+from eagle.checkpoints.fingerprint import fingerprint
+from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AUTO_DTYPE = "auto"
 
 
 def default_dtype() -> str:
+    """bfloat16 on a GPU, float32 on a CPU."""
     return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = False) -> None:
+    """--pair, --base-model-path, --ea-model-path, --draft-model-path and --dtype, for `resolve_flags`.
+
+    default_pair    the pair that is used where neither a pair nor a target is given
+    auto            whether `--dtype auto` is one of the choices
+    """
+    parser.set_defaults(default_pair=default_pair)
+    add_pair_argument(parser)
+    add = parser.add_argument
+    default = f" (default: the {default_pair} pair)" if default_pair else ""
+    add("--base-model-path", "--target", metavar="P", help="the target, a directory or a hub id" + default)
+    add("--ea-model-path", "--head", metavar="P", help="its EAGLE-3 head, which drafts")
+    add(
+        "--draft-model-path",
+        metavar="P",
+        help="an ordinary draft model: drafts when there is no head; used by transformers-assisted",
+    )
+    add(
+        "--dtype",
+        choices=[*DTYPES, *([AUTO_DTYPE] if auto else [])],
+        default=default_dtype(),
+        help="weights and arithmetic (default: %(default)s on this machine)"
+        + ("; auto: the faster of float32 and bfloat16 in plain decoding, measured and kept" if auto else ""),
+    )
+
+
+def resolve_flags(options: argparse.Namespace) -> None:
+    """Fill the paths of a pair that is given by name, or of the command's default pair.
+
+    Raises ValueError where nothing names a target, or a pair is not known or not here.
+    """
+    if options.pair is None and not options.base_model_path:
+        options.pair = options.default_pair
+    apply_pair(options)
+
+
+def load_from_flags(options: argparse.Namespace) -> EagleModel:
+    """The pair that the flags of `add_model_flags` name."""
+    resolve_flags(options)
+    return load(
+        options.base_model_path, options.ea_model_path, options.dtype, draft_model_path=options.draft_model_path
+    )
 
 
 def device_of(rank: int) -> str:
@@ -22,22 +75,42 @@ def load(
     dtype: str,
     local_rank: int = 0,
     draft_model_path: str | None = None,
-) -> Any:
-    """The engine, an `eagle.EagleModel`. It drafts with the head, or, without one, with the draft model.
+) -> EagleModel:
+    """The target with the head, or, without one, with the draft model as its drafter.
 
-    A draft model is also kept as `.assistant`, for the assisted generation of `transformers`.
+    Raises ValueError and OSError as `EagleModel.from_pretrained` does.
     """
-    from eagle import EagleModel
+    return EagleModel.from_pretrained(
+        base_model_path,
+        ea_model_path=ea_model_path,
+        draft_model_path=None if ea_model_path else draft_model_path,
+        **placement(dtype, local_rank),
+    )
 
+
+def placement(dtype: str, local_rank: int = 0) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: dtype and device of this process."""
     device = device_of(local_rank)
-    placement = {"dtype": DTYPES[dtype], "device_map": None if device == "cpu" else {"": device}}
-    drafter = {"ea_model_path": ea_model_path} if ea_model_path else {"draft_model_path": draft_model_path}
-    engine = EagleModel.from_pretrained(base_model_path, **drafter, **placement)
-    if draft_model_path:
-        from transformers import AutoModelForCausalLM
+    return {"dtype": DTYPES[dtype], "device_map": None if device == "cpu" else {"": device}}
 
-        assistant = AutoModelForCausalLM.from_pretrained(draft_model_path, **placement).eval()
-        assistant.generation_config.num_assistant_tokens_schedule = "constant"
-        assistant.generation_config.assistant_confidence_threshold = 0.0  # drafts of one length, as ours are
-        engine.assistant = assistant
-    return engine
+
+def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
+    """An ordinary draft model for `transformers`' assisted generation, set to drafts of one length as ours are."""
+    from transformers import AutoModelForCausalLM
+
+    assistant = AutoModelForCausalLM.from_pretrained(path, **placement(dtype, local_rank)).eval()
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    return assistant
+
+
+def weights_fingerprint(path: str | None) -> str | None:
+    """The fingerprint of a directory's weights, or of the copy of a hub id in the hub's cache; None where there is
+    neither."""
+    if path is None:
+        return None
+    try:
+        folder = path if Path(path).is_dir() else snapshot_download(path, local_files_only=True)
+        return fingerprint(folder)
+    except (ValueError, OSError):
+        return None

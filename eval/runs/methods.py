@@ -1,43 +1,67 @@
 """The methods a run can compare, all on the same target: what drafts, what verifies, and how one turn is answered.
 
-A method's name is `tree+verifier`. Three stand alone: `plain` (token by token on this project's engine: the
-denominator of every speedup), `transformers` (that library's own `generate`) and `transformers-assisted` (its assisted
-generation with an ordinary draft model, `--draft-model-path`), the last two as baselines from outside.
+A method's name is `tree+verifier`. Four have other names: `plain` (token by token on this project's engine, the
+denominator of every speedup) and three baselines from outside: `transformers` (that library's own `generate`),
+`transformers-lookup` (the same with prompt look-up, which drafts by searching the text so far) and
+`transformers-assisted` (assisted generation with an ordinary draft model, `--draft-model-path`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from transformers import GenerationConfig
 
-from eagle.trees import TreeSettings
+from eagle.trees import TREES, TreeSettings
+from eval.clock import synchronize
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Decoding(NamedTuple):
-    """How an answer is generated. None leaves a choice to the engine's default."""
+    """How an answer is generated. Every sampling setting is written out, so that no default of a library or a model's
+    file decides what a benchmark measures. None leaves a choice about the tree to the engine's default.
+
+    lookup_tokens    longest draft of `transformers-lookup`
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_new_tokens: int = 512
     nodes: int | None = None
     depth: int | None = None
     width: int | None = None
+    lookup_tokens: int = 10
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling settings by name."""
+        return {name: getattr(self, name) for name in SAMPLING}
 
     def tree_options(self, tree: str) -> dict[str, int]:
-        """What the engine is told about the tree. `width` is EAGLE's and means its own tree only."""
-        chosen = {} if tree == "none" else {"nodes": self.nodes, "depth": self.depth}
+        """The engine's arguments about the tree. `width` belongs to EAGLE's own tree."""
+        given = {} if tree == "none" else {"nodes": self.nodes, "depth": self.depth}
         if tree == "topk":
-            chosen["width"] = self.width
-        return {name: value for name, value in chosen.items() if value is not None}
+            given["width"] = self.width
+        return {name: value for name, value in given.items() if value is not None}
 
     def with_defaults(self) -> "Decoding":
-        """The engine's own defaults where nothing was chosen, so that they are on record."""
+        """The engine's own defaults where None was given, so that they are recorded."""
         defaults = TreeSettings()
         return self._replace(
             **{name: getattr(defaults, name) for name in ("nodes", "depth") if getattr(self, name) is None}
         )
+
+
+class Models(NamedTuple):
+    """What answers: an `eagle.EagleModel`, and an ordinary draft model for `transformers-assisted`."""
+
+    engine: Any
+    assistant: Any = None
 
 
 class Turn(NamedTuple):
@@ -52,7 +76,7 @@ class Turn(NamedTuple):
 
 
 class Method(NamedTuple):
-    """`answer(engine, method, input_ids, decoding, generator)` gives the Turn; tree and verifier are for the record."""
+    """`answer(models, method, input_ids, decoding, generator)` gives the Turn. `tree` and `verifier` are recorded."""
 
     name: str
     tree: str
@@ -62,18 +86,17 @@ class Method(NamedTuple):
 
 
 def by_engine(
-    engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
+    models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
 ) -> Turn:
-    row = engine.generate(
-        input_ids.to(engine.device),
+    """One answer by this project's engine."""
+    row = models.engine.generate(
+        input_ids.to(models.engine.device),
         max_new_tokens=decoding.max_new_tokens,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        top_k=decoding.top_k,
         tree=method.tree,
         verifier=method.verifier,
         generator=generator,
         return_dict_in_generate=True,
+        **decoding.sampling(),
         **decoding.tree_options(method.tree),
     ).rows[0]
     return Turn(
@@ -81,41 +104,50 @@ def by_engine(
     )
 
 
-def library_options(engine: Any, decoding: Decoding) -> dict[str, Any]:
-    """Arguments of `transformers`' generate; penalties that a model's own config may set are switched off."""
+def library_config(engine: Any, decoding: Decoding) -> GenerationConfig:
+    """`transformers`' settings for this decoding: those of `Decoding`, and the library's neutral ones for the rest."""
     stops = sorted(engine.eos_ids())
-    options = {
-        "max_new_tokens": decoding.max_new_tokens,
-        "do_sample": decoding.temperature > 0,
-        "repetition_penalty": 1.0,
-        "eos_token_id": stops or None,
-        "pad_token_id": stops[0] if stops else 0,
-    }
-    if decoding.temperature > 0:
-        options |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-    return options
+    sampling = {name: value for name, value in decoding.sampling().items() if name != "repetition_penalty"}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=decoding.temperature > 0,
+        repetition_penalty=decoding.repetition_penalty,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else 0,
+        **(sampling if decoding.temperature > 0 else {}),
+    )
 
 
-def synchronise(device: torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+@contextmanager
+def generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Put `config` in the place of the model's own, whose file would fill whatever an argument leaves open."""
+    before, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def by_transformers(
-    engine: Any, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
+    models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
 ) -> Turn:
-    options, input_ids = library_options(engine, decoding), input_ids.to(engine.device)
+    """One answer by `transformers`' own generate."""
+    engine, model = models.engine, models.engine.target.model
+    input_ids, options = input_ids.to(engine.device), {}
     if method.name == "transformers-assisted":
-        options["assistant_model"] = engine.assistant
+        options["assistant_model"] = models.assistant
         if decoding.depth:
-            engine.assistant.generation_config.num_assistant_tokens = decoding.depth
+            models.assistant.generation_config.num_assistant_tokens = decoding.depth
+    if method.name == "transformers-lookup":
+        options["prompt_lookup_num_tokens"] = decoding.lookup_tokens
     cuda = [engine.device] if torch.device(engine.device).type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):  # the library draws from the global generator
+    config = library_config(engine, decoding)
+    with torch.random.fork_rng(devices=cuda), generation_config(model, config):  # it draws from the global generator
         torch.manual_seed(generator.initial_seed())
-        synchronise(engine.device)
+        synchronize(engine.device)
         start = time.perf_counter()
-        sequences = engine.target.model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **options)
-        synchronise(engine.device)
+        sequences = model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **options)
+        synchronize(engine.device)
         seconds = time.perf_counter() - start
     tokens = sequences[0, input_ids.shape[1] :].tolist()
     reason = "eos" if tokens and tokens[-1] in engine.eos_ids() else "length"
@@ -123,25 +155,33 @@ def by_transformers(
 
 
 def engine_method(tree: str, verifier: str) -> Method:
+    """The method `tree+verifier` on this project's engine."""
     return Method(f"{tree}+{verifier}", tree, verifier, by_engine, lossy=verifier == "published")
 
 
+EVERY = ("token", "hsd")  # verifiers of every tree
+VERIFIERS_OF = {"chain": ("token", "block", "hsd", "published")}  # and of those with one path
 METHODS = {
     method.name: method
     for method in (
         Method("plain", "none", "token", by_engine),
         Method("transformers", "none", "none", by_transformers),
+        Method("transformers-lookup", "prompt look-up", "token", by_transformers),
         Method("transformers-assisted", "draft model", "token", by_transformers),
-        *(engine_method("topk", verifier) for verifier in ("token", "hsd")),
-        *(engine_method(tree, verifier) for tree in ("hybrid",) for verifier in ("token", "hsd")),
-        *(engine_method("chain", verifier) for verifier in ("token", "block", "hsd", "published")),
-        *(engine_method("multi", verifier) for verifier in ("token", "hsd")),
+        *(
+            engine_method(tree, verifier)
+            for tree in TREES
+            if tree != "none"
+            for verifier in VERIFIERS_OF.get(tree, EVERY)
+        ),
     )
 }
 PLAIN = "plain"
+NEEDS_NO_DRAFTER = ("plain", "transformers", "transformers-lookup")
 
 
 def resolve(name: str) -> Method:
+    """The method of this name. Raises ValueError listing the known ones."""
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not known; expected one of {', '.join(METHODS)}")
     return METHODS[name]

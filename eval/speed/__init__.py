@@ -1,0 +1,1 @@
+"""Speed: what steps, verifications and batches cost."""

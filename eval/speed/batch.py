@@ -17,13 +17,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eval.jsonl import write_whole
+from eagle.checkpoints.pairs import DEMO
+from eval import command
+from eval.clock import synchronize
+from eval.jsonl import check_writable, write_whole
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
-from eval.runs import load_models as engines
-from eval.runs.methods import synchronise
+from eval.reports.markdown import markdown_table
+from eval.runs.load_models import add_model_flags, load_from_flags
 
-DEMO = Path(__file__).resolve().parent.parent / "checkpoints" / "demo"
 METHODS = {"plain": "none", "hybrid+hsd": "hybrid"}
 
 
@@ -44,7 +46,7 @@ def encoded(engine: Any, count: int) -> list[list[int]]:
 
 
 def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids Int64[B, L] padded on the right, and the attention mask that says so."""
+    """Token ids Int64[B, L] padded with 0 on the right, and their attention mask Int64[B, L]."""
     longest = max(map(len, rows))
     ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
@@ -54,12 +56,16 @@ def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespa
     """One batch."""
     ids, mask = padded(rows)
     generator = torch.Generator(device=engine.device).manual_seed(seed)
-    synchronise(engine.device)
+    synchronize(engine.device)
     found = engine.generate(
         ids,
         args.tokens,
         attention_mask=mask,
         temperature=args.temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        repetition_penalty=1.0,
         tree=tree,
         verifier="hsd",
         nodes=args.nodes,
@@ -99,7 +105,7 @@ def summarise(batch: int, name: str, runs: dict[tuple[int, str], list[Answered]]
     """Speedup is over plain decoding with the same batch size, repeat by repeat; all medians."""
     own, plain = runs[batch, name], runs[batch, "plain"]
     rates = [run.tokens / run.seconds for run in own]
-    speedups = [rate * other.seconds / other.tokens for rate, other in zip(rates, plain)]
+    speedups = [rate * other.seconds / other.tokens for rate, other in zip(rates, plain, strict=True)]
     expected = [value for run in own for value in run.expected]
     return {
         "batch": batch,
@@ -113,20 +119,26 @@ def summarise(batch: int, name: str, runs: dict[tuple[int, str], list[Answered]]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = ["| batch | method | tau | tok/s | speedup |", "|---|---|---|---|---|"]
-    for row in rows:
-        numbers = f"{row['tau']:.2f} | {row['tokens_per_second']:.1f} | {row['speedup']:.2f}x"
-        lines.append(f"| {row['batch']} | {row['method']} | {numbers} |")
-    return "\n".join(lines)
+    """Markdown: a row per batch size and method."""
+    cells = [
+        [
+            str(row["batch"]),
+            row["method"],
+            f"{row['tau']:.2f}",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['speedup']:.2f}x" + (" (slower)" if row["speedup"] < 0.995 else ""),
+        ]
+        for row in rows
+    ]
+    return markdown_table(["batch", "method", "tau", "tok/s", "speedup"], cells)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command's flags, checked."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.speed.batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--base-model-path", default=str(DEMO / "target"))
-    parser.add_argument("--ea-model-path", default=str(DEMO / "eagle3"))
-    parser.add_argument("--dtype", choices=list(engines.DTYPES), default=engines.default_dtype())
+    add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--problems", type=int, default=16, help="answered per repeat, method and batch size")
     parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
@@ -144,15 +156,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    engine = engines.load(args.base_model_path, args.ea_model_path, args.dtype)
-    rows = measure(engine, args)
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write the rows."""
+    if args.output:
+        check_writable(args.output)
+    rows = measure(load_from_flags(args), args)
     print(table(rows))
     if args.output:
         settings = {name: getattr(args, name) for name in ("tokens", "nodes", "depth", "temperature", "seed", "dtype")}
         write_whole(args.output, json.dumps({"rows": rows, "settings": settings, "origin": provenance()}, indent=1))
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    args = parse(argv)
+    return command.run(lambda: run(args))
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

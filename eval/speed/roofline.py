@@ -1,11 +1,13 @@
 """What the hardware allows, measured in this process: bytes that must move, and arithmetic that must be done."""
 
-import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from eagle import EagleModel
+from eagle.drafters import Eagle3Drafter
+from eval.clock import seconds_of
 
 
 class Rates(NamedTuple):
@@ -23,27 +25,17 @@ class Floor(NamedTuple):
 
     @property
     def seconds(self) -> float:
+        """The larger of the two."""
         return max(self.bytes_seconds, self.flops_seconds)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def fastest(work, device: torch.device, repeats: int = 7) -> float:
-    """Seconds of the fastest of several runs: a floor wants the best case."""
-    best = float("inf")
-    for _ in range(repeats):
-        wait(device)
-        began = time.perf_counter()
-        work()
-        wait(device)
-        best = min(best, time.perf_counter() - began)
-    return best
+def fastest(work: Callable[[], object], device: torch.device, repeats: int = 7) -> float:
+    """Seconds of the fastest of several runs: a floor is the best case."""
+    return min(seconds_of(work, device) for _ in range(repeats))
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Copy a large buffer, multiply two large matrices."""
     size = 2**28 if device.type == "cuda" else 2**26
     source = torch.ones(size, dtype=torch.uint8, device=device)
     goal = torch.empty_like(source)
@@ -55,6 +47,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
 
 
 def parameter_count(module: torch.nn.Module, skip: torch.nn.Module | None = None) -> int:
+    """Numbers in a module's parameters, without those of `skip`."""
     skipped = {id(p) for p in skip.parameters()} if skip is not None else set()
     return sum(p.numel() for p in module.parameters() if id(p) not in skipped)
 
@@ -62,13 +55,14 @@ def parameter_count(module: torch.nn.Module, skip: torch.nn.Module | None = None
 def step_floor(model: EagleModel, rates: Rates, nodes: int, passes: int, width: int) -> Floor:
     """Floor of one step: one target pass over `nodes` rows and `passes` head passes over `width` rows.
 
-    Embedding tables are looked up, not read; a tied table is read as the output layer. The cache is left out: at
-    512 tokens it is under 1 % of the weights of the shapes here.
+    Embedding tables are looked up, not read; a tied table is read as the output layer. The KV cache is left out: at
+    512 tokens it is under 1 % of the weights of the shapes here. Only EAGLE-3 heads count as drafters.
     """
     target = model.target.model
     tied = target.config.tie_word_embeddings
     of_target = parameter_count(target, None if tied else target.get_input_embeddings())
-    of_head = parameter_count(model.drafter.head) if passes else 0
+    drafter = model.drafter
+    of_head = parameter_count(drafter.head) if passes and isinstance(drafter, Eagle3Drafter) else 0
     size = target.dtype.itemsize
     moved = size * (of_target + passes * of_head)
     flops = 2 * (nodes * of_target + passes * width * of_head)

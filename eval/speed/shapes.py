@@ -1,4 +1,4 @@
-"""Pairs with random weights in the shape of known models: what a step costs does not depend on what it says."""
+"""Pairs with random weights in the shape of known models: the time of a step does not depend on the weights."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -77,5 +77,5 @@ def random_pair(name: str, dtype: torch.dtype, device: torch.device, layers: int
             )
         ).to(dtype)
     if head.config.has_vocabulary_map:  # the first draft_vocab ids: d2t is an offset, here 0
-        head.t2d[:draft_vocab] = True
+        head.get_buffer("t2d")[:draft_vocab] = True
     return EagleModel.from_head(model, head)

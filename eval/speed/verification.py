@@ -3,57 +3,62 @@
     OMP_NUM_THREADS=2 python -m eval.speed.verification                 CPU
     python -m eval.speed.verification --device cuda --graph             one GPU, `hsd.decide` in a CUDA graph
 
-A hybrid tree of 60 nodes (7 levels; every level has sampled children, verified first, and chosen ones).
+A hybrid tree of 60 nodes (7 levels; every level has sampled children, verified first, and top-k ones).
 Timed in one process, alternating, medians of `--repeats`:
 
-    softmax   torch.softmax of the [60, V] float32 logits: what any method pays for the target's laws
-    verify    hsd.verify(tree, probs, check=False) per verifier: laws, both draws, the path
+    softmax   torch.softmax of the [60, V] float32 logits: what any method pays for the target distributions
+    verify    hsd.verify(tree, probs, check=False) per verifier: stopping distribution, both draws, the path
     tensor loop   accept/reject one child at a time, with a vocabulary-wide tensor operation and a host
                   synchronisation per decision, as HF-level implementations do
-    scalar loop   accept/reject in Python floats (tests/reference/scalar.py), its inputs' conversion excluded
+    scalar loop   the same loop in Python floats, the conversion of its inputs excluded
 """
-
-from __future__ import annotations
 
 import argparse
 import json
 import platform
 import random
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 import hsd
-from tests.reference import scalar
+from eval import command
+from eval.clock import seconds_of
+from eval.jsonl import check_writable, write_whole
+from eval.reports.markdown import markdown_table
 
 SIZES = (9, 9, 9, 8, 8, 8, 8)
 
 
-def hybrid_tree(vocabulary: int, draft_vocabulary: int, device: str, seed: int = 0):
-    """-> (DraftTree with its layout, target logits Float32[60, V]). q is p with noise on its logits."""
+def hybrid_tree(
+    vocabulary: int, draft_vocabulary: int, device: str, seed: int = 0
+) -> tuple[hsd.DraftTree, torch.Tensor]:
+    """A DraftTree with its layout, and target logits Float32[60, V]. q is p with noise on its logits."""
     generator = torch.Generator().manual_seed(seed)
     nodes = 1 + sum(SIZES)
     logits = 3 * torch.randn(nodes, vocabulary, generator=generator)
     support = torch.randperm(vocabulary, generator=generator)[:draft_vocabulary].sort().values
     draft = (logits[:, support] + 0.5 * torch.randn(nodes, draft_vocabulary, generator=generator)).softmax(-1)
-    tokens, parents, rows, laws, counts = [0], [-1], [-1], [], []
+    tokens, parents, rows, proposals, counts = [0], [-1], [-1], [], []
     level = [0]
     for size in SIZES:
         sampling = level[: max(1, size // 2)]
-        chosen_at = [level[i % len(level)] for i in range(size - len(sampling))]
-        chosen = {v: draft[v].topk(chosen_at.count(v)).indices.tolist() for v in set(chosen_at)}
+        top_k_at = [level[i % len(level)] for i in range(size - len(sampling))]
+        top_k = {v: draft[v].topk(top_k_at.count(v)).indices.tolist() for v in set(top_k_at)}
         start = len(tokens)
         for v in sampling:
-            law = draft[v].index_fill(0, torch.tensor(chosen.get(v, []), dtype=torch.int64), 0)
-            law = law / law.sum()
-            tokens.append(int(hsd.draw(law, generator)))
+            d = draft[v].index_fill(0, torch.tensor(top_k.get(v, []), dtype=torch.int64), 0)
+            d = d / d.sum()
+            tokens.append(int(hsd.draw(d, generator)))
             parents.append(v)
-            rows.append(len(laws))
-            laws.append(law)
-        for v in chosen_at:
-            tokens.append(chosen[v].pop(0))
+            rows.append(len(proposals))
+            proposals.append(d)
+        for v in top_k_at:
+            tokens.append(top_k[v].pop(0))
             parents.append(v)
             rows.append(-1)
         counts.append(len(sampling))
@@ -64,7 +69,7 @@ def hybrid_tree(vocabulary: int, draft_vocabulary: int, device: str, seed: int =
         token_ids.to(device),
         torch.tensor(parents, device=device),
         torch.tensor(rows, device=device),
-        torch.stack(laws).to(device),
+        torch.stack(proposals).to(device),
         None if full else support.to(device),
         hsd.Layout.levels(SIZES, counts),
     )
@@ -72,10 +77,10 @@ def hybrid_tree(vocabulary: int, draft_vocabulary: int, device: str, seed: int =
 
 
 def tensor_loop(tree: hsd.DraftTree, p: torch.Tensor) -> tuple[int, int]:
-    """Branch-wise HSD, one decision at a time on tensors. Full-vocabulary proposals."""
+    """(stopping node, bonus token) by branch-wise HSD, one decision at a time on tensors. Full-vocabulary proposals."""
     parents = tree.parents.tolist()
 
-    def law(child: int) -> torch.Tensor:
+    def proposal(child: int) -> torch.Tensor:
         row = int(tree.proposal_rows[child])
         if row >= 0:
             return tree.proposals[row]
@@ -84,7 +89,7 @@ def tensor_loop(tree: hsd.DraftTree, p: torch.Tensor) -> tuple[int, int]:
     def visit(node: int, w: float) -> tuple[int, torch.Tensor] | None:
         r = p[node]
         for child in (i for i, parent in enumerate(parents) if parent == node):
-            d, x = law(child), tree.tokens[child]
+            d, x = proposal(child), tree.tokens[child]
             kept = visit(child, min(1.0, (w * r[x] / d[x]).item()))
             if kept is not None:
                 return kept
@@ -93,19 +98,51 @@ def tensor_loop(tree: hsd.DraftTree, p: torch.Tensor) -> tuple[int, int]:
             r, w = excess / max(total, 1e-30), total / max(total + 1 - w, 1e-30)
         return (node, r) if node == 0 or torch.rand(()).item() < w else None
 
-    node, residual = visit(0, 1.0)
-    return node, int(torch.multinomial(residual, 1))
+    kept = visit(0, 1.0)
+    assert kept is not None  # the root always accepts
+    return kept[0], int(torch.multinomial(kept[1], 1))
 
 
-def clock(action: Callable[[], object], device: str) -> float:
-    """Milliseconds of one call, the device synchronised at both ends."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
+class PlainTree(NamedTuple):
+    """A tree and its target distributions as Python numbers; `proposals` dense on the target's vocabulary."""
+
+    tokens: list[int]
+    children: list[list[int]]
+    rows: list[int]
+    proposals: list[list[float]]
+    target: list[list[float]]
+
+
+def plain_tree(tree: hsd.DraftTree, p: torch.Tensor) -> PlainTree:
+    """The conversion that the scalar loop's time leaves out."""
+    children: list[list[int]] = [[] for _ in range(len(tree))]
+    for child, parent in enumerate(tree.parents.tolist()[1:], 1):
+        children[parent].append(child)
+    dense = tree.proposals
+    if tree.support is not None:
+        dense = torch.zeros(len(dense), p.shape[1], device=p.device).index_copy(1, tree.support, tree.proposals)
+    return PlainTree(tree.tokens.tolist(), children, tree.proposal_rows.tolist(), dense.tolist(), p.tolist())
+
+
+def scalar_loop(tree: PlainTree, rng: random.Random) -> tuple[int, int]:
+    """(stopping node, bonus token) by branch-wise HSD in Python floats."""
+
+    def visit(node: int, w: float) -> tuple[int, list[float]] | None:
+        r = tree.target[node]
+        for child in tree.children[node]:
+            x, row = tree.tokens[child], tree.rows[child]
+            d = tree.proposals[row] if row >= 0 else [float(token == x) for token in range(len(r))]
+            kept = visit(child, min(1.0, w * r[x] / d[x]))
+            if kept is not None:
+                return kept
+            excess = [max(w * a - b, 0.0) for a, b in zip(r, d, strict=True)]
+            total = sum(excess)
+            r, w = [value / max(total, 1e-30) for value in excess], total / max(total + 1 - w, 1e-30)
+        return (node, r) if node == 0 or rng.random() < w else None
+
+    kept = visit(0, 1.0)
+    assert kept is not None  # the root always accepts
+    return kept[0], rng.choices(range(len(kept[1])), kept[1])[0]
 
 
 def captured(action: Callable[[], object]) -> Callable[[], None]:
@@ -122,25 +159,27 @@ def captured(action: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-def contestants(tree: hsd.DraftTree, logits: torch.Tensor, args) -> dict[str, Callable[[], object]]:
+def timed_actions(
+    tree: hsd.DraftTree, logits: torch.Tensor, args: argparse.Namespace
+) -> dict[str, Callable[[], object]]:
     """Name -> what is timed."""
     probs = logits.softmax(-1)
     generator = torch.Generator(args.device).manual_seed(0)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
     for name in ("hsd", "token", "greedy"):
-        actions[f"verify {name}"] = lambda name=name: hsd.verify(tree, probs, name, generator, check=False)
+        actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
-            actions[f"graph {name}"] = captured(lambda name=name: hsd.decide(tree, probs, name))
+            actions[f"graph {name}"] = captured(partial(hsd.decide, tree, probs, name))
     if tree.support is None:
         actions["tensor loop"] = lambda: tensor_loop(tree, probs)
     if args.scalar:
-        plain, rng = scalar.from_draft(tree, probs), random.Random(0)
-        actions["scalar loop"] = lambda: scalar.sample("hsd", plain, rng)
+        plain, rng = plain_tree(tree, probs), random.Random(0)
+        actions["scalar loop"] = lambda: scalar_loop(plain, rng)
     return actions
 
 
-def measure(actions: dict[str, Callable[[], object]], args) -> dict[str, list[float]]:
-    """Alternating rounds; the scalar loop takes seconds and gets five."""
+def measure(actions: dict[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds per call, in alternating rounds; the scalar loop takes seconds and gets five."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for name, action in actions.items():
         if name != "scalar loop":
@@ -148,25 +187,33 @@ def measure(actions: dict[str, Callable[[], object]], args) -> dict[str, list[fl
     for turn in range(args.repeats):
         for name, action in actions.items():
             if name != "scalar loop" or turn < 5:
-                times[name].append(clock(action, args.device))
+                times[name].append(1e3 * seconds_of(action, args.device))
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.speed.verification",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--graph", action="store_true", help="also time hsd.decide from a CUDA graph")
     parser.add_argument("--repeats", type=int, default=21)
     parser.add_argument("--no-scalar", dest="scalar", action="store_false", help="leave the scalar loop out")
-    parser.add_argument("--json", metavar="FILE", help="write medians and the machine to FILE")
-    args = parser.parse_args()
-    device_name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU"
+    parser.add_argument("--output", "--json", type=Path, metavar="FILE", help="write medians and the machine to FILE")
+    return parser
+
+
+def measured_rows(args: argparse.Namespace) -> list[dict]:
+    """One row per draft vocabulary and action: the median and its multiples of a softmax and of `verify hsd`."""
     rows = []
     for width in args.draft_vocabulary:
         tree, logits = hybrid_tree(args.vocabulary, width, args.device)
-        times = measure(contestants(tree, logits, args), args)
+        times = measure(timed_actions(tree, logits, args), args)
         medians = {name: statistics.median(values) for name, values in times.items()}
         for name, value in medians.items():
             rows.append(
@@ -178,31 +225,46 @@ def main() -> None:
                     "hsd_verifications": value / medians["verify hsd"],
                 }
             )
-    sampled = int((tree.proposal_rows >= 0).sum())
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a row per draft vocabulary and action."""
+    cells = [
+        [
+            f"{row['draft_vocabulary']:,}",
+            row["what"],
+            *(f"{row[name]:.2f}" for name in ("median_ms", "softmaxes", "hsd_verifications")),
+        ]
+        for row in rows
+    ]
+    return markdown_table(["q lives on", "what", "median ms", "softmaxes", "x verify hsd"], cells)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write the rows."""
+    if args.output:
+        check_writable(args.output)
+    machine = {
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "repeats": args.repeats,
+    }
+    rows = measured_rows(args)
     print(
-        f"60 nodes, {sampled} of them sampled, {args.vocabulary:,} tokens, float32; {device_name}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, n = {args.repeats}\n"
+        f"{1 + sum(SIZES)} nodes, {args.vocabulary:,} tokens, float32; {machine['device']}, "
+        f"{machine['threads']} threads, torch {machine['torch']}, n = {args.repeats}\n\n{table(rows)}"
     )
-    print("| q lives on | what | median ms | softmaxes | x verify hsd |\n|---|---|---|---|---|")
-    for row in rows:
-        print(
-            f"| {row['draft_vocabulary']:,} | {row['what']} | {row['median_ms']:.2f} | "
-            f"{row['softmaxes']:.2f} | {row['hsd_verifications']:.2f} |"
-        )
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(
-                {
-                    "device": device_name,
-                    "threads": torch.get_num_threads(),
-                    "torch": torch.__version__,
-                    "repeats": args.repeats,
-                    "rows": rows,
-                },
-                file,
-                indent=1,
-            )
+    if args.output:
+        write_whole(args.output, json.dumps({**machine, "rows": rows}, indent=1))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    args = build_parser().parse_args(argv)
+    return command.run(lambda: run(args))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

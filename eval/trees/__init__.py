@@ -1,0 +1,1 @@
+"""Trees: what draft trees accept, state by state, without a generation's noise."""

@@ -1,44 +1,53 @@
-"""Draw one step's draft tree as a picture: what was chosen, what was drawn, how likely the path ends at each node.
+"""Draw one step's draft tree as a picture: which tokens are top-k, which sampled, and where the accepted path ends.
 
     python -m eval.trees.draw --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \\
         --prompt "Tom has 3 boxes of 12 pens. How many pens?" --temperature 1 --nodes 20 --depth 5 --output tree.png
 
-Read the picture from left to right. A square is a chosen token, a circle a drawn one; beside it, for a chosen token
-p, for a drawn one p / d, the target's law over the law it was drawn from; w is its weight before it is verified. The
-fill is the probability that the accepted path ends there (written below it), and the thick line is the path that one
-verification accepted, with its bonus token in green. `--skip` answers that many steps first.
+Read the picture from left to right. A square is a top-k token, a circle a sampled one; beside a top-k token stands p,
+beside a sampled one p / d, the target probability over the probability it was drawn with; w is its weight before it is
+verified. The fill is the probability that the accepted path ends there (written below it), and the thick line is the
+path that one verification accepted, with its bonus token in green. `--skip` answers that many steps first.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 import hsd
-from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.engine.sampling import SamplingParams
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
+from eval import command
+from eval.jsonl import check_writable
+from eval.runs.load_models import add_model_flags, load_from_flags
 from eval.trees.probe import Drafted, Room, Walk
 
 
 class Node(NamedTuple):
-    """What the picture says about one node. `law` is d of a drawn token, 1 for a chosen one; weight None: not HSD."""
+    """What the picture says about one node.
+
+    target      p of its token at the parent; 1 for the root
+    proposal    d of a sampled token, 1 for a top-k one
+    weight      w on arrival; None where the verifier is not HSD
+    stop        probability that the accepted path ends here
+    """
 
     parent: int
     depth: int
     text: str
-    drawn: bool
+    sampled: bool
     target: float
-    law: float
+    proposal: float
     weight: float | None
     stop: float
     accepted: bool
 
 
 class Picture(NamedTuple):
+    """A tree's nodes in index order, the bonus token's text, and a title."""
+
     nodes: list[Node]
     bonus: str
     title: str
@@ -71,16 +80,16 @@ def describe(drafted: Drafted, verifier: str, generator: torch.Generator, tokeni
     return Picture(nodes, _shown(tokenizer, int(verdict.token)), f"{title}\nE[accepted] {accepted:.2f}".strip())
 
 
-def node_weights(tree: hsd.DraftTree, laws: torch.Tensor) -> list[float]:
+def node_weights(tree: hsd.DraftTree, target_probs: torch.Tensor) -> list[float]:
     """w of every node on arrival, by the recursion of hsd/verifiers/hierarchical.py written out node by node."""
     weights = [1.0] * len(tree)
     for node in range(len(tree)):
-        weight, residual = weights[node], laws[node].double()
+        weight, residual = weights[node], target_probs[node].double()
         for child in (tree.parents == node).nonzero()[:, 0].tolist():
-            law = _proposal(tree, child, residual)
+            d = _proposal(tree, child, residual)
             token = int(tree.tokens[child])
-            weights[child] = min(1.0, weight * residual[token].item() / max(law[token].item(), 1e-30))
-            excess = (weight * residual - law).clamp(min=0)
+            weights[child] = min(1.0, weight * residual[token].item() / max(d[token].item(), 1e-30))
+            excess = (weight * residual - d).clamp(min=0)
             mass = excess.sum().item()
             residual = excess / max(mass, 1e-30)
             weight = mass / max(mass + 1 - weight, 1e-30)
@@ -88,15 +97,15 @@ def node_weights(tree: hsd.DraftTree, laws: torch.Tensor) -> list[float]:
 
 
 def _proposal(tree: hsd.DraftTree, child: int, like: torch.Tensor) -> torch.Tensor:
-    """d of a child on the target's vocabulary: a point mass where it was chosen."""
-    law, row = torch.zeros_like(like), int(tree.proposal_rows[child])
+    """d of a child on the target's vocabulary: a point mass where it is a top-k token."""
+    d, row = torch.zeros_like(like), int(tree.proposal_rows[child])
     if row < 0:
-        law[int(tree.tokens[child])] = 1.0
+        d[int(tree.tokens[child])] = 1.0
     elif tree.support is None:
-        law += tree.proposals[row]
+        d += tree.proposals[row]
     else:
-        law[tree.support] = tree.proposals[row].to(law.dtype)
-    return law
+        d[tree.support] = tree.proposals[row].to(d.dtype)
+    return d
 
 
 def _shown(tokenizer, token: int) -> str:
@@ -143,7 +152,7 @@ def draw(picture: Picture, path: str | Path) -> None:
             node.depth,
             height[index],
             s=330,
-            marker="o" if node.drawn else "s",
+            marker="o" if node.sampled else "s",
             zorder=2,
             color=shade(0.75 * node.stop / most),
             edgecolors="#1a7a3c" if node.accepted else "#444444",
@@ -179,7 +188,7 @@ def _label(axes, node: Node, height: float) -> None:
         if node.parent < 0
         else (
             f"p {node.target:.2g}"
-            + (f" / d {node.law:.2g}" if node.drawn else "")
+            + (f" / d {node.proposal:.2g}" if node.sampled else "")
             + (f"  w {node.weight:.2f}" if node.weight is not None else "")
         )
     )
@@ -192,8 +201,8 @@ def _label(axes, node: Node, height: float) -> None:
 def _legend(figure, pyplot) -> None:
     shape = {"color": "white", "markeredgecolor": "#444444", "linestyle": "", "markersize": 9}
     marks = [
-        pyplot.Line2D([], [], marker="s", label="chosen token", **shape),
-        pyplot.Line2D([], [], marker="o", label="drawn token", **shape),
+        pyplot.Line2D([], [], marker="s", label="top-k token", **shape),
+        pyplot.Line2D([], [], marker="o", label="sampled token", **shape),
         pyplot.Line2D([], [], color="#1a7a3c", linewidth=3.5, label="accepted path, + bonus token"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -229,14 +238,12 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.trees.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add_pair_argument(parser)
-    add("--base-model-path", metavar="P")
-    add("--ea-model-path", metavar="P")
-    add("--draft-model-path", metavar="P", help="an ordinary draft model instead of a head")
+    add_model_flags(parser)
     add("--prompt", default="A baker fills 4 trays with 6 rolls each and sells 15 rolls. How many are left?")
     add("--tree", default="hybrid", choices=[name for name, builder in TREES.items() if builder])
     add("--verifier", default="hsd", choices=["hsd", "token", "block"])
@@ -244,37 +251,38 @@ def build_parser() -> argparse.ArgumentParser:
     add("--nodes", type=int, default=20)
     add("--depth", type=int, default=5)
     add("--width", type=int)
-    add("--skip", type=int, default=0, metavar="N", help="steps of the answer before the one that is drawn")
+    add("--skip", type=int, default=0, metavar="N", help="steps of the answer before the one in the picture")
     add("--seed", type=int, default=0)
     add("--output", default="tree.png", metavar="F")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(argv)
-    try:
-        apply_pair(options)
-        model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, options.draft_model_path)
-        settings = TreeSettings(options.nodes, options.depth, options.width)
-        verifier = "greedy" if options.temperature < 1e-5 else options.verifier
-        generator = torch.Generator(model.device).manual_seed(options.seed)
-        drafted = draft_step(
-            model,
-            encode(model.tokenizer, options.prompt),
-            SamplingParams(options.temperature),
-            options.tree,
-            settings,
-            verifier,
-            options.skip,
-            generator,
-        )
-        title = f"{options.tree} tree, {verifier}, temperature {options.temperature:g}, {options.nodes} nodes"
-        draw(describe(drafted, verifier, generator, model.tokenizer, title), options.output)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(options: argparse.Namespace) -> None:
+    """Draft the step, verify it once, write the picture."""
+    check_writable(Path(options.output))
+    model = load_from_flags(options)
+    settings = TreeSettings(options.nodes, options.depth, options.width)
+    verifier = "greedy" if options.temperature < 1e-5 else options.verifier
+    generator = torch.Generator(model.device).manual_seed(options.seed)
+    drafted = draft_step(
+        model,
+        encode(model.tokenizer, options.prompt),
+        SamplingParams(options.temperature),
+        options.tree,
+        settings,
+        verifier,
+        options.skip,
+        generator,
+    )
+    title = f"{options.tree} tree, {verifier}, temperature {options.temperature:g}, {options.nodes} nodes"
+    draw(describe(drafted, verifier, generator, model.tokenizer, title), options.output)
     print(f"picture: {options.output}")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = build_parser().parse_args(argv)
+    return command.run(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from torch import Tensor
 
 import hsd
 from eagle.trees import DraftProbs, TreeSettings, hybrid
+from eval import command
+from eval.reports.markdown import markdown_table
 from hsd.audit.optimum import optimum
 from hsd.audit.worlds import Dice, Draft, World, random_world
 
@@ -96,32 +98,35 @@ def compare(vocabulary: int, settings: TreeSettings, seed: int) -> dict[str, flo
 
 def table(worlds: int, seed: int) -> str:
     """Markdown: one row per shape."""
-    lines = [
-        "| tokens | nodes | depth | beta | token-wise | HSD | optimum | HSD / optimum | share of the gain |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["tokens", "nodes", "depth", "beta", "token-wise", "HSD", "optimum", "HSD / optimum", "share of the gain"]
+    lines = []
     for vocabulary, settings in SHAPES:
         rows = [row for k in range(worlds) if (row := compare(vocabulary, settings, seed + k))]
         if not rows:
             continue
         token, ours, best = (np.mean([row[name] for row in rows]) for name in ("token", "hsd", "optimum"))
         share = f"{(ours - token) / (best - token):.0%}" if best - token > 1e-6 else "-"
-        lines.append(
-            f"| {vocabulary} | {settings.nodes} | {settings.depth} | {settings.beta} | {token:.4f} | "
-            f"{ours:.4f} | {best:.4f} | {ours / best:.1%} | {share} |"
-        )
-    return "\n".join(lines)
+        sizes = [str(vocabulary), str(settings.nodes), str(settings.depth), str(settings.beta)]
+        lines.append([*sizes, *(f"{value:.4f}" for value in (token, ours, best)), f"{ours / best:.1%}", share])
+    return markdown_table(header, lines)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.trees.optimum", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print(table(options.worlds, options.seed))
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        if options.worlds < 1:
+            raise ValueError(f"--worlds {options.worlds}: expected at least 1")
+        print(table(options.worlds, options.seed))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

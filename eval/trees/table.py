@@ -11,8 +11,8 @@ stopped. Timings and E[accepted] along each method's own generations come from `
 """
 
 import argparse
+import contextlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.engine.sampling import SamplingParams
 from eagle.trees import TreeSettings, find_tree
-from eval import jsonl as storage
-from eval import provenance
+from eval import command, jsonl, provenance
 from eval.questions import benchmarks, prompts
-from eval.runs import load_models as engine
+from eval.reports.estimates import bootstrap, ratio
+from eval.reports.markdown import markdown_table
+from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_fingerprint
 from eval.trees.probe import Room, Walk
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
-RESAMPLES = 2000
 
 
 def generator_of(seed: int, question: int) -> torch.Generator:
@@ -80,19 +79,19 @@ def at_state(
 
 
 def name(method: str, settings: TreeSettings) -> str:
+    """`METHOD@NODES`, the key of a cell."""
     return f"{method}@{settings.nodes}"
 
 
-def interval(values: list[list[float]], base: list[list[float]] | None = None, seed: int = 0) -> list[float]:
+def interval(values: list[list[float]], base: list[list[float]] | None = None) -> list[float]:
     """Mean over states, low and high: 95 %, bootstrap over questions. With `base`, of the ratio minus 1."""
-    rows = [(sum(v), sum(b), len(v)) for v, b in zip(values, base or values) if v]
-    sums = np.array(rows)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    picked, total = sums[draws].sum(1), sums.sum(0)
-    over = 1 if base else 2
-    samples = picked[:, 0] / np.maximum(picked[:, over], 1e-9) - (1 if base else 0)
-    point = total[0] / total[over] - (1 if base else 0)
-    return [round(float(x), 4) for x in (point, *np.quantile(samples, (0.025, 0.975)))]
+    rows = [(sum(v), sum(b), len(v)) for v, b in zip(values, base or values, strict=True) if v]
+    ours, theirs, states = np.array(rows, dtype=float).T
+    found = bootstrap(lambda a, b: ratio(a, b) - 1, ours, theirs) if base else bootstrap(ratio, ours, states)
+    if found is None:
+        return [float("nan")] * 3
+    low, high = (found.value if bound is None else bound for bound in (found.low, found.high))
+    return [round(x, 4) for x in (found.value, low, high)]
 
 
 def summarise(values: Values, base_method: str) -> dict[str, Any]:
@@ -107,19 +106,16 @@ def summarise(values: Values, base_method: str) -> dict[str, Any]:
 
 def markdown(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[int]) -> str:
     """One table per temperature: budgets down, methods across, `E (gain over the first method [interval])`."""
-    lines = []
+    parts = []
     for temperature, rows in tables.items():
         first = rows[f"{methods[0]}@{budgets[0]}"]
-        lines += [
-            f"\ntemperature {temperature}: {first['states']} states of {first['questions']} questions",
-            "",
-            "| nodes | " + " | ".join(methods) + " |",
-            "|---|" + "---|" * len(methods),
+        parts.append(f"temperature {temperature}: {first['states']} states of {first['questions']} questions")
+        cells = [
+            [str(nodes), *(_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods)]
+            for nodes in budgets
         ]
-        for nodes in budgets:
-            cells = [_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods]
-            lines.append(f"| {nodes} | " + " | ".join(cells) + " |")
-    return "\n".join(lines).strip() + "\n"
+        parts.append(markdown_table(["nodes", *methods], cells))
+    return "\n\n".join(parts) + "\n"
 
 
 def _shown(row: dict[str, Any], is_base: bool) -> str:
@@ -159,6 +155,7 @@ def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[in
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.trees.table",
         description=__doc__,
@@ -169,10 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
     add("--protocol")
     add("--num-questions", type=int, default=20, metavar="N")
-    add_pair_argument(parser)
-    add("--base-model-path", metavar="P")
-    add("--ea-model-path", metavar="P")
-    add("--draft-model-path", metavar="P")
+    add_model_flags(parser)
     add(
         "--methods",
         nargs="+",
@@ -186,22 +180,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--states", type=int, default=4, help="states per question")
     add("--stride", type=int, default=16, help="tokens from one to the next")
     add("--seed", type=int, default=0)
-    add("--dtype", choices=list(engine.DTYPES), default=engine.default_dtype())
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
     return parser
 
 
 def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Measure every temperature, write the table. Returns the cells by temperature."""
     for method in options.methods:
         if find_tree(method.partition("+")[0]) is None or "+" not in method:
             raise ValueError(f"--methods {method!r}: expected tree+verifier, such as hybrid+hsd")
     output = Path(options.output)
-    output.mkdir(parents=True, exist_ok=True)
+    jsonl.check_writable(output / "table.json")
+    resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
-    model = engine.load(
-        options.base_model_path, options.ea_model_path, options.dtype, draft_model_path=options.draft_model_path
-    )
+    model = load_from_flags(options)
     style = prompts.prompt_format(model.tokenizer, options.base_model_path)
     questions = [
         prompts.encode(model.tokenizer, style, [{"role": "user", "content": question.turns[0]}])[0].tolist()
@@ -228,26 +221,30 @@ def one_temperature(
     """Measure what the temperature's file does not hold yet."""
     path = output / f"states_T{temperature:g}.jsonl"
     done: Values = {}
-    told = {
+    asked_for = {
         "methods": options.methods,
         "budgets": options.budgets,
         "depth": options.depth,
         "states": options.states,
         "stride": options.stride,
         "seed": options.seed,
-        "models": [options.base_model_path, options.ea_model_path],
+        "bench": [options.bench, options.protocol],
+        "dtype": options.dtype,
+        "models": [
+            weights_fingerprint(path) or path
+            for path in (options.base_model_path, options.ea_model_path, options.draft_model_path)
+        ],
     }
-    if path.is_file():
-        storage.recover(path)
-        head, *rows = [*storage.lines(path)] or [told]
-        if head != told:
+    with contextlib.closing(jsonl.open_locked(path)) as file:
+        jsonl.recover(path)
+        head, *rows = [value for _, value in jsonl.lines(path)] or [asked_for]
+        if head != asked_for:
             raise ValueError(f"{path} was measured with other settings ({head}); choose another --output")
         for row in rows[: len(questions)]:
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
-    with open(path, "ab") as file:
         if not path.stat().st_size:
-            storage.append(file, told)
+            jsonl.append(file, asked_for, path)
         return measure(
             model,
             questions,
@@ -257,12 +254,13 @@ def one_temperature(
             options.stride,
             options.seed,
             done,
-            lambda row: storage.append(file, row),
+            lambda row: jsonl.append(file, row, path),
             options.quiet,
         )
 
 
 def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argparse.Namespace, output: Path) -> None:
+    """Write table.json, table.md and table.png."""
     origin = provenance.provenance([])
     record = {
         "bench": asked.bench,
@@ -276,23 +274,24 @@ def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argpar
         "cpu": origin["hardware"]["cpu"],
         "tables": tables,
     }
-    storage.write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
-    storage.write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
+    jsonl.write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
+    jsonl.write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
     plot(tables, options.methods, options.budgets, output / "table.png")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
     options = build_parser().parse_args(argv)
-    try:
-        apply_pair(options)
-        run(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(Path(options.output, "table.md").read_text(encoding="utf-8"))
-    return 0
+
+    def work() -> None:
+        with torch.inference_mode():
+            run(options)
+        print(Path(options.output, "table.md").read_text(encoding="utf-8"))
+
+    return command.run(
+        work, lambda: f"The finished states are kept in {options.output}; the same command goes on there."
+    )
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     raise SystemExit(main())

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from eval.questions import benchmarks
-from eval.questions import downloads as files
+from eval.questions import benchmarks, downloads
 from eval.questions.accuracy import reference_number
 
 NUMBERED = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(300)]
@@ -25,7 +24,7 @@ def put(folder, monkeypatch, path, content):
     """A file in the data directory whose checksum counts as the published one."""
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     (folder / path).write_bytes(content)
-    monkeypatch.setitem(files.KNOWN, path, files.KNOWN[path]._replace(sha256=files.sha256(content)))
+    monkeypatch.setitem(downloads.KNOWN, path, downloads.KNOWN[path]._replace(sha256=downloads.sha256(content)))
 
 
 def as_lines(records):
@@ -54,7 +53,7 @@ def test_gsm8k_falls_back_to_the_sample_and_says_so(data, capsys):
     ],
 )
 def test_a_missing_file_names_the_command(data, bench, protocol, path):
-    with pytest.raises(files.MissingData, match=f"run `python -m eval.questions.downloads {path}`"):
+    with pytest.raises(downloads.MissingDataError, match=f"run `python -m eval.questions.downloads {path}`"):
         benchmarks.load(bench, protocol)
 
 
@@ -96,8 +95,8 @@ def test_a_changed_question_changes_the_hash(tmp_path):
         (b"not json\n", "line 1: not JSON"),
         (b"[1]\n", "is not a JSON object"),
         (b'{"text": "x"}\n', "expected `question`, `turns` or `prompt`"),
-        (b'{"turns": []}\n', "an empty turn"),
-        (b'{"question": "  "}\n', "an empty turn"),
+        (b'{"turns": []}\n', "line 1: turns is \\[\\]; expected a list of texts"),
+        (b'{"question": "  "}\n', "line 1: question is '  '; expected a text that is not empty"),
         (b'{"question_id": 3, "turns": ["a"]}\n{"question_id": 3, "turns": ["b"]}\n', "question_id 3 appears twice"),
     ],
 )
@@ -127,24 +126,38 @@ def test_bad_requests_are_named(arguments, message):
 
 def test_unknown_data_file_lists_the_known():
     with pytest.raises(ValueError, match="'gsm8k/valid.jsonl' is not known; expected one of gsm8k/test.jsonl"):
-        files.read("gsm8k/valid.jsonl")
+        downloads.read("gsm8k/valid.jsonl")
 
 
 def test_download_is_checked_and_kept(data, monkeypatch, tmp_path):
     origin = tmp_path / "origin.jsonl"
     origin.write_bytes(as_lines(NUMBERED[:3]))
-    item = files.KNOWN["gsm8k/test.jsonl"]._replace(url=origin.as_uri())
-    monkeypatch.setitem(files.KNOWN, item.path, item)
-    with pytest.raises(ValueError, match="differs from the published one"):
-        files.download(item.path)
-    assert files.find(item.path) is None
-    monkeypatch.setitem(files.KNOWN, item.path, item._replace(sha256=files.sha256(origin.read_bytes())))
-    assert files.download(item.path).read_bytes() == origin.read_bytes()
+    item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(url=origin.as_uri())
+    monkeypatch.setitem(downloads.KNOWN, item.path, item)
+    with pytest.raises(ValueError, match="differs from the original"):
+        downloads.download(item.path)
+    assert downloads.find(item.path) is None
+    monkeypatch.setitem(downloads.KNOWN, item.path, item._replace(sha256=downloads.sha256(origin.read_bytes())))
+    assert downloads.download(item.path).read_bytes() == origin.read_bytes()
     assert len(benchmarks.load("gsm8k", "full").questions) == 3
 
 
 def test_unreachable_download_is_an_error_with_a_remedy(data, monkeypatch, tmp_path):
-    item = files.KNOWN["gsm8k/test.jsonl"]._replace(url=(tmp_path / "nothing").as_uri())
-    monkeypatch.setitem(files.KNOWN, item.path, item)
-    with pytest.raises(files.MissingData, match="set HSD_DATA"):
-        files.download(item.path)
+    item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(url=(tmp_path / "nothing").as_uri())
+    monkeypatch.setitem(downloads.KNOWN, item.path, item)
+    with pytest.raises(downloads.MissingDataError, match="set HSD_DATA"):
+        downloads.download(item.path)
+
+
+def test_the_command_lists_and_downloads(data, monkeypatch, tmp_path, capsys):
+    origin = tmp_path / "origin.jsonl"
+    origin.write_bytes(as_lines(NUMBERED[:3]))
+    item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(
+        url=origin.as_uri(), sha256=downloads.sha256(origin.read_bytes())
+    )
+    monkeypatch.setitem(downloads.KNOWN, item.path, item)
+    assert downloads.main([]) == 0
+    assert capsys.readouterr().out.count("missing") == len(downloads.KNOWN)
+    assert downloads.main([item.path]) == 0
+    assert downloads.main(["gsm8k/nothing.jsonl"]) == 2
+    assert "'gsm8k/nothing.jsonl' is not known" in capsys.readouterr().err

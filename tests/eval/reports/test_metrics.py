@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from eval.questions.accuracy import final_number, is_correct, reference_number
-from eval.reports import metrics
+from eval.reports import estimates, metrics
 from eval.runs.answers import Answers
 from tests.eval.helpers import entry, turn
 
@@ -42,14 +42,14 @@ def test_phase_times():
 
 def test_bootstrap_is_deterministic_and_contains_the_value():
     values = np.arange(1.0, 30.0)
-    once, again = (metrics.bootstrap(metrics.ratio, values, np.ones(29)) for _ in range(2))
+    once, again = (estimates.bootstrap(estimates.ratio, values, np.ones(29)) for _ in range(2))
     assert once == again
     assert once.low < once.value == 15.0 < once.high
 
 
 def test_bootstrap_interval_matches_the_normal_approximation():
     values = np.random.default_rng(0).normal(5.0, 2.0, size=400)
-    found = metrics.bootstrap(metrics.ratio, values, np.ones(400))
+    found = estimates.bootstrap(estimates.ratio, values, np.ones(400))
     half = 1.96 * values.std() / 20
     assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
 
@@ -90,9 +90,9 @@ def test_runaways_and_same_tokens():
 
 
 def test_wilson_by_hand():
-    assert metrics.wilson(0, 16) == pytest.approx((0.0, 0.0, 0.1936), abs=1e-3)
-    assert metrics.wilson(8, 16) == pytest.approx((0.5, 0.2800, 0.7200), abs=1e-3)
-    assert metrics.wilson(0, 0) is None
+    assert estimates.wilson(0, 16) == pytest.approx((0.0, 0.0, 0.1936), abs=1e-3)
+    assert estimates.wilson(8, 16) == pytest.approx((0.5, 0.2800, 0.7200), abs=1e-3)
+    assert estimates.wilson(0, 0) is None
 
 
 @pytest.mark.parametrize(

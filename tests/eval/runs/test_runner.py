@@ -8,7 +8,7 @@ import torch
 from eval.questions import prompts
 from eval.questions.benchmarks import Question
 from eval.runs import runner
-from eval.runs.methods import METHODS, Decoding, from_flags, resolve
+from eval.runs.methods import METHODS, Decoding, Models, from_flags, resolve
 from tests.eval.fake import FakeEngine
 from tests.eval.helpers import evaluate, records
 
@@ -25,10 +25,10 @@ class MemoryFile:
 
 def play(questions, methods, **options):
     engine = FakeEngine()
-    task = runner.Task(engine, prompts.prompt_format(engine.tokenizer, "fake"), Decoding(), **options)
-    jobs = [runner.Job(METHODS[name], MemoryFile()) for name in methods]
-    runner.run(task, jobs, questions, quiet=True)
-    return engine, [job.answers.entries for job in jobs]
+    task = runner.Task(Models(engine), prompts.prompt_format(engine.tokenizer, "fake"), Decoding(), **options)
+    runs = [runner.MethodRun(METHODS[name], MemoryFile()) for name in methods]
+    runner.run(task, runs, questions, quiet=True)
+    return engine, [run.answers.entries for run in runs]
 
 
 def chat(number, *turns):

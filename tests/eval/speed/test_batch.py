@@ -1,16 +1,17 @@
-"""`python -m eval.speed.batch` on the demo pair with tiny arguments: every row is there and says what was measured."""
+"""`python -m eval.speed.batch` on a tiny pair: every row is there and says what was measured."""
 
 import json
 
 import pytest
 
+from eval.runs.load_models import resolve_flags
 from eval.speed import batch
 
 
-def test_rows_by_batch_size_and_method(tmp_path, capsys):
+def test_rows_by_batch_size_and_method(pair_flags, tmp_path, capsys):
     path = tmp_path / "batch.json"
     sizes = ["--batch", "1", "3", "--problems", "3", "--tokens", "6", "--nodes", "5", "--depth", "2", "--repeats", "1"]
-    batch.main([*sizes, "--output", str(path)])
+    assert batch.main([*pair_flags, *sizes, "--output", str(path)]) == 0
     written = json.loads(path.read_text(encoding="utf-8"))
     rows = written["rows"]
     assert [(row["batch"], row["method"]) for row in rows] == [
@@ -36,3 +37,10 @@ def test_sizes_below_one_are_refused(capsys):
 def test_padding_is_on_the_right():
     ids, mask = batch.padded([[5, 6, 7], [8]])
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_the_demo_pair_is_the_default():
+    options = batch.parse([])
+    resolve_flags(options)
+    assert options.base_model_path.endswith("checkpoints/demo/target")
+    assert options.ea_model_path.endswith("checkpoints/demo/eagle3")

@@ -1,83 +1,73 @@
-"""`--nodes auto`: the quotient decides, the choice is kept, several processes do not choose apart."""
+"""`--nodes auto`: the choice is measured once and kept; several processes do not choose apart."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from eagle.tuning.step_cost import Point
 from eval.__main__ import main
 from eval.questions.prompts import prompt_format
 from eval.runs.load_models import load
 from eval.runs.methods import Decoding
-from eval.runs.runner import Task
 from eval.speed import budget
-from eval.speed.budget import PLAIN, Point, choose, kept_or_measured, measure, summarise, table
+from eval.speed.budget import kept_or_measured, table
 
 PAIR = Path(__file__).parents[3] / "checkpoints" / "demo"
+TOKENIZER = SimpleNamespace(chat_template="x")
 
 
-def step(expected: float, seconds: float):
-    return SimpleNamespace(expected_accepted=expected, seconds={"draft": seconds / 4, "score": 3 * seconds / 4})
-
-
-def test_a_point_is_mean_tau_over_the_median_step():
-    point = summarise(9, 4, [step(1.0, 0.010), step(2.0, 0.020), step(3.0, 0.500)])
-    assert point == Point(9, 4, pytest.approx(3.0), pytest.approx(20.0), pytest.approx(150.0))
-
-
-def test_the_fastest_wins_and_of_equals_the_smallest():
-    slow, fast, same = Point(60, 7, 4.0, 40.0, 100.0), Point(21, 5, 3.0, 20.0, 150.0), Point(9, 4, 1.5, 10.0, 150.0)
-    assert choose([slow, fast, same]) == same
-    assert table([slow, same]).count("chosen") == 1
-
-
-def test_plain_decoding_is_shown_and_never_chosen():
+def test_plain_decoding_is_shown_beside_the_choice():
     plain, slow = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0)
-    assert choose([plain, slow]) == slow
     assert "| 0.75x | chosen |" in table([plain, slow]) and "| 1.00x |  |" in table([plain, slow])
+    assert table([slow, slow._replace(nodes=60)]).count("chosen") == 1
 
 
-def test_no_steps_is_an_error_that_says_so():
-    with pytest.raises(ValueError, match="no step was measured with 9 nodes"):
-        summarise(9, 4, [])
-
-
-def test_a_choice_is_measured_once(tmp_path, monkeypatch):
+def test_a_choice_is_measured_once_and_kept(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(budget, "measure", lambda *_: calls.append(1) or [Point(9, 4, 2.0, 10.0, 200.0)])
+    monkeypatch.setattr(budget, "bundled_problems", lambda *_: [[1]])
+    monkeypatch.setattr(budget, "measure", lambda *_, **given: calls.append(given) or [Point(9, 4, 2.0, 10.0, 200.0)])
     path = tmp_path / "run" / "budget.json"
-    task = Task(None, None, Decoding())
-    assert kept_or_measured(path, task) == kept_or_measured(path, task) == (9, 4)
-    assert calls == [1] and json.loads(path.read_text())["chosen"]["nodes"] == 9
+    engine = SimpleNamespace(tokenizer=TOKENIZER)
+    first, second = (kept_or_measured(path, engine, None, Decoding(min_p=0.1), 3) for _ in range(2))
+    assert first == second == Decoding(min_p=0.1, nodes=9, depth=4)
+    assert calls == [{"seed": 3, **Decoding(min_p=0.1).sampling()}]
+    assert json.loads(path.read_text())["sampling"]["min_p"] == 0.1
 
 
-def test_several_processes_are_told_to_choose_before(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"chosen": 3}', '{"chosen": {"nodes": 5}}', '{"chosen": {"nodes": "x", "depth": 1}}']
+)
+def test_a_damaged_choice_is_named(tmp_path, content):
+    path = tmp_path / "budget.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="budget.json: expected the choice of an earlier run"):
+        kept_or_measured(path, None, None, Decoding(), 0)
+
+
+@pytest.mark.parametrize(
+    "flag, remedy", [("--nodes", "run python -m eval.speed.budget first"), ("--dtype", "pass --dtype")]
+)
+def test_several_processes_do_not_choose_apart(tmp_path, monkeypatch, capsys, flag, remedy):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    arguments = [
-        "--bench",
-        "gsm8k",
-        "--protocol",
-        "sample",
-        "--base-model-path",
-        "T",
-        "--ea-model-path",
-        "H",
-        "--nodes",
-        "auto",
-        "--methods",
-        "hybrid+hsd",
-        "--output",
-        str(tmp_path),
-    ]
-    assert main(arguments, load=lambda *_, **__: SimpleNamespace(tokenizer=SimpleNamespace(chat_template="x"))) == 2
-    assert "run python -m eval.speed.budget first" in capsys.readouterr().err
+    arguments = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "T", "--ea-model-path", "H"]
+    arguments += [flag, "auto", "--methods", "hybrid+hsd", "--output", str(tmp_path)]
+    assert main(arguments, load=lambda *_, **__: SimpleNamespace(tokenizer=TOKENIZER)) == 2
+    assert remedy in capsys.readouterr().err
 
 
-def test_both_curves_are_measured_on_the_demo_pair():
-    engine = load(str(PAIR / "target"), str(PAIR / "eagle3"), "float32")
-    task = Task(engine, prompt_format(engine.tokenizer, ""), Decoding())
-    plain, drafted = measure(task, problems=1, tokens=12, candidates=(PLAIN, (5, 3)))
-    assert (plain.nodes, plain.tau) == (1, 1.0) and (drafted.nodes, drafted.depth) == (5, 3)
-    assert 1 < drafted.tau <= 4 and drafted.step_ms > 0
+def test_bundled_problems_are_prompts_of_the_evaluation():
+    engine = load(str(PAIR / "target"), None, "float32")
+    style = prompt_format(engine.tokenizer, "")
+    first, second = budget.bundled_problems(engine.tokenizer, style, 2)
+    assert first != second and "How many" in engine.tokenizer.decode(first)
+
+
+def test_the_command_prints_every_candidate(pair_flags, capsys, monkeypatch):
+    monkeypatch.setattr(budget, "measure", functools.partial(budget.measure, candidates=((1, 1), (5, 3))))
+    assert budget.main([*pair_flags, "--problems", "1", "--tokens", "4"]) == 0
+    table = capsys.readouterr().out
+    assert "| 1 | 1 | 1.00 |" in table and "| 5 | 3 |" in table and table.count("chosen") == 1

@@ -1,0 +1,1 @@
+"""Settings chosen by measuring: what a step costs on this machine."""

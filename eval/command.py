@@ -1,0 +1,30 @@
+"""What every command of this package does with errors: one line on stderr, and an exit code.
+
+2      ValueError or OSError: what was given cannot be used, or a file cannot be read or written
+130    interrupted by the keyboard (SIGINT), the code that shells expect
+"""
+
+import sys
+from collections.abc import Callable
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def run(work: Callable[[], int | None], kept: Callable[[], str] | None = None) -> int:
+    """Call `work`; its exit code (None: 0), or that of the error it raised.
+
+    kept    a sentence for an interrupted command: what is on disk and how to continue
+    """
+    try:
+        return work() or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"\ninterrupted. {kept() if kept else 'Nothing was written; run the command again.'}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks; the name of its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,47 @@
+"""Tables of strings as Markdown, and numbers with intervals as strings."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Table(NamedTuple):
+    """A titled table of strings; `note` says how to read it."""
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def interval(estimate: Any, write: Callable[[float], str]) -> str:
+    """`4.57 [4.41, 4.73]`, without brackets where there is no interval, a dash where there is nothing to measure."""
+    if estimate is None:
+        return "–"
+    value, low, high = estimate
+    return write(value) + ("" if low is None else f" [{write(low)}, {write(high)}]")
+
+
+def number(estimate: Any, digits: int = 2, sign: str = "") -> str:
+    """A plain number: `4.57 [4.41, 4.73]`; `sign` "+" writes the sign of positive ones too."""
+    return interval(estimate, lambda value: f"{value:{sign}.{digits}f}")
+
+
+def times(estimate: Any) -> str:
+    """A factor: `1.61x [1.55x, 1.67x]`."""
+    return interval(estimate, lambda value: f"{value:.2f}x")
+
+
+def percent(estimate: Any, sign: str = "") -> str:
+    """A share: `31% [29%, 34%]`."""
+    return interval(estimate, lambda value: f"{value:{sign}.0%}")
+
+
+def escape(cell: str) -> str:
+    """A cell's text without characters that would end the cell."""
+    return cell.replace("|", "\\|").replace("\n", " ")
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Header, rule and rows, one line each."""
+    lines = ["| " + " | ".join(map(escape, cells)) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])

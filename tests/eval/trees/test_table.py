@@ -1,0 +1,44 @@
+"""`python -m eval.trees.table` on a tiny pair: written, resumed, claimed by one process."""
+
+import json
+
+from eval import jsonl
+from eval.trees import table
+
+
+def flags(pair_flags, output, *more):
+    sizes = ["--num-questions", "2", "--budgets", "4", "6", "--depth", "2", "--states", "2", "--stride", "2"]
+    methods = ["--methods", "topk+token", "hybrid+hsd", "--temperatures", "1", "--protocol", "sample", "--quiet"]
+    return [*pair_flags, *sizes, *methods, "--output", str(output), *more]
+
+
+def test_a_table_that_is_resumed(pair_flags, tmp_path, capsys):
+    assert table.main(flags(pair_flags, tmp_path)) == 0
+    written = (tmp_path / "table.md").read_text()
+    assert written.startswith("temperature 1: 4 states of 2 questions\n\n| nodes | topk+token | hybrid+hsd |")
+    assert written in capsys.readouterr().out
+    states = (tmp_path / "states_T1.jsonl").read_bytes()
+    first, second, third = states.splitlines(keepends=True)
+    (tmp_path / "states_T1.jsonl").write_bytes(first + second + third[:9])  # cut inside the last line
+    assert table.main(flags(pair_flags, tmp_path)) == 0
+    assert (tmp_path / "states_T1.jsonl").read_bytes() == states
+    cells = json.loads((tmp_path / "table.json").read_text())["tables"]["1"]
+    assert set(cells) == {"topk+token@4", "topk+token@6", "hybrid+hsd@4", "hybrid+hsd@6"}
+
+
+def test_other_settings_are_refused(pair_flags, tmp_path, capsys):
+    assert table.main(flags(pair_flags, tmp_path)) == 0
+    assert table.main(flags(pair_flags, tmp_path, "--seed", "5")) == 2
+    assert "was measured with other settings" in capsys.readouterr().err
+
+
+def test_two_runs_cannot_write_one_file(pair_flags, tmp_path, capsys):
+    with jsonl.open_locked(tmp_path / "states_T1.jsonl"):
+        assert table.main(flags(pair_flags, tmp_path)) == 2
+    assert "another run is writing this file" in capsys.readouterr().err
+
+
+def test_intervals_by_hand():
+    assert table.interval([[1.0, 3.0], [2.0]])[0] == 2.0
+    value, low, high = table.interval([[2.0]] * 5, [[1.0]] * 5)
+    assert value == low == high == 1.0
