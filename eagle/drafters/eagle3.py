@@ -47,9 +47,8 @@ class Eagle3Drafter:
         self.buffer = None
 
     def state(self) -> list[Tensor]:
-        angles = [] if self.fused.angles is None else [self.fused.angles]
         own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
-        return [*self.buffer.stores, *own, self.fused.qkv, *angles]
+        return [*self.buffer.stores, *own, *self.fused.state()]
 
     def window(self, more: int = 0) -> int:
         return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
