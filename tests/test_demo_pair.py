@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from scipy.stats import chi2
+from transformers import DynamicCache
 
 from eagle import EagleModel
+from eagle.modules.target import cache_keyword
 
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "checkpoints" / "demo"
@@ -79,12 +81,14 @@ def pair_law(model, ids) -> torch.Tensor:
 
     The second law is only worked out where the first token has p > 2e-4: the other pairs expect far fewer than 5.
     """
-    read = model.target.model(ids, use_cache=True)
+    lm = model.target.model
+    cached = {cache_keyword(lm.forward): DynamicCache(config=lm.config)}
+    read = lm(ids, use_cache=True, **cached)
     first = read.logits[0, -1].double().softmax(-1)
     law = torch.zeros(len(first), len(first), dtype=torch.float64)
     likely = (first > 2e-4).nonzero()[:, 0]
-    read.past_key_values.batch_repeat_interleave(len(likely))
-    logits = model.target.model(likely[:, None], past_key_values=read.past_key_values).logits[:, -1]
+    next(iter(cached.values())).batch_repeat_interleave(len(likely))
+    logits = lm(likely[:, None], **cached).logits[:, -1]
     law[likely] = first[likely, None] * logits.double().softmax(-1)
     return law
 

@@ -1,15 +1,20 @@
-"""Sampling settings and the law they make of logits, through the logits processors of `transformers`.
+"""From logits to the distribution that is sampled, through the logits processors of `transformers`.
 
-The law after these settings is the target p that verification preserves; the draft law q goes through the same
-settings (a q as sharp as p is accepted more), and losslessness does not depend on that choice.
+The distribution under these settings is the target distribution p that verification preserves. The draft distribution
+q goes through settings of its own, by default the same (a q as sharp as p is accepted more); losslessness does not
+depend on that choice.
+
+Shapes: B batch, N nodes, R rows, T tokens of the longest prefix, K depth, V vocabulary.
 """
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import (
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -17,10 +22,16 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+Processor = Callable[..., Tensor]  # (prefixes Int64[R, T], scores Float32[R, V]) -> scores
+
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 means greedy; top_k 0, top_p 1 (or 0), min_p 0 and repetition_penalty 1 mean "off"."""
+    """temperature 0 means greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 mean "off".
+
+    Meanings and order are those of `transformers`; top_p 0 keeps the most likely token alone.
+    Raises ValueError for a value that is out of range or not finite.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -30,11 +41,11 @@ class SamplingParams:
 
     def __post_init__(self):
         rules = {
-            "temperature": (self.temperature >= 0, "at least 0 (0 is greedy)"),
+            "temperature": (0 <= self.temperature < math.inf, "a finite number of at least 0 (0 is greedy)"),
             "top_k": (self.top_k >= 0, "a count of tokens, 0 for no limit"),
-            "top_p": (0 <= self.top_p <= 1, "in [0, 1], 1 for no limit"),
-            "min_p": (0 <= self.min_p <= 1, "in [0, 1], 0 for no limit"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0, 1 for no penalty"),
+            "top_p": (0 <= self.top_p <= 1, "a number in [0, 1], 1 for no limit"),
+            "min_p": (0 <= self.min_p <= 1, "a number in [0, 1], 0 for no limit"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a finite number above 0, 1 for no penalty"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
@@ -42,49 +53,131 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
+        """Whether the distribution is a point mass on the most likely token."""
         return self.temperature < 1e-5
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether the law at a node depends on the tokens before it beyond what the model has read."""
+        """Whether the distribution at a node depends on the tokens before it beyond what the model has read."""
         return self.repetition_penalty != 1.0
 
 
-class SamplingTransform:
-    """Callable: logits [..., V] -> probabilities Float32[..., V] under `settings`; equal where these are."""
+class Prefixes(NamedTuple):
+    """The tokens before each row of logits.
 
-    def __init__(self, settings: SamplingParams):
-        self.settings = settings
-        self._penalty = LogitsProcessorList()
+    tokens    Int64[..., T]   padded on the right with a token of the same prefix (no repetition penalty changes by it)
+    lengths   Int64[...]      how many of them are real
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+
+
+def row_prefixes(sequences: Sequence[Sequence[int]], device: torch.device) -> Prefixes:
+    """One prefix per sequence: tokens Int64[B, T], lengths Int64[B]."""
+    longest = max(map(len, sequences))
+    tokens = [[*row, *[row[-1]] * (longest - len(row))] for row in sequences]
+    lengths = torch.tensor([len(row) for row in sequences], device=device)
+    return Prefixes(torch.tensor(tokens, device=device), lengths)
+
+
+def node_prefixes(rows: Prefixes, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Prefixes:
+    """What precedes the token after each tree node: the row, whose last token is the root, then the path to the node.
+
+    tokens, depths Int64[B, N]; ancestors Bool[B, N, N], which nodes each node descends from, itself included.
+    Returns tokens Int64[B, N, T + N], lengths Int64[B, N].
+
+        row 5 8 2, tree 2 -> 7 -> 1      node 0: 5 8 2 (2 2 2)      node 2: 5 8 2 7 1 (2)
+    """
+    root, count = tokens[:, :1, None], tokens.shape[1]
+    base = torch.cat([rows.tokens, root[:, 0].expand(-1, count)], dim=1)[:, None].expand(-1, count, -1)
+    first = rows.lengths[:, None] - 1
+    last = first + depths
+    place = last[:, None].expand(-1, count, -1)
+    path = torch.zeros_like(base).scatter_add_(2, place, torch.where(ancestors, tokens[:, None], 0))
+    positions = torch.arange(base.shape[-1], device=base.device)
+    found = torch.where(positions >= first[:, :, None], path, base)
+    return Prefixes(torch.where(positions > last[:, :, None], root, found), last + 1)
+
+
+def _warpers(settings: SamplingParams) -> list[Processor]:
+    """What cuts and sharpens a distribution, in the order of `transformers`."""
+    warpers: list[Processor] = []
+    if settings.temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
+    if settings.top_k:
+        warpers.append(TopKLogitsWarper(int(settings.top_k)))
+    if settings.top_p < 1:
+        warpers.append(TopPLogitsWarper(float(settings.top_p)))
+    if settings.min_p:
+        warpers.append(MinPLogitsWarper(float(settings.min_p)))
+    return warpers
+
+
+class SamplingTransform:
+    """Callable: logits [..., V] -> probabilities Float32[..., V]; equal where settings and processors are.
+
+    processors: further logits processors, called after the repetition penalty and before the temperature, as
+    `transformers` does. Each is called with exact prefixes, for nodes of the draft tree too, so what it returns must
+    depend on its arguments alone, not on the order of calls.
+    """
+
+    def __init__(self, settings: SamplingParams, processors: Sequence[Processor] = ()):
+        self.settings, self.processors = settings, tuple(processors)
+        self._penalty: list[Processor] = []
         if settings.needs_prefix:
-            self._penalty.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-        self._warpers = LogitsProcessorList()
-        if settings.greedy:
-            return
-        if settings.temperature != 1.0:
-            self._warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-        if settings.top_k:
-            self._warpers.append(TopKLogitsWarper(int(settings.top_k)))
-        if 0 < settings.top_p < 1:
-            self._warpers.append(TopPLogitsWarper(float(settings.top_p)))
-        if settings.min_p:
-            self._warpers.append(MinPLogitsWarper(float(settings.min_p)))
+            self._penalty.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
+        self._warpers = [] if settings.greedy else _warpers(settings)
+
+    @property
+    def needs_prefix(self) -> bool:
+        """Whether `prefixes` must be given; such a generation cannot be recorded as CUDA graphs."""
+        return self.settings.needs_prefix or bool(self.processors)
+
+    @property
+    def identity(self) -> tuple:
+        """Settings and the processors themselves: what makes two transforms equal."""
+        return self.settings, *map(id, self.processors)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SamplingTransform) and self.settings == other.settings
+        return isinstance(other, SamplingTransform) and self.identity == other.identity
 
     def __hash__(self) -> int:
-        return hash(self.settings)
+        return hash(self.identity)
 
-    def __call__(self, logits: Tensor, prefixes: Tensor | None = None) -> Tensor:
-        """`prefixes` Int64[..., T]: the tokens before each row, needed for a repetition penalty."""
+    def __call__(self, logits: Tensor, prefixes: Prefixes | None = None) -> Tensor:
+        """`prefixes`, one per row of logits: needed for a repetition penalty and for processors."""
         rows = logits.float().reshape(-1, logits.shape[-1])
-        if len(self._penalty):
+        if self.needs_prefix:
             if prefixes is None:
-                raise ValueError("repetition_penalty needs the tokens before each row: pass prefixes")
-            rows = self._penalty(prefixes.reshape(len(rows), -1), rows)
+                raise ValueError("a repetition penalty or a logits processor needs the tokens before: pass prefixes")
+            tokens = prefixes.tokens.reshape(len(rows), -1)
+            for processor in self._penalty:
+                rows = processor(tokens, rows)
+            if self.processors:
+                rows = self._process(rows, tokens, prefixes.lengths.reshape(-1))
         if self.settings.greedy:
-            law = torch.zeros_like(rows).scatter_(1, rows.argmax(-1, keepdim=True), 1.0)
+            probs = torch.zeros_like(rows).scatter_(1, rows.argmax(-1, keepdim=True), 1.0)
         else:
-            law = self._warpers(None, rows).softmax(-1)
-        return law.view(logits.shape)
+            for warper in self._warpers:
+                rows = warper(None, rows)
+            probs = rows.softmax(-1)
+        return probs.view(logits.shape)
+
+    def _process(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Apply the processors to the rows Float32[R, V], those with prefixes of one length at a time."""
+        result = torch.empty_like(rows)
+        for length in lengths.unique().tolist():
+            index = (lengths == length).nonzero()[:, 0]
+            scores = rows[index]
+            for processor in self.processors:
+                scores = processor(tokens[index, :length], scores)
+            if scores.shape != (len(index), rows.shape[-1]):
+                raise ValueError(
+                    f"logits_processor: expected scores {(len(index), rows.shape[-1])}, found {tuple(scores.shape)}"
+                )
+            result[index] = scores.to(result)
+        largest = result.amax(-1)
+        if not bool(largest.isfinite().all()):
+            raise ValueError("logits_processor: after it the scores of a position are NaN, plus infinity or all masked")
+        return result

@@ -21,6 +21,7 @@ import hsd
 from eagle.drafters.base import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.plan import Plan
+from eagle.engine.sampling import Prefixes, node_prefixes, row_prefixes
 from eagle.engine.sequence import DecodingState, StateBuffers, StepState
 from eagle.model.outputs import GeneratedRow
 from eagle.modules.target import CachedLM, Scores
@@ -108,7 +109,7 @@ class Decoder:
         tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
         scores = target.prefill(tokens, counts)
         rows = [GeneratedRow(prompt) for prompt in prompts]
-        probs = plan.target(scores.logits[:, 0], padded_tokens(plan, rows, target.device))
+        probs = plan.target(scores.logits[:, 0], row_tokens(plan, rows, target.device))
         check_finite(finite_rows(scores.logits).tolist(), "after the prompt")
         root = hsd.draw(probs, self.generator)
         pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
@@ -256,23 +257,14 @@ def check_finite(finite: list[bool], where: str) -> None:
 # --- tokens before a position, for processors that look at them ------------------------------------------------------
 
 
-def padded_tokens(plan: Plan, rows: list[GeneratedRow], device: torch.device) -> Tensor | None:
-    """Int64[B, T]: each row's tokens, padded with its own last token (a repeat changes no repetition penalty)."""
-    if not plan.target.settings.needs_prefix:
+def row_tokens(plan: Plan, rows: list[GeneratedRow], device: torch.device) -> Prefixes | None:
+    """What precedes the next token of each row; None where the plan looks at no tokens."""
+    if not plan.target.needs_prefix:
         return None
-    tokens = [row.prompt + row.new_tokens for row in rows]
-    longest = max(map(len, tokens))
-    return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in tokens], device=device)
+    return row_prefixes([row.prompt + row.new_tokens for row in rows], device)
 
 
-def node_tokens(plan: Plan, rows: list[GeneratedRow], tree: TreeBatch) -> Tensor | None:
-    """Int64[B, N, T + N]: the tokens before each node's next one: the row, then the node's own ancestors.
-
-    Places of other nodes hold the root's token, which is part of every prefix.
-    """
-    base = padded_tokens(plan, rows, tree.tokens.device)
-    if base is None:
-        return None
-    count = tree.tokens.shape[1]
-    own = torch.where(tree.ancestors(), tree.tokens[:, None], tree.tokens[:, :1, None])
-    return torch.cat([base[:, None].expand(-1, count, -1), own], dim=-1)
+def node_tokens(plan: Plan, rows: list[GeneratedRow], tree: TreeBatch) -> Prefixes | None:
+    """What precedes the token after each node of each row's tree; None where the plan looks at no tokens."""
+    base = row_tokens(plan, rows, tree.tokens.device)
+    return None if base is None else node_prefixes(base, tree.tokens, tree.depths, tree.ancestors())

@@ -1,4 +1,4 @@
-"""The names EAGLE users have in their scripts, on this engine.
+"""EAGLE's own names on this engine: scripts written for EAGLE-3 run with `from eagle.model.ea_model import EaModel`.
 
 What differs from the original: `hsd=True` (the default) drafts the hybrid tree and verifies it branch-wise;
 `hsd=False` is EAGLE-3's own method, its top-k tree with token-wise verification. Nothing is emitted past an EOS or
@@ -7,6 +7,7 @@ past `max_new_tokens`. EAGLE's `depth` counts the head's passes after the first,
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +15,28 @@ from torch import Tensor
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import GeneratedRow, sequences_of
 
+AUTOMATIC = 40  # total_token=-1: the smallest budget that EAGLE's automatic choice considers
+
 
 class EaModel:
-    """A pair loaded with EAGLE's argument names."""
+    """A pair loaded with EAGLE's argument names.
+
+    model       the `EagleModel` that decodes
+    tokenizer   the target's
+    base_model  the `transformers` target, `config` its config
+    training    False: the model only decodes
+    """
+
+    training = False
 
     def __init__(self, model: EagleModel, total_token: int, depth: int, top_k: int):
+        """Wrap a loaded pair; arguments as for `from_pretrained`."""
         self.model = model
         self.tokenizer = model.tokenizer
         self.base_model = model.target.model
         self.config = self.base_model.config
-        self.tree_settings = {"nodes": total_token, "depth": depth + 1}
+        self.nodes = AUTOMATIC if total_token == -1 else total_token
+        self.depth = depth + 1
         self.top_k = top_k
 
     @classmethod
@@ -36,48 +49,64 @@ class EaModel:
         depth: int = 7,
         top_k: int = 10,
         threshold: float = 1.0,
-        torch_dtype: torch.dtype | None = None,
-        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        dtype: torch.dtype | str | None = None,
         low_cpu_mem_usage: bool = True,
-        device_map: str | None = None,
-        **model_kwargs,
+        device_map: Any = None,
+        **model_kwargs: Any,
     ) -> "EaModel":
-        """Load a pair. `total_token` counts the root, as in EAGLE; `threshold` and `low_cpu_mem_usage` are accepted
-        for old scripts and have no effect.
+        """Load a pair.
 
-        Raises ValueError for use_eagle3=False (EAGLE-1/2 heads are another architecture), a missing path, or
-        total_token=-1 (EAGLE's automatic choice).
+        total_token     rows of the target's scoring forward, the root included; -1: a fixed, conservative 40
+        depth, top_k    shape of EAGLE's tree, as there
+        threshold, low_cpu_mem_usage    accepted for old scripts, without effect
+        the others      as for `EagleModel.from_pretrained`
+
+        Raises ValueError for use_eagle3=False (EAGLE-1/2 heads are another architecture), a missing path, or a
+        total_token that leaves nothing to draft.
         """
+        del threshold, low_cpu_mem_usage
         if not use_eagle3:
             raise ValueError("use_eagle3=False: only EAGLE-3 heads are supported; EAGLE-1/2 heads have no feature taps")
         if not base_model_path or not ea_model_path:
             raise ValueError(f"base_model_path={base_model_path!r}, ea_model_path={ea_model_path!r}: both are needed")
-        if total_token < 2:
-            raise ValueError(f"total_token={total_token}: expected at least 2 (the root and one drafted token)")
+        if total_token != -1 and total_token < 2:
+            raise ValueError(
+                f"total_token={total_token}: expected at least 2 (the root and one draft token), or -1 for an "
+                "automatic choice"
+            )
+        dtype = torch_dtype if dtype is None else dtype
         model = EagleModel.from_pretrained(
-            base_model_path, ea_model_path, dtype=dtype or torch_dtype, device_map=device_map, **model_kwargs
+            base_model_path, ea_model_path, dtype=dtype, device_map=device_map, **model_kwargs
         )
         return cls(model, total_token, depth, top_k)
 
-    def get_tokenizer(self):
+    @property
+    def device(self) -> torch.device:
+        """Where the target takes its input; input on another device is accepted and answered there."""
+        return self.model.device
+
+    def get_tokenizer(self) -> Any:
+        """The target's tokenizer."""
         return self.tokenizer
 
     def eval(self) -> "EaModel":
-        """Kept for old scripts: the model is always in evaluation mode."""
+        """Return the model, which is always in evaluation mode."""
         return self
 
-    def eagenerate(self, input_ids: Tensor, *args, log: bool = False, **kwargs):
-        """Generate; Int64[1, L + new], or with `log` (ids, number of new tokens, index of the last step).
+    def eagenerate(self, input_ids: Tensor, *args: Any, log: bool = False, **kwargs: Any) -> Any:
+        """Generate; Int64[1, L + new] on the input's device, or with `log` (ids, number of new tokens, index of the
+        last step).
 
         Arguments as for `ea_generate`.
         """
         return _finish(input_ids, self._rows(input_ids, *args, **kwargs), log)
 
-    def naivegenerate(self, input_ids: Tensor, *args, log: bool = False, **kwargs):
+    def naivegenerate(self, input_ids: Tensor, *args: Any, log: bool = False, **kwargs: Any) -> Any:
         """Plain token-by-token decoding with the same target; returns as `eagenerate`."""
-        return _finish(input_ids, self._rows(input_ids, *args, **kwargs, tree="none"), log)
+        return _finish(input_ids, self._rows(input_ids, *args, **{**kwargs, "tree": "none"}), log)
 
-    def ea_generate(self, input_ids: Tensor, *args, log: bool = False, **kwargs) -> Iterator[Tensor]:
+    def ea_generate(self, input_ids: Tensor, *args: Any, log: bool = False, **kwargs: Any) -> Iterator[Tensor]:
         """Yield Int64[1, L + new so far] after the prompt's forward and after every step.
 
         temperature, top_p, top_k       0 means greedy, no limit, no limit
@@ -87,13 +116,15 @@ class EaModel:
         is_llama3                       also stop at <|eot_id|>
         generator                       source of all randomness
         """
+        del log
         for row in self._rows(input_ids, *args, **kwargs):
-            yield _sequences(input_ids, row)
+            yield sequences_of(input_ids, [row], pad=0)
 
-    def naive_generate(self, input_ids: Tensor, *args, log: bool = False, **kwargs) -> Iterator[Tensor]:
+    def naive_generate(self, input_ids: Tensor, *args: Any, log: bool = False, **kwargs: Any) -> Iterator[Tensor]:
         """Like `naivegenerate`, yielding as `ea_generate` does."""
-        for row in self._rows(input_ids, *args, **kwargs, tree="none"):
-            yield _sequences(input_ids, row)
+        del log
+        for row in self._rows(input_ids, *args, **{**kwargs, "tree": "none"}):
+            yield sequences_of(input_ids, [row], pad=0)
 
     def _rows(
         self,
@@ -119,14 +150,17 @@ class EaModel:
             input_ids,
             min(max_new_tokens, room),
             temperature=temperature,
-            top_p=top_p,
+            top_p=top_p or 1.0,
             top_k=int(top_k),
+            min_p=0.0,
+            repetition_penalty=1.0,
             tree=tree,
             verifier=verifier,
+            nodes=self.nodes,
+            depth=self.depth,
             width=width,
             generator=generator,
             eos_token_id=self._eos_ids(is_llama3),
-            **self.tree_settings,
         )
         return (rows[0] for rows in steps)
 
@@ -137,11 +171,7 @@ class EaModel:
         return sorted(ids)
 
 
-def _finish(input_ids: Tensor, rows: Iterator[GeneratedRow], log: bool):
+def _finish(input_ids: Tensor, rows: Iterator[GeneratedRow], log: bool) -> Any:
     *_, row = rows
-    sequences = _sequences(input_ids, row)
+    sequences = sequences_of(input_ids, [row], pad=0)
     return (sequences, len(row.new_tokens), len(row.steps) - 1) if log else sequences
-
-
-def _sequences(input_ids: Tensor, row: GeneratedRow) -> Tensor:
-    return sequences_of(input_ids, [row], pad=0)

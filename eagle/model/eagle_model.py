@@ -1,11 +1,14 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
+import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, StopStringCriteria
+from typing_extensions import Unpack
 
 from eagle.checkpoints.load import check_target, load_head
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
@@ -13,22 +16,43 @@ from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
 from eagle.engine.generate import Stopping, iterate
 from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.sampling import SamplingTransform
+from eagle.model.generation_args import (
+    GenerateArguments,
+    GenerationArgs,
+    resolve_arguments,
+    stated,
+    token_ids,
+)
+from eagle.model.loading import load_lm, load_options
 from eagle.model.outputs import GeneratedRow, GenerateOutput, sequences_of
+from eagle.model.stopping import CriteriaStopping
 from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CachedLM, device_of
-from eagle.modules.tree_attention import ATTENTION
-from eagle.trees import TreeSettings, find_tree
+
+
+class Prepared(NamedTuple):
+    """One generation before it starts. input_ids Int64[B * num_return_sequences, L], `prompts` without padding."""
+
+    args: GenerationArgs
+    input_ids: Tensor
+    prompts: list[list[int]]
+    plan: Plan
+    stopping: Stopping
+    generator: torch.Generator | None
 
 
 class EagleModel:
     """Speculative decoding with a stock `transformers` target and an EAGLE-3 head (or a small LM) as drafter.
 
-    captured        what records steps as CUDA graphs; None where there is no CUDA device
+    One generation at a time: the caches and recorded graphs belong to the model.
+
+    captured        records steps as CUDA graphs; None where there is no CUDA device
     eager_because   why the latest generation ran without graphs; None: with them
     """
 
-    def __init__(self, model, drafter: Drafter | None = None, tokenizer=None, taps: tuple[int, ...] = ()):
+    def __init__(self, model: Any, drafter: Drafter | None = None, tokenizer: Any = None, taps: tuple[int, ...] = ()):
+        """`model`: a `transformers` causal LM; `taps`: the layers whose inputs the drafter reads."""
         self.target = CachedLM(model, taps)
         self.drafter = drafter
         self.tokenizer = tokenizer
@@ -36,20 +60,23 @@ class EagleModel:
         self.context_length = self.target.context_length
         self.captured = GraphRunner(CudaGraphs(self.device)) if self.device.type == "cuda" else None
         self._eager_because: str | None = None
+        self._in_use = threading.Lock()
 
     @property
     def eager_because(self) -> str | None:
+        """Why the latest generation ran without CUDA graphs; None: it ran with them."""
         return self._eager_because or (self.captured.broken if self.captured is not None else None)
 
     @classmethod
-    def from_head(cls, model, head: Eagle3Head, tokenizer=None) -> "EagleModel":
-        """A loaded `transformers` causal LM and a loaded head; the head moves beside the target's last layer.
+    def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None) -> "EagleModel":
+        """A loaded `transformers` causal LM and a loaded head.
 
+        The head is moved, in place, to the device of the target's last layer and to the target's dtype.
         Raises ValueError when the head was not made for a target of this shape.
         """
         check_target(head.config, model.config)
         device = device_of(model.model.layers[-1])
-        head.to(device)
+        head.to(device, model.dtype)
         embeddings = model.get_input_embeddings()
         if embeddings.weight.is_meta and not head.config.own_embeddings:
             raise ValueError("the target's embed_tokens are offloaded; the head reads them too: keep them on a device")
@@ -64,115 +91,146 @@ class EagleModel:
         base_model_path: str,
         ea_model_path: str | None = None,
         draft_model_path: str | None = None,
-        dtype: torch.dtype | None = None,
-        device_map: str | None = None,
-        attention: str = "sdpa",
-        **model_kwargs,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        attention: str | None = None,
+        taps: tuple[int, int, int] | None = None,
+        rope_theta: float | None = None,
+        attn_implementation: str | None = None,
+        **model_kwargs: Any,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
 
         Give `ea_model_path` (an EAGLE-3 head) or `draft_model_path` (a small causal LM with the same tokenizer), or
-        neither for plain decoding. dtype: None keeps the checkpoint's on a GPU and means float32 on a CPU.
-        attention: "sdpa", or "split_prefix" for a tree attention without a mask over the cache
-        (`eagle.modules.tree_attention`).
-        Raises ValueError when head and target, or the two tokenizers, do not belong together.
+        neither for plain decoding.
+
+        dtype        a torch.dtype or its name; "auto": what decodes fastest on the device (bfloat16 where the hardware
+                     multiplies it, else float32); None: the checkpoint's on a GPU, float32 on a CPU
+        device_map   as in `transformers`; None: the GPU if there is one, else the CPU
+        attention    "sdpa", or "split_prefix" for a tree attention without a mask over the cache
+                     (`eagle.modules.tree_attention`); `attn_implementation` is another name for it
+        taps, rope_theta    override the head's config.json (`eagle.load_head`)
+        model_kwargs        go to the target's `from_pretrained`
+
+        Raises ValueError when head and target, or the two tokenizers, do not belong together, and for other values.
         """
-        if attention not in ATTENTION:
-            raise ValueError(f"attention={attention!r}: expected one of {', '.join(ATTENTION)}")
         if ea_model_path and draft_model_path:
             raise ValueError("both ea_model_path and draft_model_path were given: a model drafts with one of them")
-        dtype = dtype or ("auto" if torch.cuda.is_available() else torch.float32)
+        if not ea_model_path and (taps is not None or rope_theta is not None):
+            raise ValueError("taps and rope_theta override an EAGLE-3 head's config.json: give ea_model_path with them")
+        options = load_options(model_kwargs.pop("torch_dtype", dtype), device_map, attention, attn_implementation)
         tokenizer = AutoTokenizer.from_pretrained(base_model_path)
-        model = _load_lm(base_model_path, dtype, device_map, **{"attn_implementation": attention, **model_kwargs})
+        model = load_lm(base_model_path, options, **model_kwargs)
         if ea_model_path:
-            head = load_head(ea_model_path, model.config, dtype=model.dtype)
+            head = load_head(ea_model_path, model.config, dtype=model.dtype, taps=taps, rope_theta=rope_theta)
             return cls.from_head(model, head, tokenizer)
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
-        small = _load_lm(draft_model_path, dtype, device_map, attn_implementation=attention)
-        return cls(model, CausalLMDrafter(small, model.config.vocab_size), tokenizer)
+        return cls(model, CausalLMDrafter(load_lm(draft_model_path, options), model.config.vocab_size), tokenizer)
 
     def generate(
         self,
         input_ids: Tensor,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         *,
-        attention_mask: Tensor | None = None,
-        streamer=None,
-        return_dict_in_generate: bool = False,
-        **settings,
+        streamer: Any = None,
+        **arguments: Unpack[GenerateArguments],
     ) -> Tensor | GenerateOutput:
-        """Continue the prompts; the emitted law is the target's own under the sampling settings.
+        """Continue the prompts; the emitted distribution is the target's own under the sampling settings.
 
-        input_ids     Int64[B, L]; rows may be padded on either side where `attention_mask` [B, L] is 0
-        streamer      a `transformers` streamer (one row only): gets the prompt, then each step's tokens
-        settings      temperature, tree, verifier, ...: see `stream`
+        input_ids        Int64[B, L]; rows may be padded on either side where `attention_mask` [B, L] is 0
+        max_new_tokens   default 512
+        streamer         a `transformers` streamer (one row only): gets the prompt, then each step's tokens
+        arguments        see `eagle.model.generation_args.GenerateArguments`
 
-        Returns Int64[B, L + new] on the input's device (shorter rows padded on the right with the pad token), or with
-        `return_dict_in_generate` a `GenerateOutput`.
+        Returns Int64[B * num_return_sequences, L + new] on the input's device (the input rows, the new tokens, the pad
+        token behind shorter rows), or with `return_dict_in_generate` a `GenerateOutput`.
         Raises ValueError as `stream` does.
         """
+        prepared = self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
+        if streamer is not None:
+            _check_streamer(streamer, len(prepared.prompts))
+            streamer.put(prepared.input_ids.cpu())
+        rows: list[GeneratedRow] = []
         sent = 0
-        for rows in self.stream(input_ids, max_new_tokens, attention_mask=attention_mask, **settings):
+        for rows in self._run(prepared):
             if streamer is not None:
-                if len(rows) > 1:
-                    raise ValueError(f"a streamer follows one row, got a batch of {len(rows)}; generate row by row")
-                if not sent:
-                    streamer.put(torch.tensor([rows[0].prompt]))
                 streamer.put(torch.tensor(rows[0].new_tokens[sent:]))
                 sent = len(rows[0].new_tokens)
         if streamer is not None:
             streamer.end()
-        sequences = sequences_of(input_ids, rows, self._pad_id())
-        return GenerateOutput(sequences, rows) if return_dict_in_generate else sequences
+        sequences = sequences_of(prepared.input_ids, rows, self._pad_id(prepared.args))
+        return GenerateOutput(sequences, rows) if prepared.args.return_dict_in_generate else sequences
 
     def stream(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int = 512,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        tree: str = "hybrid",
-        verifier: str = "hsd",
-        nodes: int = 60,
-        depth: int = 7,
-        width: int | None = None,
-        beta: float = 0.85,
-        generator: torch.Generator | None = None,
-        eos_token_id: int | list[int] | None = None,
-        attention_mask: Tensor | None = None,
-        draft_sampling: SamplingParams | None = None,
-        graphs: bool | None = None,
+        self, input_ids: Tensor, max_new_tokens: int | None = None, **arguments: Unpack[GenerateArguments]
     ) -> Iterator[list[GeneratedRow]]:
-        """Yield the growing rows after the prompts' forward and after every step.
+        """Yield the growing rows after the prompts' forward and after every step; arguments as for `generate`.
 
-        tree            "none" (plain decoding), "topk", "chain", "multi" or "hybrid"; see `eagle.trees`
-        nodes           rows of the target's scoring forward per step: drafted nodes and the root
-        depth, width, beta    see `eagle.trees.TreeSettings`
-        verifier        a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
-        generator       source of all randomness, on the model's device; None: torch's global one
-        eos_token_id    token id(s) that end a row; None: the model's own
-        draft_sampling  settings of the draft law where they should differ from the target's
-        graphs          replay steps as CUDA graphs: None where possible, True the same but warn where not, False never;
-                        `eager_because` has the reason
+        The model is in use from the first `next` until the iterator is exhausted, closed or dropped.
 
-        Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, settings out
-        of range, an unknown tree or verifier.
+        Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, an argument that
+        is not known or out of range; RuntimeError from the first `next` while another generation is unfinished.
         """
-        prompts = _prompt_rows(input_ids, attention_mask)
+        return self._run(self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
+
+    def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
+        if not self._in_use.acquire(blocking=False):
+            raise RuntimeError(
+                "another generation of this model is unfinished and holds its caches: exhaust its stream() or close() "
+                "it first, or load a second model"
+            )
+        try:
+            graphs = self._recordings(prepared.plan, prepared.args.graphs)
+            _, _, prompts, plan, stopping, generator = prepared
+            yield from iterate(self.target, self.drafter, plan, prompts, stopping, generator, graphs)
+        finally:
+            self._in_use.release()
+
+    def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
+        args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
+        prompts = _prompt_rows(input_ids, args.attention_mask)
         self._check_prompts(prompts)
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-        sampling = SamplingParams(temperature, top_k, top_p, min_p, repetition_penalty)
-        plan = self._plan(sampling, draft_sampling, tree, verifier, TreeSettings(nodes, depth, width, beta))
-        stopping = Stopping(self.eos_ids(eos_token_id), max_new_tokens, self.context_length)
-        captured = self._recordings(plan, graphs)
-        return iterate(self.target, self.drafter, plan, prompts, stopping, generator, captured)
+        copies = args.num_return_sequences
+        if copies > 1 and args.sampling.greedy:
+            raise ValueError(f"num_return_sequences={copies} with greedy decoding: all of them would be the same")
+        return Prepared(
+            args,
+            input_ids.repeat_interleave(copies, 0),
+            [list(prompt) for prompt in prompts for _ in range(copies)],
+            self._plan(args),
+            self._stopping(args, input_ids),
+            self._generator(args),
+        )
+
+    def _plan(self, args: GenerationArgs) -> Plan:
+        target = SamplingTransform(args.sampling, args.logits_processor)
+        draft = SamplingTransform(args.draft_sampling)
+        plan = Plan.resolve(args.tree, args.verifier, args.settings, target, draft)
+        if plan.builder is not None and self.drafter is None:
+            raise ValueError(f"tree={args.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
+        return plan
+
+    def _stopping(self, args: GenerationArgs, input_ids: Tensor) -> Stopping:
+        limits = (self.eos_ids(args.eos_token_id), args.new_tokens(input_ids.shape[1]), self.context_length)
+        criteria = list(args.stopping_criteria)
+        if args.stop_strings:
+            tokenizer = args.tokenizer or self.tokenizer
+            if tokenizer is None:
+                raise ValueError(f"stop_strings={args.stop_strings!r} need a tokenizer: pass tokenizer=")
+            criteria.append(StopStringCriteria(tokenizer, list(args.stop_strings)))
+        return CriteriaStopping(*limits, criteria, input_ids.device) if criteria else Stopping(*limits)
+
+    def _generator(self, args: GenerationArgs) -> torch.Generator | None:
+        if args.seed is not None:
+            return torch.Generator(self.device).manual_seed(args.seed)
+        if args.generator is not None and args.generator.device.type != self.device.type:
+            raise ValueError(
+                f"generator is on {args.generator.device} and the model on {self.device}: make it with "
+                f"torch.Generator({self.device.type!r}), or pass seed="
+            )
+        return args.generator
 
     def _recordings(self, plan: Plan, graphs: bool | None) -> GraphRunner | None:
         """Where this plan's steps are recorded, None if they are not; the reason goes to `eager_because`."""
@@ -181,26 +239,10 @@ class EagleModel:
         elif self.captured is None:
             self._eager_because = f"the model is on {self.device}; graphs need a CUDA device"
         else:
-            drafter = self.drafter if find_tree(plan.tree) else None
-            self._eager_because = why_not(self.target, drafter, plan)
+            self._eager_because = why_not(self.target, self.drafter if plan.builder else None, plan)
         if graphs and self.eager_because:
             warnings.warn(f"graphs=True: decoding without them, because {self.eager_because}", stacklevel=4)
         return None if self.eager_because else self.captured
-
-    def _plan(
-        self,
-        sampling: SamplingParams,
-        draft_sampling: SamplingParams | None,
-        tree: str,
-        verifier: str,
-        settings: TreeSettings,
-    ) -> Plan:
-        if find_tree(tree) is not None and self.drafter is None:
-            raise ValueError(f"tree={tree!r} needs a drafter: load with ea_model_path or draft_model_path")
-        draft_sampling = draft_sampling or SamplingParams(
-            sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p
-        )
-        return Plan.resolve(tree, verifier, settings, SamplingTransform(sampling), SamplingTransform(draft_sampling))
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         for index, prompt in enumerate(prompts):
@@ -218,27 +260,20 @@ class EagleModel:
                     "no room for a new token; shorten the prompt"
                 )
 
-    def eos_ids(self, given: int | list[int] | None = None) -> frozenset[int]:
+    def eos_ids(self, given: Any = None) -> frozenset[int]:
         """The token ids that end a row: the given ones, else the model's, else the tokenizer's."""
-        if given is None:
-            given = self.target.model.generation_config.eos_token_id
-        if given is None and self.tokenizer is not None:
-            given = self.tokenizer.eos_token_id
-        if given is None:
-            return frozenset()
-        return frozenset([given] if isinstance(given, int) else given)
+        config = getattr(self.target.model, "generation_config", None)
+        for value in (given, getattr(config, "eos_token_id", None), getattr(self.tokenizer, "eos_token_id", None)):
+            if value is not None:
+                return token_ids("eos_token_id", value)
+        return frozenset()
 
-    def _pad_id(self) -> int:
-        pad = self.tokenizer.pad_token_id if self.tokenizer is not None else None
-        return pad if pad is not None else next(iter(self.eos_ids()), 0)
+    def _pad_id(self, args: GenerationArgs) -> int:
+        pad = args.pad_token_id if args.pad_token_id is not None else getattr(self.tokenizer, "pad_token_id", None)
+        return pad if pad is not None else min((id for id in self.eos_ids(args.eos_token_id) if id >= 0), default=0)
 
 
-def _load_lm(path: str, dtype, device_map: str | None, **kwargs):
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map, **kwargs)
-    return model
-
-
-def check_same_tokenizer(target, draft) -> None:
+def check_same_tokenizer(target: Any, draft: Any) -> None:
     """ValueError when a draft model's tokenizer gives other ids than the target's."""
     ours, theirs = target.get_vocab(), draft.get_vocab()
     if ours != theirs:
@@ -247,6 +282,13 @@ def check_same_tokenizer(target, draft) -> None:
             f"draft and target tokenizers differ ({len(theirs)} and {len(ours)} tokens; for example {differing}): "
             "use a draft model of the same family"
         )
+
+
+def _check_streamer(streamer: Any, rows: int) -> None:
+    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
+        raise ValueError(f"streamer={streamer!r}: expected a transformers streamer, with put and end")
+    if rows > 1:
+        raise ValueError(f"a streamer follows one row, got a batch of {rows}; generate row by row")
 
 
 def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
@@ -258,10 +300,13 @@ def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[
             else type(input_ids).__name__
         )
         raise ValueError(f"input_ids: expected an integer tensor [batch, length], found {found}")
+    if not len(input_ids):
+        raise ValueError("input_ids has no rows: expected at least one prompt")
     if attention_mask is None:
         return input_ids.tolist()
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask {tuple(attention_mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"
         )
-    return [row[keep].tolist() for row, keep in zip(input_ids, attention_mask.bool())]
+    keep = attention_mask.to(input_ids.device).bool()
+    return [row[kept].tolist() for row, kept in zip(input_ids, keep)]

@@ -16,6 +16,8 @@ The auxiliary hidden states are the *inputs* of three decoder layers, the taps.
 Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabulary, K depth.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,6 +61,11 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
+def cache_keyword(forward: Callable) -> str:
+    """The name of the cache argument of a model's forward: "cache" from transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
 class CachedLM:
     """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
 
@@ -73,6 +80,7 @@ class CachedLM:
         self.config = model.config
         head = self.model.get_output_embeddings()
         self._output = PackedLinear(head) if head.bias is None and can_pack(head.weight) else head
+        self._cache_keyword = cache_keyword(model.model.forward)
         self.taps = taps
         layers = model.model.layers
         bad = [tap for tap in taps if not 0 <= tap < len(layers)]
@@ -152,8 +160,8 @@ class CachedLM:
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_keyword: cache},
             **options,
         )
         hidden = out.last_hidden_state

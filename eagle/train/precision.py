@@ -1,19 +1,5 @@
-"""The number format where none is named.
+"""`has_bf16`, under the name it has for training."""
 
-bfloat16 halves memory, and is faster where the hardware multiplies it; elsewhere it is emulated, several times slower
-than float32.
-"""
+from eagle.modules.precision import CPU_FEATURES, has_bf16
 
-import torch
-
-CPU_FEATURES = ("amx_bf16", "avx512_bf16", "bf16")  # the last one is ARM's name
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware; False for device types that have no such query."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(found.get(feature) for feature in CPU_FEATURES)
-    return False
+__all__ = ["CPU_FEATURES", "has_bf16"]

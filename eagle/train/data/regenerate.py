@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from eagle.files import write_json, write_text
+from eagle.modules.target import cache_keyword
 from eagle.train.data.conversations import read_messages
 from eagle.train.precision import has_bf16
 
@@ -44,11 +45,10 @@ def sample(
     answers: list[list[int]] = [[] for _ in prompts]
     rows, running = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
     cache, positions = DynamicCache(config=model.config), mask.cumsum(1).sub(1).clamp(min=0)
+    cached = {cache_keyword(model.forward): cache}
     temperature = torch.tensor(temperatures, dtype=torch.float32, device=model.device)
     for _ in range(limit):
-        out = model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1
-        )
+        out = model(input_ids=tokens, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
         token = draw(out.logits[:, -1], temperature, generator)
         for row, value, alive in zip(rows, token.tolist(), running.tolist(), strict=True):
             if alive:

@@ -77,7 +77,7 @@ def test_with_an_ordinary_draft_model(tree):
         {"top_p": 0.9},
         {"top_k": 20},
         {"min_p": 0.05},
-        {"draft_sampling": SamplingParams(0.5)},
+        {"draft_temperature": 0.5},
         {"width": 2},
     ],
     ids=str,

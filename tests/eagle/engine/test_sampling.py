@@ -1,9 +1,10 @@
-"""Laws under sampling settings, and a repetition penalty along each node's own prefix."""
+"""Distributions under sampling settings, as `transformers` makes them, and what looks at each node's own prefix."""
 
 import pytest
 import torch
+from transformers import GenerationConfig, LogitsProcessorList
 
-from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.sampling import SamplingParams, SamplingTransform, node_prefixes, row_prefixes
 from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -21,18 +22,101 @@ def test_plain_and_tempered():
     [
         (SamplingParams(top_k=2), 2),
         (SamplingParams(top_p=0.8), 2),
-        (SamplingParams(top_p=0), 5),
+        (SamplingParams(top_p=0), 1),
+        (SamplingParams(), 5),
         (SamplingParams(min_p=0.3), 2),
     ],
 )
 def test_truncation(settings, kept):
-    law = SamplingTransform(settings)(LOGITS)
-    assert int((law > 0).sum()) == kept and law.sum().item() == pytest.approx(1)
+    probs = SamplingTransform(settings)(LOGITS)
+    assert int((probs > 0).sum()) == kept and probs.sum().item() == pytest.approx(1)
 
 
 def test_penalty_needs_the_prefix():
     with pytest.raises(ValueError, match="pass prefixes"):
         SamplingTransform(SamplingParams(repetition_penalty=1.2))(LOGITS)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "repetition_penalty"])
+def test_settings_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}=.*: expected"):
+        SamplingParams(**{name: value})
+
+
+SETTINGS = [
+    {"temperature": 0.7, "top_k": 4, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3},
+    {"top_k": 3, "top_p": 0.6},
+    {"temperature": 1.6, "min_p": 0.2},
+    {"top_p": 0.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("custom", [False, True])
+def test_the_processors_of_transformers_in_their_order(settings, custom):
+    target = tiny_target()
+    config = GenerationConfig(do_sample=True, **settings)
+    processors = [halve_even] if custom else []
+    theirs = target._get_logits_processor(config, 3, logits_processor=LogitsProcessorList(processors))
+    logits, rows = torch.randn(2, 60, generator=torch.Generator().manual_seed(0)), [[1, 2, 3], [4, 5, 6]]
+    want = theirs(torch.tensor(rows), logits.clone()).softmax(-1)
+    given = row_prefixes(rows, torch.device("cpu"))
+    assert torch.equal(SamplingTransform(SamplingParams(**settings), processors)(logits, given), want)
+
+
+def halve_even(prefixes, scores):
+    """Changes its argument in place, and depends on the prefix."""
+    scores[:, ::2] /= prefixes[:, -1:]
+    return scores
+
+
+def recorder(seen):
+    def processor(prefixes, scores):
+        seen.extend(prefixes.tolist())
+        return scores
+
+    return processor
+
+
+def test_node_prefixes_are_the_rows_and_their_paths():
+    #   row 0: 5 8 2,  2 -> 7 -> 1, 2 -> 9       row 1: 3,  3 -> 4, 3 -> 6 -> 0
+    rows = row_prefixes([[5, 8, 2], [3]], torch.device("cpu"))
+    tokens = torch.tensor([[2, 7, 9, 1], [3, 4, 6, 0]])
+    depths = torch.tensor([[0, 1, 1, 2], [0, 1, 1, 2]])
+    ancestors = torch.eye(4, dtype=torch.bool).expand(2, 4, 4).clone()
+    ancestors[:, :, 0] = True
+    ancestors[0, 3, 1] = ancestors[1, 3, 2] = True
+    found = node_prefixes(rows, tokens, depths, ancestors)
+    want = [[[5, 8, 2], [5, 8, 2, 7], [5, 8, 2, 9], [5, 8, 2, 7, 1]], [[3], [3, 4], [3, 6], [3, 6, 0]]]
+    for row in range(2):
+        for node in range(4):
+            prefix, length = found.tokens[row, node].tolist(), int(found.lengths[row, node])
+            assert prefix[:length] == want[row][node]
+            assert set(prefix[length:]) <= {tokens[row, 0].item()}
+    seen = []
+    SamplingTransform(SamplingParams(), [recorder(seen)])(torch.zeros(2, 4, 10), found)
+    assert sorted(seen) == sorted(prefix for row in want for prefix in row)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda prefixes, scores: scores - torch.inf, "all masked"),
+        (lambda prefixes, scores: scores * torch.nan, "NaN"),
+        (lambda prefixes, scores: scores[:, :3], "expected scores"),
+    ],
+)
+def test_a_processor_that_leaves_no_distribution_is_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingTransform(SamplingParams(), [bad])(LOGITS, row_prefixes([[1, 2]], torch.device("cpu")))
+
+
+def test_equal_transforms():
+    assert SamplingTransform(SamplingParams(0.5)) == SamplingTransform(SamplingParams(0.5))
+    assert SamplingTransform(SamplingParams(0.5)) != SamplingTransform(SamplingParams(0.6))
+    assert SamplingTransform(SamplingParams(), [halve_even]) == SamplingTransform(SamplingParams(), [halve_even])
+    assert SamplingTransform(SamplingParams(), [halve_even]) != SamplingTransform(SamplingParams())
 
 
 @pytest.mark.parametrize("tree", ["none", "topk", "chain", "hybrid"])

@@ -67,8 +67,8 @@ def test_bad_loads(paths):
         EaModel.from_pretrained(use_eagle3=False, base_model_path=paths[0], ea_model_path=paths[1])
     with pytest.raises(ValueError, match="both are needed"):
         EaModel.from_pretrained(base_model_path=paths[0])
-    with pytest.raises(ValueError, match="total_token=-1"):
-        EaModel.from_pretrained(base_model_path=paths[0], ea_model_path=paths[1], total_token=-1)
+    with pytest.raises(ValueError, match="total_token=1: expected at least 2"):
+        EaModel.from_pretrained(base_model_path=paths[0], ea_model_path=paths[1], total_token=1)
     with pytest.raises(ValueError, match="drafts with one of them"):
         EagleModel.from_pretrained(paths[0], paths[1], draft_model_path=paths[0])
 

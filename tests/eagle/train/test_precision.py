@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from eagle.train import precision
+from eagle.modules import precision
 from eagle.train.config import TrainConfig
 from eagle.train.data import regenerate
 from eagle.train.precision import has_bf16

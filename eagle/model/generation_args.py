@@ -1,0 +1,405 @@
+"""The arguments of `generate`: one function from what was given and what the model's file states to a checked result.
+
+Order of precedence, attribute by attribute:
+
+    1. a keyword of the call; None means "not given" for every keyword that `transformers` has too
+    2. the `generation_config` object of the call, where it states a value
+    3. the model's generation_config.json, where it states a value (`transformers` fills the rest with its library
+       defaults, such as top_k = 50, only inside its own generate: they are never inherited)
+    4. temperature 1, no truncation, 512 new tokens
+
+Sampling or greedy: `do_sample` of 1 or 2 decides; else a temperature of 1 or 2 (0 is greedy); else `do_sample`, then
+the temperature, of 3; else sampling at temperature 1.
+"""
+
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from eagle.engine.sampling import SamplingParams
+from eagle.trees import TreeSettings
+
+DEFAULT_NEW_TOKENS = 512
+MOST_NODES = 4096  # a tree's ancestor mask has nodes x nodes entries per row
+
+
+class GenerateArguments(TypedDict, total=False):
+    """Keywords of `EagleModel.generate` and `EagleModel.stream` beside `input_ids` and `max_new_tokens`.
+
+    As in `transformers`:
+
+    generation_config       GenerationConfig, overridden by keywords
+    do_sample               False: greedy; True: sample
+    temperature, top_k, top_p, min_p, repetition_penalty
+    max_length              limit on the padded prompt and the new tokens together; max_new_tokens wins over it
+    stop_strings            text(s) that end a row; the tokenizer is the model's unless `tokenizer` is given
+    logits_processor        LogitsProcessorList, applied to the target's logits at every node with that node's own
+                            prefix. Must depend on its arguments alone; the generation is not recorded as CUDA graphs
+    stopping_criteria       StoppingCriteriaList, asked after every single token with that row alone; scores are None
+    num_return_sequences    independent continuations per prompt (sampling only)
+    eos_token_id            token id(s) that end a row, [] for none; int, list or integer tensor
+    pad_token_id            pads shorter rows of the result on the right
+    attention_mask          Int64[B, L], 0 where `input_ids` is padding (on either side)
+    return_dict_in_generate True: a `GenerateOutput`; False: its sequences
+
+    Of this project:
+
+    seed, generator         randomness: a seed, or a torch.Generator on the model's device, not both; neither: torch's
+                            global generator
+    tree                    "none" (plain decoding) or a name in `eagle.trees.TREES`
+    verifier                a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
+    nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding
+    depth, width, beta      see `eagle.trees.TreeSettings`
+    draft_temperature       temperature of the draft distribution; None: the target's
+    graphs                  replay steps as CUDA graphs: None where possible, True the same with a warning where not,
+                            False never
+    """
+
+    generation_config: GenerationConfig | None
+    do_sample: bool | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    max_length: int | None
+    stop_strings: str | Sequence[str] | None
+    tokenizer: Any
+    logits_processor: Sequence[Callable] | None
+    stopping_criteria: Sequence[Callable] | None
+    num_return_sequences: int | None
+    eos_token_id: int | Sequence[int] | Tensor | None
+    pad_token_id: int | Tensor | None
+    attention_mask: Tensor | None
+    return_dict_in_generate: bool | None
+    seed: int | None
+    generator: torch.Generator | None
+    tree: str
+    verifier: str
+    nodes: int
+    depth: int
+    width: int | None
+    beta: float
+    draft_temperature: float | None
+    graphs: bool | None
+
+
+@dataclass(frozen=True)
+class GenerationArgs:
+    """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere."""
+
+    sampling: SamplingParams
+    draft_temperature: float | None
+    tree: str
+    verifier: str
+    settings: TreeSettings
+    max_new_tokens: int | None
+    max_length: int | None
+    eos_token_id: frozenset[int] | None
+    pad_token_id: int | None
+    stop_strings: tuple[str, ...]
+    tokenizer: Any
+    logits_processor: tuple[Callable, ...]
+    stopping_criteria: tuple[Callable, ...]
+    num_return_sequences: int
+    attention_mask: Tensor | None
+    seed: int | None
+    generator: torch.Generator | None
+    graphs: bool | None
+    return_dict_in_generate: bool
+
+    @property
+    def draft_sampling(self) -> SamplingParams:
+        """Settings of the draft distribution: the target's without its repetition penalty."""
+        target = self.sampling
+        temperature = target.temperature if self.draft_temperature is None else self.draft_temperature
+        return SamplingParams(temperature, target.top_k, target.top_p, target.min_p)
+
+    def new_tokens(self, prompt_length: int) -> int:
+        """The limit on new tokens behind prompts of padded length `prompt_length`.
+
+        Raises ValueError where max_length leaves no room for one.
+        """
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        if self.max_length is None:
+            return DEFAULT_NEW_TOKENS
+        if self.max_length <= prompt_length:
+            raise ValueError(
+                f"max_length={self.max_length}: the prompt already has {prompt_length} tokens; raise it, or give "
+                "max_new_tokens"
+            )
+        return self.max_length - prompt_length
+
+
+# --- one check per kind of value -------------------------------------------------------------------------------------
+
+
+def fault(name: str, value: Any, expected: str) -> ValueError:
+    """The error of a bad value, on one line."""
+    shown = repr(value)
+    return ValueError(f"{name}={shown if len(shown) < 80 else type(value).__name__}: expected {expected}")
+
+
+def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
+    """A finite real number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise fault(name, value, "a finite number")
+    found = float(value)
+    if not low <= found <= high:
+        raise fault(name, value, f"a number in [{low:g}, {high:g}]" if high < math.inf else f"at least {low:g}")
+    return found
+
+
+def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """A whole number in low .. high."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise fault(name, value, "a whole number")
+    found = int(value)
+    if found < low or (high is not None and found > high):
+        raise fault(name, value, f"at least {low}" if high is None or found < low else f"at most {high}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise fault(name, value, "True or False")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise fault(name, value, "a string that is not empty")
+    return value
+
+
+def texts(name: str, value: Any) -> tuple[str, ...]:
+    """One string or several."""
+    if not isinstance(value, str | list | tuple):
+        raise fault(name, value, "a string or a list of strings")
+    return (text(name, value),) if isinstance(value, str) else tuple(text(name, item) for item in value)
+
+
+def token_ids(name: str, value: Any) -> frozenset[int]:
+    """A token id or several: an int, a list or an integer tensor of at most one dimension; -1 matches no token."""
+    if isinstance(value, Tensor):
+        if value.ndim > 1 or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+            raise fault(name, value, "an integer tensor with at most one dimension")
+        value = value.tolist()
+    if isinstance(value, list | tuple | set | frozenset):
+        return frozenset(integer(name, item, -1) for item in value)
+    return frozenset([integer(name, value, -1)])
+
+
+def token_id(name: str, value: Any) -> int:
+    """One token id, as an int or an integer tensor with one element."""
+    found = token_ids(name, value)
+    if len(found) != 1:
+        raise fault(name, value, "one token id")
+    return next(iter(found))
+
+
+def callables(name: str, value: Any) -> tuple[Callable, ...]:
+    """Several functions, as in `LogitsProcessorList` and `StoppingCriteriaList`."""
+    if not isinstance(value, list | tuple) or not all(map(callable, value)):
+        raise fault(name, value, "a list of callables, for example a LogitsProcessorList or StoppingCriteriaList")
+    return tuple(value)
+
+
+def instance(name: str, value: Any, kind: type) -> Any:
+    """An object of one class."""
+    if not isinstance(value, kind):
+        raise fault(name, value, f"a {kind.__module__.split('.')[0]}.{kind.__name__}")
+    return value
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+OF_CONFIG = (
+    "do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens max_length stop_strings "
+    "num_return_sequences eos_token_id pad_token_id return_dict_in_generate"
+).split()
+# Names of `transformers` that are not supported, with the values at which they change nothing.
+NEUTRAL: dict[str, tuple] = {
+    **dict.fromkeys(
+        "early_stopping output_attentions output_hidden_states output_scores output_logits token_healing "
+        "remove_invalid_values low_memory use_mtp synced_gpus".split(),
+        (False,),
+    ),
+    **dict.fromkeys(
+        "min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff "
+        "diversity_penalty penalty_alpha assistant_ensemble_weight".split(),
+        (0,),
+    ),
+    **dict.fromkeys(
+        "num_beams num_beam_groups typical_p top_h encoder_repetition_penalty guidance_scale".split(), (1,)
+    ),
+    "length_penalty": (0, 1),
+    "use_cache": (True,),
+    "renormalize_logits": (False, True),
+    **dict.fromkeys(
+        "bad_words_ids constraints dola_layers exponential_decay_length_penalty force_words_ids forced_bos_token_id "
+        "forced_eos_token_id max_time sequence_bias suppress_tokens begin_suppress_tokens watermarking_config "
+        "prefix_allowed_tokens_fn assistant_model assistant_tokenizer negative_prompt_ids custom_generate "
+        "negative_prompt_attention_mask".split(),
+        (),
+    ),
+}
+REQUIRED = {"tree", "verifier", "nodes", "depth", "beta"}  # None is refused
+
+
+def _supported(name: str, value: Any, source: str) -> str | None:
+    """Why a setting of `transformers` cannot be followed; None where it changes nothing or is none of these."""
+    if name not in NEUTRAL or value is None or any(value == neutral for neutral in NEUTRAL[name]):
+        return None
+    return (
+        f"{source}{name}={value!r}: not supported with speculative decoding; leave it out, or pass a logits_processor "
+        "or stopping_criteria that does the same"
+    )
+
+
+def check_names(given: Mapping[str, Any]) -> None:
+    """ValueError for a keyword that is not known, naming the nearest known one, or that is not supported."""
+    known = [*GenerateArguments.__annotations__, "max_new_tokens"]
+    for name, value in given.items():
+        if name in known:
+            continue
+        reason = _supported(name, value, "")
+        if reason is None and name not in NEUTRAL:
+            near = difflib.get_close_matches(name, [*known, "input_ids", "streamer"], n=1)
+            reason = f"generate() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        if reason:
+            raise ValueError(reason)
+
+
+def stated(config: GenerationConfig | None) -> dict[str, Any]:
+    """The values that a generation config states itself."""
+    if config is None:
+        return {}
+    return {name: value for name, value in vars(config).items() if value is not None and not name.startswith("_")}
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def resolve_arguments(given: Mapping[str, Any], file: Mapping[str, Any]) -> GenerationArgs:
+    """Merge and check the keywords of a call, in the order of the module's docstring.
+
+    given   keywords (see `GenerateArguments`)
+    file    what the model's generation_config.json states; a setting there that is not supported is warned about
+
+    Raises ValueError naming the keyword, its value and what was expected.
+    """
+    check_names(given)
+    for name in REQUIRED & given.keys():
+        if given[name] is None:
+            raise fault(name, None, "a value; leave the argument out for the default")
+    given = {name: value for name, value in given.items() if value is not None}
+    config = given.pop("generation_config", None)
+    if config is not None:
+        given = {**_of_config(instance("generation_config", config, GenerationConfig)), **given}
+    _warn_about(file)
+    both = {**{name: value for name, value in file.items() if name in OF_CONFIG and value is not None}, **given}
+    if "seed" in given and "generator" in given:
+        raise ValueError("both seed and generator were given: pass one of them")
+    return GenerationArgs(
+        sampling=_sampling(given, both),
+        **_drafting(given),
+        **_limits(given, file),
+        **_ends(both),
+        **_call(both),
+    )
+
+
+def _of_config(config: GenerationConfig) -> dict[str, Any]:
+    values = stated(config)
+    for name, value in values.items():
+        reason = _supported(name, value, "generation_config.")
+        if reason:
+            raise ValueError(reason)
+    return {name: value for name, value in values.items() if name in OF_CONFIG}
+
+
+def _warn_about(file: Mapping[str, Any]) -> None:
+    for name, value in file.items():
+        reason = _supported(name, value, "the model's generation_config.json has ")
+        if reason:
+            warnings.warn(reason, stacklevel=5)
+
+
+def _sampling(given: Mapping[str, Any], both: Mapping[str, Any]) -> SamplingParams:
+    """`both`: `given` over the file. Greedy is temperature 0."""
+    layer = given if {"do_sample", "temperature"} & given.keys() else both
+    temperature = number("temperature", both.get("temperature", 1.0), 0)
+    top_k = integer("top_k", both.get("top_k", 0), 0)
+    top_p = number("top_p", both.get("top_p", 1.0), 0, 1)
+    min_p = number("min_p", both.get("min_p", 0.0), 0, 1)
+    penalty = number("repetition_penalty", both.get("repetition_penalty", 1.0))
+    if "do_sample" not in layer:
+        return SamplingParams(temperature, top_k, top_p, min_p, penalty)
+    if not flag("do_sample", layer["do_sample"]):
+        return SamplingParams(0.0, repetition_penalty=penalty)
+    if temperature == 0:
+        raise ValueError("do_sample=True with temperature=0: sampling needs a temperature above 0; give one of the two")
+    return SamplingParams(temperature, top_k, top_p, min_p, penalty)
+
+
+def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
+    default = TreeSettings()
+    width, temperature = given.get("width"), given.get("draft_temperature")
+    settings = TreeSettings(
+        nodes=integer("nodes", given.get("nodes", default.nodes), 1, MOST_NODES),
+        depth=integer("depth", given.get("depth", default.depth), 1, MOST_NODES),
+        width=None if width is None else integer("width", width, 1, MOST_NODES),
+        beta=number("beta", given.get("beta", default.beta), 0, 1),
+    )
+    return {
+        "tree": text("tree", given.get("tree", "hybrid")),
+        "verifier": text("verifier", given.get("verifier", "hsd")),
+        "settings": settings,
+        "draft_temperature": None if temperature is None else number("draft_temperature", temperature, 0),
+    }
+
+
+def _limits(given: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """What the call states wins as a whole: a max_length of the call over a max_new_tokens of the file."""
+    names = ("max_new_tokens", "max_length")
+    layer = given if any(name in given for name in names) else file
+    return {name: None if layer.get(name) is None else integer(name, layer[name], 1) for name in names}
+
+
+def _ends(both: Mapping[str, Any]) -> dict[str, Any]:
+    eos, pad = both.get("eos_token_id"), both.get("pad_token_id")
+    return {
+        "eos_token_id": None if eos is None else token_ids("eos_token_id", eos),
+        "pad_token_id": None if pad is None else token_id("pad_token_id", pad),
+        "stop_strings": texts("stop_strings", both.get("stop_strings", ())),
+        "stopping_criteria": callables("stopping_criteria", both.get("stopping_criteria", ())),
+    }
+
+
+def _call(both: Mapping[str, Any]) -> dict[str, Any]:
+    """What concerns the call as a whole; kinds that are None unless given are checked only then."""
+    checks: dict[str, Callable[[str, Any], Any]] = {
+        "attention_mask": lambda name, value: instance(name, value, Tensor),
+        "seed": lambda name, value: integer(name, value, 0, 2**63 - 1),
+        "generator": lambda name, value: instance(name, value, torch.Generator),
+        "graphs": flag,
+    }
+    return {
+        **{name: check(name, both[name]) if name in both else None for name, check in checks.items()},
+        "tokenizer": both.get("tokenizer"),
+        "logits_processor": callables("logits_processor", both.get("logits_processor", ())),
+        "num_return_sequences": integer("num_return_sequences", both.get("num_return_sequences", 1), 1),
+        "return_dict_in_generate": flag("return_dict_in_generate", both.get("return_dict_in_generate", False)),
+    }

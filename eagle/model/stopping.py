@@ -1,0 +1,36 @@
+"""Stopping criteria of `transformers` on rows that grow by several tokens per step."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from eagle.engine.generate import Stopping
+from eagle.model.outputs import GeneratedRow
+
+
+@dataclass(frozen=True)
+class CriteriaStopping(Stopping):
+    """`Stopping` that asks criteria after every emitted token, so that nothing after the one they stop at is kept.
+
+    criteria   functions of (token ids Int64[1, T] of one row, scores None) -> Bool[1] or bool
+    device     where the criteria get the token ids
+    """
+
+    criteria: Sequence[Callable]
+    device: torch.device
+
+    def emit(self, row: GeneratedRow, tokens: list[int]) -> list[int]:
+        """Append what the limits and criteria allow of `tokens`; sets the row's stop reason if it ends here."""
+        kept: list[int] = []
+        for token in tokens:
+            kept += super().emit(row, [token])
+            if not row.stop_reason and self._met(row):
+                row.stop_reason = "criteria"
+            if row.stop_reason:
+                break
+        return kept
+
+    def _met(self, row: GeneratedRow) -> bool:
+        ids = torch.tensor([row.prompt + row.new_tokens], device=self.device)
+        return any(bool(torch.as_tensor(criterion(ids, None)).any()) for criterion in self.criteria)
