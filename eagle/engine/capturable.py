@@ -9,8 +9,8 @@ from eagle.modules.target import CachedLM
 def why_not(target: CachedLM, drafter: Drafter | None, plan: Plan) -> str | None:
     """The reason in words, or None where a step does nothing that a CUDA graph cannot hold."""
     if plan.target.needs_prefix or plan.draft.needs_prefix:
-        name = "a logits_processor" if plan.target.processors else "repetition_penalty"
-        return f"{name} looks at every row's tokens, which are on the host"
+        penalty = f"repetition_penalty={plan.target.settings.repetition_penalty}"
+        return f"{'a logits_processor' if plan.target.processors else penalty} looks at tokens that are on the host"
     models = [target, drafter.lm] if isinstance(drafter, CausalLMDrafter) else [target]
     devices = {device for model in models for device in model.layer_devices} | {target.device}
     devices |= set() if drafter is None else {drafter.device}

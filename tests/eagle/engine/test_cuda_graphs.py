@@ -132,6 +132,7 @@ def test_every_window_is_warmed_up_then_recorded_then_replayed():
 REASONS = {
     "graphs=False": ({"graphs": False}, {}),
     "repetition_penalty=1.2 looks at": ({"repetition_penalty": 1.2}, {}),
+    "a logits_processor looks at": ({"logits_processor": [lambda prefixes, scores: scores]}, {}),
     "asks the host how long": ({}, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
 }
 
