@@ -22,7 +22,7 @@ from eagle.trees import TREES, TreeSettings
 from eval import command
 from eval.jsonl import check_writable
 from eval.runs.load_models import add_model_flags, load_from_flags
-from eval.trees.probe import Drafted, Room, Walk
+from eval.trees.probe import ScoredTree, StateProbe, TreeLimits
 
 
 class Node(NamedTuple):
@@ -53,12 +53,12 @@ class Picture(NamedTuple):
     title: str
 
 
-def describe(drafted: Drafted, verifier: str, generator: torch.Generator, tokenizer, title: str = "") -> Picture:
+def describe(drafted: ScoredTree, verifier: str, generator: torch.Generator, tokenizer, title: str = "") -> Picture:
     """The step's tree with its stopping law, and one verification of it."""
     tree, law = drafted.tree, drafted.stopping_law(verifier)
-    verdict = hsd.verify(tree, drafted.laws, verifier, generator)
+    verdict = hsd.verify(tree, drafted.target_probs, verifier, generator)
     path = set(verdict.path.tolist())
-    weights = node_weights(tree, drafted.laws) if verifier == "hsd" else None
+    weights = node_weights(tree, drafted.target_probs) if verifier == "hsd" else None
     nodes = []
     for index, (parent, row) in enumerate(zip(tree.parents.tolist(), tree.proposal_rows.tolist())):
         token = int(tree.tokens[index])
@@ -69,7 +69,7 @@ def describe(drafted: Drafted, verifier: str, generator: torch.Generator, tokeni
                 int(drafted.batch.depths[0, index]),
                 _shown(tokenizer, token),
                 row >= 0,
-                1.0 if parent < 0 else drafted.laws[parent, token].item(),
+                1.0 if parent < 0 else drafted.target_probs[parent, token].item(),
                 tree.proposals[row, column].item() if row >= 0 else 1.0,
                 None if weights is None else weights[index],
                 law.stop[index].item(),
@@ -217,13 +217,13 @@ def draft_step(
     verifier: str,
     skip: int,
     generator: torch.Generator,
-) -> Drafted:
+) -> ScoredTree:
     """The tree of step `skip` of an answer. Raises ValueError where the answer ends earlier."""
-    walk = Walk(model, sampling, Room.of([(tree, settings)]))
-    follow = lambda walk: (walk.draft(tree, settings), verifier)
-    for index in walk.along(prompt, model.context_length, generator, follow):
+    probe = StateProbe(model, sampling, TreeLimits.of([(tree, settings)]))
+    follow = lambda probe: (probe.draft(tree, settings), verifier)
+    for index in probe.states(prompt, model.context_length, generator, follow):
         if index == skip:
-            return walk.draft(tree, settings)
+            return probe.draft(tree, settings)
     raise ValueError(f"--skip {skip}: the answer ended before; use a smaller number or another --seed")
 
 

@@ -27,7 +27,7 @@ from eval.questions import benchmarks, prompts
 from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import markdown_table
 from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_fingerprint
-from eval.trees.probe import Room, Walk
+from eval.trees.probe import StateProbe, TreeLimits
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
 
@@ -50,14 +50,14 @@ def measure(
     quiet: bool,
 ) -> Values:
     """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
-    room = Room.of([(method.split("+")[0], settings) for method, settings in cells])
-    walk = Walk(model, SamplingParams(temperature), room)
+    room = TreeLimits.of([(method.split("+")[0], settings) for method, settings in cells])
+    probe = StateProbe(model, SamplingParams(temperature), room)
     first = len(next(iter(done.values()), []))
     for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
         row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}
-        for index in walk.along(questions[number], stride * states + 1, generator_of(seed, number)):
+        for index in probe.states(questions[number], stride * states + 1, generator_of(seed, number)):
             if index % stride == 0:
-                at_state(walk, temperature, cells, row)
+                at_state(probe, temperature, cells, row)
         for key, values in row.items():
             done.setdefault(key, []).append(values)
         save(row)
@@ -65,7 +65,7 @@ def measure(
 
 
 def at_state(
-    walk: Walk, temperature: float, cells: list[tuple[str, TreeSettings]], row: dict[str, list[float]]
+    probe: StateProbe, temperature: float, cells: list[tuple[str, TreeSettings]], row: dict[str, list[float]]
 ) -> None:
     """Each tree once, verified by all the verifiers that are asked for."""
     drafted = {}
@@ -74,7 +74,7 @@ def at_state(
         if temperature == 0:
             tree, verifier = "topk" if tree == "hybrid" else tree, "greedy"
         if (tree, settings) not in drafted:
-            drafted[tree, settings] = walk.draft(tree, settings)
+            drafted[tree, settings] = probe.draft(tree, settings)
         row[name(method, settings)].append(drafted[tree, settings].expected(verifier))
 
 

@@ -76,18 +76,18 @@ def main() -> None:
 def record_trees(model: EagleModel) -> None:
     from eagle.engine.sampling import SamplingParams
     from eagle.trees import TreeSettings
-    from eval.trees.probe import Room, Walk
+    from eval.trees.probe import StateProbe, TreeLimits
 
     tensors = {}
     for name, skip in RECORDED_TREES.items():
         settings = TreeSettings(nodes=10, depth=3, width=3)
-        walk = Walk(model, SamplingParams(1.0), Room.of([(name, settings)]))
+        probe = StateProbe(model, SamplingParams(1.0), TreeLimits.of([(name, settings)]))
         generator = torch.Generator().manual_seed(1)
-        for index in walk.along(prompt_ids(model, PROMPTS[0])[0].tolist(), 40, generator):
+        for index in probe.states(prompt_ids(model, PROMPTS[0])[0].tolist(), 40, generator):
             if index == skip:
-                drafted = walk.draft(name, settings)
+                drafted = probe.draft(name, settings)
                 break
-        tree, probs = drafted.tree, drafted.laws.float()
+        tree, probs = drafted.tree, drafted.target_probs.float()
         tensors |= {
             f"{name}.tokens": tree.tokens,
             f"{name}.parents": tree.parents,

@@ -7,7 +7,7 @@ import hsd
 from eagle import EagleModel, SamplingParams
 from eagle.trees import TreeSettings
 from eval.trees import draw as draw_tree
-from eval.trees.probe import Room, Walk, node_quantities
+from eval.trees.probe import StateProbe, TreeLimits
 from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -20,19 +20,19 @@ def model(request):
     return EagleModel.from_head(target, tiny_head(target, draft_vocab=request.param))
 
 
-def walk_of(model, *plans, temperature=1.0):
-    return Walk(model, SamplingParams(temperature), Room.of(list(plans) or [("hybrid", SETTINGS)]))
+def probe_of(model, *plans, temperature=1.0):
+    return StateProbe(model, SamplingParams(temperature), TreeLimits.of(list(plans) or [("hybrid", SETTINGS)]))
 
 
 def steps(model, seed=0, count=30):
-    walk = walk_of(model)
-    follow = lambda walk: (walk.draft("hybrid", SETTINGS), "hsd")
-    for _ in walk.along(PROMPT, count, torch.Generator().manual_seed(seed), follow):
-        yield walk
+    probe = probe_of(model)
+    follow = lambda probe: (probe.draft("hybrid", SETTINGS), "hsd")
+    for _ in probe.states(PROMPT, count, torch.Generator().manual_seed(seed), follow):
+        yield probe
 
 
 def test_a_walk_along_a_method_is_its_generation(model):
-    *_, walk = steps(model)
+    *_, probe = steps(model)
     out = model.generate(
         torch.tensor([PROMPT]),
         30,
@@ -43,19 +43,19 @@ def test_a_walk_along_a_method_is_its_generation(model):
         generator=torch.Generator().manual_seed(0),
         return_dict_in_generate=True,
     ).rows[0]
-    assert walk.sequence[: 5 + 30] == PROMPT + out.new_tokens
+    assert probe.sequence[: 5 + 30] == PROMPT + out.new_tokens
 
 
 def test_the_walk_expects_what_generation_expects(model):
     found = []
-    walk = walk_of(model)
+    probe = probe_of(model)
 
-    def follow(walk):
-        drafted = walk.draft("hybrid", SETTINGS)
+    def follow(probe):
+        drafted = probe.draft("hybrid", SETTINGS)
         found.append(drafted.expected("hsd"))
         return drafted, "hsd"
 
-    for _ in walk.along(PROMPT, 20, torch.Generator().manual_seed(3), follow):
+    for _ in probe.states(PROMPT, 20, torch.Generator().manual_seed(3), follow):
         pass
     out = model.generate(
         torch.tensor([PROMPT]),
@@ -72,56 +72,35 @@ def test_the_walk_expects_what_generation_expects(model):
 
 def test_looking_at_trees_changes_nothing(model):
     """Drafting other trees at a state leaves the state, and what is drafted next, as it was."""
-    walk = walk_of(model, ("hybrid", SETTINGS), ("topk", TreeSettings(20, 5)), ("chain", SETTINGS))
-    for index in walk.along(PROMPT, 12, torch.Generator().manual_seed(1)):
-        first = walk.draft("topk", SETTINGS)
-        walk.draft("hybrid", SETTINGS, draft_sampling=SamplingParams(0.5))
-        walk.draft("topk", TreeSettings(20, 5))
-        again = walk.draft("topk", SETTINGS)
+    probe = probe_of(model, ("hybrid", SETTINGS), ("topk", TreeSettings(20, 5)), ("chain", SETTINGS))
+    for index in probe.states(PROMPT, 12, torch.Generator().manual_seed(1)):
+        first = probe.draft("topk", SETTINGS)
+        probe.draft("hybrid", SETTINGS, draft_sampling=SamplingParams(0.5))
+        probe.draft("topk", TreeSettings(20, 5))
+        again = probe.draft("topk", SETTINGS)
         assert torch.equal(first.tree.tokens, again.tree.tokens)
-        assert torch.allclose(first.laws, again.laws, atol=1e-5)
+        assert torch.allclose(first.target_probs, again.target_probs, atol=1e-5)
         if index == 3:
             break
 
 
-def test_a_chains_quantities(model):
-    walk = walk_of(model, ("chain", SETTINGS))
-    for _ in walk.along(PROMPT, 12, torch.Generator().manual_seed(2)):
-        chain = walk.draft("chain", SETTINGS)
-        found = node_quantities(chain, children=3)
-        q, p = chain.tree.proposals, chain.laws
-        if chain.tree.support is not None:
-            p = p[:, chain.tree.support]
-        for node in range(4):
-            assert found.overlap[node].item() == pytest.approx(torch.minimum(p[node], q[node]).sum().item(), abs=1e-5)
-            top = q[node].argmax()
-            assert found.chosen[node, 0].item() == pytest.approx(p[node, top].item(), abs=1e-6)
-            rest = q[node].clone()
-            rest[top] = 0
-            mixed = p[node, top] + torch.minimum(p[node], rest / rest.sum()).sum()
-            assert found.mixed[node, 1].item() == pytest.approx(mixed.item(), abs=1e-5)
-        assert found.passed[0] == pytest.approx(1, abs=1e-5)
-        assert (found.chosen.diff(dim=1) >= 0).all()
-        assert torch.allclose(found.mixed[:, 0], found.overlap, atol=1e-6)
-
-
 def test_a_plan_needs_room(model):
-    walk = walk_of(model)
+    probe = probe_of(model)
     with pytest.raises(ValueError, match="reserve"):
-        for _ in walk.along(PROMPT, 12, torch.Generator().manual_seed(2)):
-            walk.draft("hybrid", TreeSettings(60, 7))
+        for _ in probe.states(PROMPT, 12, torch.Generator().manual_seed(2)):
+            probe.draft("hybrid", TreeSettings(60, 7))
 
 
 def test_a_repetition_penalty_is_refused(model):
     with pytest.raises(ValueError, match="repetition_penalty"):
-        Walk(model, SamplingParams(1.0, repetition_penalty=1.2), Room.of([("hybrid", SETTINGS)]))
+        StateProbe(model, SamplingParams(1.0, repetition_penalty=1.2), TreeLimits.of([("hybrid", SETTINGS)]))
 
 
 def test_the_pictures_weights_are_those_of_verification(model):
     """A leaf that is visited first stops with its weight; every drawn leaf's weight bounds its stop probability."""
-    walk = next(steps(model))
-    drafted = walk.draft("hybrid", SETTINGS)
-    law, weights = drafted.stopping_law("hsd"), draw_tree.node_weights(drafted.tree, drafted.laws)
+    probe = next(steps(model))
+    drafted = probe.draft("hybrid", SETTINGS)
+    law, weights = drafted.stopping_law("hsd"), draw_tree.node_weights(drafted.tree, drafted.target_probs)
     parents = set(drafted.tree.parents.tolist())
     leaf = 0
     while leaf in parents:  # the first child of the first child ...: first in post-order
@@ -158,4 +137,6 @@ def test_a_step_past_the_answers_end_is_refused(model):
 def test_stopping_laws_are_kept(model):
     drafted = next(steps(model)).draft("hybrid", SETTINGS)
     assert drafted.stopping_law("hsd") is drafted.stopping_law("hsd")
-    assert drafted.expected("hsd") == hsd.stopping_law(drafted.tree, drafted.laws, "hsd").expected_accepted.item()
+    assert (
+        drafted.expected("hsd") == hsd.stopping_law(drafted.tree, drafted.target_probs, "hsd").expected_accepted.item()
+    )
