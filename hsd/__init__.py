@@ -8,10 +8,10 @@ Torch only: no model, no tokenizer, no global random state unless `generator` is
 """
 
 from hsd.layout import Layout
-from hsd.outcome import Decision, Law, StoppingLaw, Verdict
+from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
 from hsd.topology import Topology, ancestors_of, topology
-from hsd.tree import DraftTree
+from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import VERIFIERS, Verifier
 from hsd.verify import decide, stopping_law, verify
 
@@ -19,10 +19,11 @@ __all__ = [
     "VERIFIERS",
     "Decision",
     "DraftTree",
-    "Law",
     "Layout",
+    "StopDistribution",
     "StoppingLaw",
     "Topology",
+    "TreeBatch",
     "Verdict",
     "Verifier",
     "ancestors_of",

@@ -5,7 +5,7 @@ round by round: round s of depth t lists the nodes that may hold the (s+1)-th sa
 Chosen nodes in a list are passed over, so a list may be generous; it may not miss a sampled node.
 
     layout                        rounds at depth 1                          at depth 2
-    Layout.chosen(2)              none                                       none
+    Layout.topk(2)              none                                       none
     Layout.chain(2)               range(1, 2)                                range(2, 3)
     Layout.paths(3, 2)            range(1, 2), range(2, 3), range(3, 4)      range(4, 7)
     Layout.levels((8, 8), (1, 3)) range(1, 2)                                range(9, 12)
@@ -47,7 +47,7 @@ class Layout:
         return max((max(slots, default=0) + 1 for level in self.rounds for slots in level), default=1)
 
     @staticmethod
-    def chosen(depth: int) -> Layout:
+    def topk(depth: int) -> Layout:
         """Every token chosen (top-k); any order of the nodes; at most `depth` deep."""
         return Layout(((),) * depth, sampled_first=True)
 

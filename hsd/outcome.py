@@ -1,6 +1,8 @@
-"""What a verification decides: the distribution of the stopping node, and one draw from it.
+"""Results: the distribution of the stopping node, and one draw from it.
 
-Shape letters: N nodes, K depth of the tree, V vocabulary.
+    stop(v) = P(the accepted path ends at node v),    bonus ~ residual(v),    E[accepted] = sum_v stop(v) depth(v)
+
+Shape letters: B batch, N nodes, K depth of the tree, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,19 +14,23 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Law(NamedTuple):
-    """What a verifier computes: stop Float[N], and residual(node) -> Float[V]."""
+class StopDistribution(NamedTuple):
+    """What a verifier computes for a batch of trees.
+
+    stop             Float[B, N]  probability that the accepted path ends at each node; rows sum to 1
+    residual(nodes)  Float[B, V]  distribution of the bonus token when row b stops at nodes[b]; nodes Int64[B]
+    """
 
     stop: Tensor
-    residual: Callable[[int | Tensor], Tensor]
+    residual: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class StoppingLaw:
-    """The exact law of a verification, before anything is drawn.
+    """The exact distribution of one tree's verification, before anything is drawn.
 
     stop               Float[N]  probability that the accepted path ends at each node; sums to 1
-    residual(node)     Float[V]  law of the bonus token given that it ends at `node` (int or 0-d tensor)
+    residual(node)     Float[V]  distribution of the bonus token given that it ends at `node` (int or 0-d tensor)
     expected_accepted  Float[]   sum_v stop(v) * depth(v): expected draft tokens accepted, bonus excluded
     """
 
@@ -41,14 +47,13 @@ class Verdict(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The outcome in fixed shapes, ready to be read back in one transfer.
+    """The outcome for every row of a batch, in fixed shapes.
 
-    path               Int64[K+1]  node indices from the root to the stopping node, then -1
-                                   (K = layout.depth where a layout is given, else the depth of the tree)
-    length             Int64[]     accepted draft tokens k; path[:k+1] is valid
-    node               Int64[]     the stopping node, path[k]
-    token              Int64[]     the bonus token
-    expected_accepted  Float[]     as in StoppingLaw
+    path               Int64[B, K+1]  node indices from the root to the stopping node, then -1; K = layout.depth
+    length             Int64[B]       accepted draft tokens k; path[b, :k+1] is valid
+    node               Int64[B]       the stopping node, path[b, k]
+    token              Int64[B]       the bonus token
+    expected_accepted  Float[B]       sum_v stop(v) * depth(v)
     """
 
     path: Tensor

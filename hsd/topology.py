@@ -1,6 +1,12 @@
-"""Depths, ancestors and post-order of a tree, from its parents alone, without looking at a value on the host.
+"""Depths, ancestors and post-order of trees from their parents, without reading a value on the host.
 
-Shape letters: N nodes. For the tree drawn in hsd/tree.py, row = node, column = node:
+With size(v) the number of nodes in v's subtree:
+
+    pre(v)  = pre(parent) + 1 + sum of size over v's earlier siblings
+    post(v) = pre(v) - depth(v) + size(v) - 1
+    stop(v) = h(v) * prod over u before v in post-order of (1 - h(u))
+
+Shape letters: N nodes; "..." any leading dimensions. For the tree drawn in hsd/tree.py, row = node, column = node:
 
     ancestors            earlier siblings
     1 0 0 0 0 0 0        0 0 0 0 0 0 0        visited in post-order: 3 4 1 6 5 2 0
@@ -10,10 +16,6 @@ Shape letters: N nodes. For the tree drawn in hsd/tree.py, row = node, column = 
     1 1 0 0 1 0 0        0 0 0 1 0 0 0
     1 0 1 0 0 1 0        0 0 0 0 0 0 0
     1 0 1 0 0 1 1        0 0 0 0 0 0 0
-
-With size(v) the number of nodes in v's subtree:
-    pre(v)  = pre(parent) + 1 + sum of size over v's earlier siblings
-    post(v) = pre(v) - depth(v) + size(v) - 1
 """
 
 from __future__ import annotations
@@ -25,8 +27,14 @@ from torch import Tensor
 
 
 class Topology(NamedTuple):
-    """ancestors Bool[N, N] (a node is its own ancestor), earlier Bool[N, N] (column is an earlier sibling of
-    row), parent Int64[N] (the root's is 0), depth Int64[N], post Int64[N] (rank in post-order)."""
+    """The shape of trees.
+
+    ancestors  Bool[..., N, N]  row descends from column (a node is its own ancestor)
+    earlier    Bool[..., N, N]  column is an earlier sibling of row
+    parent     Int64[..., N]    the root's is 0
+    depth      Int64[..., N]
+    post       Int64[..., N]    rank in post-order
+    """
 
     ancestors: Tensor
     earlier: Tensor
@@ -35,19 +43,23 @@ class Topology(NamedTuple):
     post: Tensor
 
 
-def topology(parents: Tensor, max_depth: int | None = None, ancestors: Tensor | None = None) -> Topology:
-    """parents Int64[N], parents[0] = -1 and parents[i] < i -> Topology. `max_depth`: a bound on the depth.
+def topology(
+    parents: Tensor, max_depth: int | None = None, ancestors: Tensor | None = None, depths: Tensor | None = None
+) -> Topology:
+    """parents Int64[..., N], parents[..., 0] = -1 and parents[..., i] < i -> Topology.
 
-    `ancestors` is the tree attention mask of the N nodes; pass it where it is known.
+    max_depth  a bound on the depth
+    ancestors  Bool[..., N, N], the tree attention mask, where it is available
+    depths     Int64[..., N], where available
     """
-    index = torch.arange(len(parents), device=parents.device)
+    index = torch.arange(parents.shape[-1], device=parents.device)
     if ancestors is None:
         ancestors = ancestors_of(parents, max_depth)
-    earlier = (parents[:, None] == parents) & (index[:, None] > index)
-    depth = ancestors.sum(1) - 1
-    size = ancestors.sum(0)
-    offset = (earlier * size).sum(1) + 1
-    pre = (ancestors * offset).sum(1) - 1
+    earlier = (parents[..., :, None] == parents[..., None, :]).logical_and_(index[:, None] > index)
+    depth = ancestors.sum(-1) - 1 if depths is None else depths
+    size = ancestors.sum(-2)
+    offset = (earlier * size[..., None, :]).sum(-1) + 1
+    pre = (ancestors * offset[..., None, :]).sum(-1) - 1
     return Topology(ancestors, earlier, parents.clamp(min=0), depth, pre - depth + size - 1)
 
 
@@ -69,7 +81,7 @@ def ancestors_of(parents: Tensor, max_depth: int | None = None) -> Tensor:
 
 
 def post_order_stop(accept: Tensor, post: Tensor) -> Tensor:
-    """stop(v) = h(v) * prod over u before v in post-order of (1 - h(u)). accept: h Float[N], h(root) = 1"""
-    in_order = torch.empty_like(accept).scatter(0, post, 1 - accept)
-    reach = torch.cat((torch.ones_like(accept[:1]), in_order[:-1].cumprod(0)))
-    return accept * reach[post]
+    """stop(v) = h(v) * prod over u before v in post-order of (1 - h(u)). accept: h Float[..., N], h(root) = 1."""
+    in_order = torch.empty_like(accept).scatter(-1, post, 1 - accept)
+    reach = torch.cat((torch.ones_like(accept[..., :1]), in_order[..., :-1].cumprod(-1)), -1)
+    return accept * reach.gather(-1, post)

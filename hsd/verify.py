@@ -1,73 +1,54 @@
-"""From a tree and the target's laws to a decision: find the verifier, compute its law, draw twice.
+"""From trees and target probabilities to a decision: look up the verifier, compute its distribution, draw twice.
 
     verify = one draw of v ~ stop, one draw of the bonus token ~ residual(v)
 
-`decide` has fixed shapes and never waits for the device, so it can be captured in a CUDA graph;
-`stopping_law` and `verify` look at values (to check them, and to cut the path to its length).
+`decide` has fixed shapes and no host synchronization, so it can be captured in a CUDA graph; `stopping_law` and
+`verify` read values on the host (to check them, and to cut the path to its length).
+
+Shape letters: B batch, N nodes, K depth of the tree, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from hsd.checks import check_path, check_target_shape, check_values
-from hsd.layout import Layout
-from hsd.outcome import Decision, Law, StoppingLaw, Verdict
+from hsd.checks import check_batch_values, check_path, check_target_shape, check_values
+from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
-from hsd.tree import DraftTree
-from hsd.verifiers import find_verifier
-from hsd.verifiers.balance import Problem
+from hsd.tree import DraftTree, TreeBatch
+from hsd.verifiers import Verifier, find_verifier
+from hsd.verifiers.problem import Problem
 
 
 @torch.no_grad()
-def stopping_law(tree: DraftTree, target_probs: Tensor, verifier: str = "hsd", check: bool = True) -> StoppingLaw:
-    """The exact law of the stopping node.
+def stopping_law(
+    tree: DraftTree, target_probs: Tensor, verifier: str | Verifier = "hsd", check: bool = True
+) -> StoppingLaw:
+    """The exact distribution of the stopping node.
 
-    target_probs  Float[N, V]  row v: law of the token after node v, after all warpers; float32 or float64 are
-                               used as they are, half precision is raised to float32 and renormalised
-    verifier      a name in hsd.VERIFIERS
-    check         look at the values (needs a host sync)
+    target_probs  Float[N, V]  row v: distribution of the token after node v, after all warpers; float32 or float64
+                               are used as they are, half precision is raised to float32 and renormalized
+    verifier      a name in hsd.VERIFIERS, or an hsd.Verifier
+    check         check the values (needs a host sync)
 
     Raises ValueError: unknown verifier, wrong shapes, a branching tree for a single-path verifier; with
-    `check` also rows that are no laws, tokens out of range, parents out of order, a drawn token with
+    `check` also rows that do not sum to 1, tokens out of range, parents out of order, a sampled token with
     d_i = 0.
     """
-    problem, law = _solve(tree, target_probs, verifier, check)
-    return StoppingLaw(law.stop, law.residual, _expected(problem, law))
+    problem, distribution = _solve_one(tree, target_probs, verifier, check)
+
+    def residual(node: int | Tensor) -> Tensor:
+        return distribution.residual(torch.as_tensor(node, device=target_probs.device).reshape(1))[0]
+
+    return StoppingLaw(distribution.stop[0], residual, _expected(problem, distribution)[0])
 
 
 @torch.no_grad()
-def decide(
-    tree: DraftTree,
-    target_probs: Tensor,
-    verifier: str = "hsd",
-    generator: torch.Generator | None = None,
-    check: bool = False,
-    ancestors: Tensor | None = None,
-) -> Decision:
-    """Draw the stopping node and the bonus token. Arguments and errors as for `stopping_law`.
-
-    `ancestors` Bool[N, N]: `hsd.ancestors_of(tree.parents)`, where the caller has it already; it is not checked.
-    With `tree.layout` given and check=False there is no host synchronisation and every shape is static.
-    """
-    problem, law = _solve(tree, target_probs, verifier, check, ancestors)
-    node = draw(law.stop, generator)
-    token = draw(law.residual(node), generator)
-    on_path = problem.topo.ancestors.index_select(0, node.reshape(1))[0]
-    slots = problem.layout.depth + 1
-    place = torch.where(on_path, problem.topo.depth, slots)
-    index = torch.arange(len(tree), device=node.device)
-    path = index.new_full((slots + 1,), -1).scatter(0, place, index)
-    return Decision(path[:slots], on_path.sum() - 1, node, token, _expected(problem, law))
-
-
 def verify(
     tree: DraftTree,
     target_probs: Tensor,
-    verifier: str = "hsd",
+    verifier: str | Verifier = "hsd",
     generator: torch.Generator | None = None,
     check: bool = True,
 ) -> Verdict:
@@ -77,42 +58,86 @@ def verify(
     Arguments and errors as for `stopping_law`; `generator` on the device of `target_probs`, None for the
     global one.
     """
-    decision = decide(tree, target_probs, verifier, generator, check)
-    return Verdict(decision.path[decision.path >= 0], decision.token)
+    decision = _draw(*_solve_one(tree, target_probs, verifier, check), generator)
+    path = decision.path[0]
+    return Verdict(path[path >= 0], decision.token[0])
 
 
-def _solve(
-    tree: DraftTree, target_probs: Tensor, verifier: str, check: bool, ancestors: Tensor | None = None
-) -> tuple[Problem, Law]:
-    entry = find_verifier(verifier)
+@torch.no_grad()
+def decide(
+    batch: TreeBatch,
+    target_probs: Tensor,
+    verifier: str | Verifier = "hsd",
+    generator: torch.Generator | None = None,
+    check: bool = False,
+) -> Decision:
+    """Draw the stopping node and the bonus token of every row.
+
+    target_probs  Float[B, N, V]  as for `stopping_law`, per row
+    verifier      a name in hsd.VERIFIERS, or an hsd.Verifier
+    generator     on the device of `target_probs`; None for the global one. One call draws the nodes of all rows, a
+                  second one all bonus tokens.
+    check         check the values of every row (needs host syncs)
+
+    With check=False there is no host synchronization, provided the layout's slots are ranges, and every shape is
+    static. Raises ValueError as `stopping_law` does.
+    """
+    check_target_shape(batch, target_probs)
+    if check:
+        check_batch_values(batch, target_probs)
+    return _draw(*_solve(batch, target_probs, verifier), generator)
+
+
+def _solve_one(
+    tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, check: bool
+) -> tuple[Problem, StopDistribution]:
+    if isinstance(verifier, str):
+        find_verifier(verifier)
     check_target_shape(tree, target_probs)
     if check:
         check_values(tree, target_probs)
-    layout = tree.layout or Layout.infer(tree.parents.tolist(), (tree.proposal_rows >= 0).tolist())
+    return _solve(TreeBatch.of_one(tree), target_probs[None], verifier)
+
+
+def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[Problem, StopDistribution]:
+    entry = find_verifier(verifier) if isinstance(verifier, str) else verifier
     if entry.scope == "path":
-        check_path(tree, layout, verifier)
-    tree, target = _raise_precision(tree, target_probs)
-    problem = Problem(tree, target, layout, ancestors)
-    return problem, entry.law(problem)
+        check_path(batch, verifier if isinstance(verifier, str) else entry.solve.__name__)
+    problem = _in_one_dtype(batch, target_probs)
+    return problem, entry.solve(problem)
 
 
-def _raise_precision(tree: DraftTree, target: Tensor) -> tuple[DraftTree, Tensor]:
-    """Bring p and q to one dtype, float32 or float64. Half precision rows are renormalised."""
-    proposals = tree.proposals
+def _in_one_dtype(batch: TreeBatch, target: Tensor) -> Problem:
+    """p and q in the wider of their dtypes, at least float32. Half precision rows are renormalized."""
+    proposals = batch.proposals
     dtype = torch.promote_types(torch.float32, target.dtype)
     if proposals is not None:
         dtype = torch.promote_types(dtype, proposals.dtype)
-        if proposals.dtype != dtype:
-            tree = replace(tree, proposals=_as_laws(proposals, dtype))
-    return tree, _as_laws(target, dtype)
+        proposals = _as_probs(proposals, dtype)
+    return Problem(batch, _as_probs(target, dtype), proposals)
 
 
-def _as_laws(probs: Tensor, dtype: torch.dtype) -> Tensor:
+def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
     if torch.finfo(probs.dtype).bits >= 32:
         return probs.to(dtype)
     raised = probs.to(dtype)
     return raised / raised.sum(-1, keepdim=True)
 
 
-def _expected(problem: Problem, law: Law) -> Tensor:
-    return (law.stop * problem.topo.depth).sum()
+def _draw(problem: Problem, distribution: StopDistribution, generator: torch.Generator | None) -> Decision:
+    """One draw of every row's node, then one of every row's bonus token."""
+    topo, slots = problem.topo, problem.layout.depth + 1
+    node = draw(distribution.stop, generator)
+    token = draw(distribution.residual(node), generator)
+    rows = torch.arange(len(node), device=node.device)
+    on_path = topo.ancestors[rows, node]
+    place = torch.where(on_path, topo.depth, slots)
+    index = torch.arange(place.shape[1], device=node.device).expand_as(place)
+    path = index.new_full((len(node), slots + 1), -1).scatter_(1, place, index)
+    length = topo.depth.gather(1, node[:, None])[:, 0]
+    return Decision(path[:, :slots], length, node, token, _expected(problem, distribution))
+
+
+def _expected(problem: Problem, distribution: StopDistribution) -> Tensor:
+    """E[accepted] Float[B]."""
+    return (distribution.stop * problem.topo.depth).sum(-1)

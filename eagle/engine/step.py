@@ -172,8 +172,7 @@ class Decoder:
             tokens = hsd.draw(probs, generator)
             nothing = torch.zeros_like(tokens)
             return Outcome(nothing, nothing[:, 0], tokens, nothing[:, 0].double(), *flags)
-        rows = [hsd.decide(tree.row(i), p, self.plan.verifier, generator) for i, p in enumerate(probs)]
-        decision = hsd.Decision(*(torch.stack(parts) for parts in zip(*rows)))
+        decision = hsd.decide(tree, probs, self.plan.verifier, generator)
         path = decision.path.clamp(min=0)
         place = torch.arange(path.shape[1], device=path.device)
         following = tree.tokens.gather(1, path.roll(-1, 1))

@@ -9,12 +9,12 @@ Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 import hsd
+from hsd import TreeBatch
 
 Draw = Callable[[Tensor], Tensor]  # probabilities Float[..., Vd] -> sampled columns Int64[...]
 Transform = Callable[[Tensor], Tensor]  # logits [..., Vd] -> probabilities Float32[..., Vd]
@@ -76,41 +76,11 @@ class TreeSettings:
             raise ValueError(f"beta={self.beta}: expected a value in [0, 1]")
 
 
-@dataclass(frozen=True)
-class TreeBatch:
-    """One drafted tree per row; node 0 is the root and parents come before their children.
-
-    tokens, parents, depths, proposal_rows Int64[B, N]; proposals Float[B, M, Vd] or None; support Int64[Vd] or None.
-    """
-
-    tokens: Tensor
-    parents: Tensor
-    depths: Tensor
-    proposal_rows: Tensor
-    proposals: Tensor | None
-    support: Tensor | None
-    layout: hsd.Layout
-
-    def row(self, index: int) -> hsd.DraftTree:
-        proposals = None if self.proposals is None else self.proposals[index]
-        return hsd.DraftTree(
-            self.tokens[index], self.parents[index], self.proposal_rows[index], proposals, self.support, self.layout
-        )
-
-    def ancestors(self) -> Tensor:
-        """Bool[B, N, N]: which nodes each node descends from, itself included."""
-        return self._ancestors
-
-    @cached_property
-    def _ancestors(self) -> Tensor:
-        return hsd.ancestors_of(self.parents, self.layout.depth)
-
-
 def root_only(root: Tensor) -> TreeBatch:
     """The tree of plain decoding: root tokens Int64[B], nothing drafted."""
     tokens = root[:, None]
     zeros = torch.zeros_like(tokens)
-    return TreeBatch(tokens, zeros - 1, zeros, zeros - 1, None, None, hsd.Layout.chosen(0))
+    return TreeBatch(tokens, zeros - 1, zeros, zeros - 1, None, None, hsd.Layout.topk(0))
 
 
 def to_target(columns: Tensor, support: Tensor | None) -> Tensor:

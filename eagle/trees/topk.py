@@ -88,5 +88,5 @@ def _select(root: Tensor, levels: list[_Level], settings: TreeSettings) -> TreeB
     new_parents[:, 0] = -1
     rows = torch.full_like(kept, -1)
     return TreeBatch(
-        tokens.gather(1, kept), new_parents, depths.gather(1, kept), rows, None, None, hsd.Layout.chosen(len(levels))
+        tokens.gather(1, kept), new_parents, depths.gather(1, kept), rows, None, None, hsd.Layout.topk(len(levels))
     )

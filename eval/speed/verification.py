@@ -163,13 +163,13 @@ def timed_actions(
     tree: hsd.DraftTree, logits: torch.Tensor, args: argparse.Namespace
 ) -> dict[str, Callable[[], object]]:
     """Name -> what is timed."""
-    probs = logits.softmax(-1)
+    probs, batch = logits.softmax(-1), hsd.TreeBatch.of_one(tree)
     generator = torch.Generator(args.device).manual_seed(0)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
     for name in ("hsd", "token", "greedy"):
         actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
-            actions[f"graph {name}"] = captured(partial(hsd.decide, tree, probs, name))
+            actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name))
     if tree.support is None:
         actions["tensor loop"] = lambda: tensor_loop(tree, probs)
     if args.scalar:

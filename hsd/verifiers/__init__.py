@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from hsd.outcome import Law
-from hsd.verifiers.balance import Problem
+from hsd.outcome import StopDistribution
 from hsd.verifiers.block import block
 from hsd.verifiers.greedy import greedy
 from hsd.verifiers.hierarchical import hierarchical
+from hsd.verifiers.problem import Problem
 from hsd.verifiers.published import published
 from hsd.verifiers.token import token
 
 
 class Verifier(NamedTuple):
-    """law: what computes it.  lossless: whether it claims to keep the target's law (given its scope).
-    scope: "tree", "path" (a branching tree is a ValueError) or "one-hot" (target laws at temperature 0)."""
+    """A verifier and its claims.
 
-    law: Callable[[Problem], Law]
+    solve     Problem (a batch of trees with target distributions) -> StopDistribution
+    lossless  whether it claims to preserve the target distribution (given its scope)
+    scope     "tree", "path" (a branching tree is a ValueError) or "one-hot" (target distributions at temperature 0)
+    """
+
+    solve: Callable[[Problem], StopDistribution]
     lossless: bool
     scope: str
 
@@ -33,7 +37,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def find_verifier(name: str) -> Verifier:
-    """Raises ValueError that lists the known names."""
+    """The entry of VERIFIERS. Raises ValueError that lists the known names."""
     if name not in VERIFIERS:
         raise ValueError(f"verifier = {name!r}: expected one of {', '.join(sorted(VERIFIERS))}")
     return VERIFIERS[name]

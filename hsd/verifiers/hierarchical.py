@@ -1,7 +1,7 @@
 """Branch-wise hierarchical speculative decoding (HSD, arXiv 2601.05724) on any tree, from leaves to root.
 
-Every node v has a weight w in [0, 1] and a residual law r; at first r = p_v, and w = 1 at the root.
-For its children i in order, with token x_i and proposal law d_i:
+Every node v has a weight w in [0, 1] and a residual r; at first r = p_v, and w = 1 at the root.
+For its children i in order, with token x_i and draft distribution d_i:
 
     weight of the child      w_i = min(1, w r(x_i) / d_i(x_i)), then the child's subtree is verified
     if all of it is rejected:
@@ -14,7 +14,7 @@ visited everything before it was rejected, so the verification is one draw from
 
     stop(v) = h(v) * prod over u before v in post-order of (1 - h(u))
 
-On a chain this is block verification; on chosen tokens it accepts as token-wise verification does.
+On one path this is block verification; on top-k tokens it accepts as token-wise verification does.
 hsd/verifiers/balance.py has the recursion in the form that is computed.
 """
 
@@ -22,14 +22,17 @@ from __future__ import annotations
 
 import torch
 
-from hsd.outcome import Law
+from hsd.outcome import StopDistribution
 from hsd.topology import post_order_stop
-from hsd.verifiers.balance import Problem, balance, residual
+from hsd.verifiers.balance import balance, left_after
+from hsd.verifiers.problem import Problem
+from hsd.verifiers.residual import residual
 
 
-def hierarchical(problem: Problem) -> Law:
-    """Law of the stopping node and of the bonus token under branch-wise HSD. Lossless on every tree."""
+def hierarchical(problem: Problem) -> StopDistribution:
+    """Distribution of the stopping node and of the bonus token under branch-wise HSD. Lossless on every tree."""
     result = balance(problem, inherit=True)
-    rejected = (1 - result.weight) / result.left.clamp(min=torch.finfo(result.left.dtype).tiny)
-    stop = post_order_stop((1 - rejected).clamp(min=0), problem.topo.post)
-    return Law(stop, lambda node: residual(problem, result, result.weight, node))
+    left = left_after(problem, result.taken).clamp_(min=torch.finfo(result.taken.dtype).tiny)
+    accept = (1 - (1 - result.weight) / left).clamp_(min=0)
+    stop = post_order_stop(accept, problem.topo.post)
+    return StopDistribution(stop, lambda nodes: residual(problem, result, result.weight, nodes))

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import torch
 
-from hsd.outcome import Law
-from hsd.verifiers.balance import Problem, balance, residual
+from hsd.outcome import StopDistribution
+from hsd.verifiers.balance import balance
+from hsd.verifiers.problem import Problem
+from hsd.verifiers.residual import residual
 
 
-def token(problem: Problem) -> Law:
-    """Law of the stopping node and of the bonus token token-wise. Lossless on every tree."""
-    result, topo = balance(problem, inherit=False), problem.topo
+def token(problem: Problem) -> StopDistribution:
+    """Distribution of the stopping node and of the bonus token token-wise. Lossless on every tree."""
+    result, topo, one = balance(problem, inherit=False), problem.topo, problem.one[:, :, 0]
     accept = result.weight
-    reject = 1 - accept
-    one = torch.ones_like(accept)
-    step = accept * torch.where(topo.earlier, reject, 1).prod(1)
-    reach = torch.where(topo.ancestors, torch.where(problem.tree.parents < 0, one, step), 1).prod(1)
-    index = torch.arange(len(one), device=one.device)
-    none = torch.where(problem.tree.parents == index[:, None], reject, 1).prod(1)
-    return Law(reach * none, lambda node: residual(problem, result, one, node))
+    reject = (1 - accept)[:, None, :]
+    step = accept * torch.where(topo.earlier, reject, 1).prod(2)
+    step = torch.where(problem.batch.parents < 0, 1, step)
+    reach = torch.where(topo.ancestors, step[:, None, :], 1).prod(2)
+    none = torch.where(problem.children, reject, 1).prod(2)
+    return StopDistribution(reach * none, lambda nodes: residual(problem, result, one, nodes))

@@ -1,10 +1,9 @@
-"""Ancestors of many trees at once, and a decision that is told them."""
+"""Ancestors of many trees at once."""
 
 import pytest
 import torch
 
 import hsd
-from tests.hsd.random_trees import random_tree
 
 
 def walked(parents: list[int]) -> torch.Tensor:
@@ -34,12 +33,3 @@ def test_long_paths_do_not_overflow(length):
 def test_a_bound_on_the_depth_is_enough():
     parents = torch.tensor([-1, 0, 0, 1, 1, 2, 5])
     assert torch.equal(hsd.ancestors_of(parents, 3), walked(parents.tolist()))
-
-
-def test_decide_is_the_same_when_told():
-    tree, target = random_tree(0)[:2]
-    ancestors = hsd.ancestors_of(tree.parents)
-    for seed in range(20):
-        plain = hsd.decide(tree, target, generator=torch.Generator().manual_seed(seed))
-        told = hsd.decide(tree, target, generator=torch.Generator().manual_seed(seed), ancestors=ancestors)
-        assert all(torch.equal(mine, theirs) for mine, theirs in zip(plain, told))

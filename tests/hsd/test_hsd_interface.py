@@ -49,7 +49,9 @@ def test_verify_and_decide_agree(verifier: str) -> None:
     for seed in range(20):
         tree, target = random_tree(seed, nodes=10)
         path, token = hsd.verify(tree, target, verifier, torch.Generator().manual_seed(seed))
-        decision = hsd.decide(tree, target, verifier, torch.Generator().manual_seed(seed))
+        batch = hsd.TreeBatch.of_one(tree)
+        decision = hsd.decide(batch, target[None], verifier, torch.Generator().manual_seed(seed))
+        decision = hsd.Decision(*(field[0] for field in decision))
         assert path[0] == 0 and path[-1] == decision.node and len(path) == decision.length + 1
         assert decision.path.tolist()[: len(path)] == path.tolist()
         assert (decision.path[len(path) :] == -1).all()
@@ -116,7 +118,7 @@ WRONG = {
     "node 1 has the token 1": lambda t, p: (replace(t, proposals=drop(t.proposals, 1)), p),
     "target_probs is": lambda t, p: (t, p[:6]),
     "proposals have 4 columns": lambda t, p: (replace(t, proposals=t.proposals[:, :4]), p),
-    "layout": lambda t, p: (replace(t, layout=hsd.Layout.chosen(3)), p),
+    "layout": lambda t, p: (replace(t, layout=hsd.Layout.topk(3)), p),
     "support has a token id twice": lambda t, p: (replace(t, support=tensor(0, 1, 2, 3, 3)), p),
     "support[4] is 9": lambda t, p: (replace(t, support=tensor(0, 1, 2, 3, 9)), p),
 }
@@ -187,7 +189,7 @@ def chosen_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     """Depth 2, with a generous bound of 4, nodes in no particular order."""
     generator = torch.Generator().manual_seed(5)
     tree = hsd.DraftTree(
-        tensor(0, 1, 2, 3, 4, 1), tensor(-1, 0, 1, 0, 3, 1), torch.full((6,), -1), layout=hsd.Layout.chosen(4)
+        tensor(0, 1, 2, 3, 4, 1), tensor(-1, 0, 1, 0, 3, 1), torch.full((6,), -1), layout=hsd.Layout.topk(4)
     )
     return tree, laws(6, 6, generator)
 
@@ -195,6 +197,12 @@ def chosen_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
 def chain_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     tree, target = random_tree(6, nodes=5, chain=True, sampled=1.0, support=4)
     return replace(tree, layout=hsd.Layout.chain(4)), target
+
+
+def fields(batch: hsd.TreeBatch) -> list[torch.Tensor]:
+    """tokens, parents, depths, proposal_rows, and proposals where there are any."""
+    values = (batch.tokens, batch.parents, batch.depths, batch.proposal_rows, batch.proposals)
+    return [value for value in values if value is not None]
 
 
 BUILT = {"hybrid": hybrid_tree, "multi": multi_tree, "chosen": chosen_tree, "chain": chain_tree}
@@ -220,27 +228,23 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
     tree, target = BUILT[kind]()
     if verifier in ("block", "published") and kind != "chain":
         pytest.skip("single paths only")
+    real = [field.repeat(3, *[1] * (field.dim() - 1)) for field in (*fields(hsd.TreeBatch.of_one(tree)), target[None])]
     with FakeTensorMode() as mode:
-        names = ("tokens", "parents", "proposal_rows", "proposals", "support")
-        fields = {name: mode.from_tensor(getattr(tree, name)) for name in names if getattr(tree, name) is not None}
-        fake = hsd.DraftTree(**fields, layout=tree.layout)
-        decision = hsd.decide(fake, mode.from_tensor(target), verifier)
-    assert decision.path.shape == (tree.layout.depth + 1,)
-    assert decision.node.shape == decision.token.shape == decision.length.shape == ()
+        fake = [mode.from_tensor(field) for field in real]
+        support = None if tree.support is None else mode.from_tensor(tree.support)
+        proposals = fake[4] if tree.proposals is not None else None
+        decision = hsd.decide(hsd.TreeBatch(*fake[:4], proposals, support, tree.layout), fake[-1], verifier)
+    assert decision.path.shape == (3, tree.layout.depth + 1)
+    assert decision.node.shape == decision.token.shape == decision.length.shape == decision.expected_accepted.shape
+    assert decision.node.shape == (3,)
 
 
 def test_the_check_above_would_notice() -> None:
     tree, target = hybrid_tree()
+    real = [*fields(hsd.TreeBatch.of_one(tree)), target[None]]
     with FakeTensorMode() as mode, pytest.raises(DataDependentOutputException):
-        hsd.decide(
-            hsd.DraftTree(
-                mode.from_tensor(tree.tokens),
-                mode.from_tensor(tree.parents),
-                mode.from_tensor(tree.proposal_rows),
-                mode.from_tensor(tree.proposals),
-            ),
-            mode.from_tensor(target),
-        )
+        *fake, probs = [mode.from_tensor(field) for field in real]
+        hsd.decide(hsd.TreeBatch(*fake, None, tree.layout), probs, check=True)
 
 
 def test_repeats_of_a_chosen_sibling_are_padding() -> None:
