@@ -14,6 +14,7 @@ class Drafter(Protocol):
     """
 
     support: Tensor | None  # Int64[Vd]: target token of every draft token; None where the vocabularies are the same
+    device: torch.device  # where `read` and `grow` give their logits
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         """Start over with room for `slots` grown nodes and `capacity` committed tokens per row.
@@ -37,6 +38,9 @@ class Drafter(Protocol):
         first `read` of a sequence, whose first token follows nothing). Returns logits [B, Vd] after the root.
         """
 
+    def rewind(self) -> None:
+        """Forget the grown nodes: the next `grow` starts at the root again."""
+
     def set_length_bound(self, longest: int) -> None:
         """Tighten the host-side bound on tokens read (root included), once the lengths are known on the host."""
 
@@ -52,7 +56,7 @@ class Lineage:
     """
 
     def __init__(self, batch: int, slots: int, device: torch.device, dtype: torch.dtype = torch.bool):
-        self.hidden, self.shown = (False, True) if dtype == torch.bool else (-torch.inf, 0.0)
+        self.hidden, self.shown = (0.0, 1.0) if dtype == torch.bool else (-torch.inf, 0.0)
         self.seen = torch.full((batch, slots + 1, slots), self.hidden, dtype=dtype, device=device)
         self.depths = torch.zeros(batch, slots + 1, dtype=torch.int64, device=device)
         self.filled = 0

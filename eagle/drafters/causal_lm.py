@@ -15,14 +15,14 @@ class CausalLMDrafter:
         self.device = self.lm.device
         # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
         self.columns = min(self.lm.vocab_size, target_vocab_size)
-        self.lineage: Lineage | None = None
-        self.support = None
+        self.lineage = Lineage(0, 0, self.device)
+        self.support: Tensor | None = None
         if self.columns < target_vocab_size:
             self.support = torch.arange(self.columns, device=self.device)
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         self.lm.reserve(batch, slots, capacity, slack)
-        if self.lineage is None or self.lineage.seen.shape != (batch, slots + 1, slots):
+        if self.lineage.seen.shape != (batch, slots + 1, slots):
             self.lineage = Lineage(batch, slots, self.device)
         self.lineage.clear()
 
@@ -39,6 +39,9 @@ class CausalLMDrafter:
         self.lineage.clear()
         forward = self.lm.extend if self.lm.longest else self.lm.prefill
         return forward(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]
+
+    def rewind(self) -> None:
+        self.lineage.clear()
 
     def set_length_bound(self, longest: int) -> None:
         self.lm.set_length_bound(longest)

@@ -22,18 +22,20 @@ class Eagle3Drafter:
         self.head = head.eval().requires_grad_(False)
         self.support = head.support()
         self.device = head.fc.weight.device
-        self.fused: FusedHead | None = None
-        self.buffer: KVBuffer | None = None
+        self.fused = FusedHead(head)
+        self._buffer: KVBuffer | None = None
+        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.longest = self._limit = 0
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
         config, dtype = self.head.config, self.head.fc.weight.dtype
         room = whole(capacity + slack, self.device)
         shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
-        if self.fused is None or not self.fused.is_current():
+        if not self.fused.is_current():
             self.fused = FusedHead(self.head)
-        if self.buffer is None or self.buffer.shape.scratch != slots or not self.buffer.shape.fits(shape):
-            self.buffer = None  # its memory is free for the new one
-            self.buffer = KVBuffer(shape)
+        if self._buffer is None or self._buffer.shape.scratch != slots or not self._buffer.shape.fits(shape):
+            self._buffer = None  # its memory is free for the new one
+            self._buffer = KVBuffer(shape)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
             self.lineage = Lineage(batch, slots, self.device, dtype)
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
@@ -43,8 +45,15 @@ class Eagle3Drafter:
         self._committed: Tensor | None = None
         self.lineage.clear()
 
+    @property
+    def buffer(self) -> KVBuffer:
+        """The head's keys and values. RuntimeError before `reserve`."""
+        if self._buffer is None:
+            raise RuntimeError("the drafter has no cache: call reserve first")
+        return self._buffer
+
     def release(self) -> None:
-        self.buffer = None
+        self._buffer = None
 
     def state(self) -> list[Tensor]:
         own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
@@ -76,7 +85,9 @@ class Eagle3Drafter:
         return out.view(batch, heads, n, size).transpose(1, 2).reshape(batch, n, -1)
 
     def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
-        tokens, counts, aux = (x.to(self.device) for x in (tokens, counts, aux))
+        if aux is None:
+            raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
+        tokens, counts, aux = tokens.to(self.device), counts.to(self.device), aux.to(self.device)
         if not self.longest:  # the first token of a sequence follows no hidden state
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
@@ -101,6 +112,9 @@ class Eagle3Drafter:
         self._committed = None
         self.outputs[:, :1] = hidden
         return self.fused.logits(hidden)[:, 0]
+
+    def rewind(self) -> None:
+        self.lineage.clear()
 
     def set_length_bound(self, longest: int) -> None:
         self.longest = longest - 1

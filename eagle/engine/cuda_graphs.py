@@ -119,13 +119,13 @@ class GraphRunner:
         if phase not in self._current:
             self._current[phase] = None
             return self.backend.warm_up(function)
-        if self._current[phase] is None:
+        recording = self._current[phase]
+        if recording is None:
             try:
-                self._current[phase] = self.backend.record(function)
+                recording = self._current[phase] = self.backend.record(function)
             except RuntimeError as error:
                 self._give_up(phase, error)
                 return function()
-        recording = self._current[phase]
         recording.replay()
         return recording.outputs
 

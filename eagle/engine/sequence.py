@@ -36,12 +36,13 @@ class StepState(NamedTuple):
 
     def like(self) -> "StepState":
         """New tensors of the same shapes."""
-        return StepState(*(None if part is None else torch.empty_like(part) for part in self))
+        aux = None if self.aux is None else torch.empty_like(self.aux)
+        return StepState(torch.empty_like(self.pending), torch.empty_like(self.counts), aux)
 
     def copy_(self, other: "StepState") -> None:
         """Copy in place."""
         for mine, theirs in zip(self, other, strict=True):
-            if mine is not None:
+            if mine is not None and theirs is not None:
                 mine.copy_(theirs)
 
 
@@ -52,7 +53,8 @@ class PhaseClock:
     """Wall seconds per phase. `synchronize` waits for the device at each reading: work counts where it began."""
 
     def __init__(self, synchronize: bool = False):
-        self.synchronize, self.seconds, self._last = synchronize, {}, 0.0
+        self.synchronize, self._last = synchronize, 0.0
+        self.seconds: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin a step."""

@@ -11,7 +11,7 @@ The host waits for the device once per step, in `read_back`. From the second ste
 Shapes: B batch, N nodes, K depth, V vocabulary, A width of the auxiliary hidden states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
@@ -84,9 +84,11 @@ class Decoder:
     ):
         self.target, self.plan, self.generator, self.graphs = target, plan, generator, graphs
         self.drafter = drafter if plan.builder else None
-        names = Phases._fields
-        self._eager = Phases(*(self._with_generator(getattr(self, name)) for name in names))
-        self._replayed = graphs and Phases(*(graphs.wrap(name, getattr(self, name)) for name in names))
+        phases = {name: getattr(self, name) for name in Phases._fields}
+        self._eager = Phases(**{name: self._with_generator(phase) for name, phase in phases.items()})
+        self._replayed: Phases | None = None
+        if graphs is not None:
+            self._replayed = Phases(**{name: graphs.wrap(name, phase) for name, phase in phases.items()})
 
     def _with_generator(self, phase: Callable) -> Callable:
         return lambda *inputs: phase(*inputs, generator=self.generator)
@@ -103,7 +105,7 @@ class Decoder:
         target, plan = self.target, self.plan
         longest, slack = max(map(len, prompts)), plan.depth + 1
         target.reserve(len(prompts), plan.nodes, longest + room, slack)
-        if self.drafter is not None:
+        if self.drafter is not None and plan.builder is not None:
             self.drafter.reserve(len(prompts), plan.builder.slots(plan.settings), longest + room, slack)
         counts = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
         tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
@@ -137,14 +139,14 @@ class Decoder:
         packed = phases.commit(state, scores, outcome)
         results = read_back(packed, drafted.tree.tokens.shape[1])
         self.set_length_bounds(state, results)
-        if phases is self._replayed:
+        if self.graphs is not None and phases is self._replayed:
             self.graphs.end(self.generator)
         clock.lap("commit")
         return results
 
     def draft(self, state: DecodingState, generator: torch.Generator | None) -> Drafted:
         """Grow one tree per row from its root."""
-        if self.drafter is None:
+        if self.drafter is None or self.plan.builder is None:
             root = state.step.root
             return Drafted(root_only(root), torch.zeros_like(root[0], dtype=torch.bool))
         logits = self.drafter.read(*state.step)
@@ -207,12 +209,15 @@ class Decoder:
     def _open(self, state: DecodingState) -> Phases:
         """The phases of this step: replayed ones once shapes repeat. Their key is everything on the host that decides
         what a step does."""
-        if self.graphs is None or not state.begun:
+        if self.graphs is None or self._replayed is None or not state.begun:
             return self._eager
         target, drafter = self.target, self.drafter
         windows = (target.window(), 0 if drafter is None else drafter.window(state.step.pending.shape[1]))
         signature = state.step.signature()
-        tensors = {"target": target.state(), signature: [part for part in state.step if part is not None]}
+        tensors: dict[Hashable, list[Tensor]] = {
+            "target": target.state(),
+            signature: [part for part in state.step if part is not None],
+        }
         if drafter is not None:
             tensors["drafter"] = drafter.state()
         self.graphs.begin((self.plan, signature, windows, target.attention), tensors, self.generator)

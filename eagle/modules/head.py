@@ -184,7 +184,8 @@ class Eagle3Head(nn.Module):
         """Int64[Vd]: the target token of every draft token; None where the vocabularies are the same."""
         if not self.config.has_vocabulary_map:
             return None
-        return self.d2t + torch.arange(self.config.draft_vocab_size, device=self.d2t.device)
+        offsets = self.get_buffer("d2t")
+        return offsets + torch.arange(len(offsets), device=offsets.device)
 
     def fuse(self, features: Tensor) -> Tensor:
         """Concatenated taps [..., 3F] -> g [..., D]"""

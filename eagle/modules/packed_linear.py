@@ -40,8 +40,8 @@ class PackedLinear:
 
     def __init__(self, layer: nn.Linear):
         self.layer = layer
-        self.made_of: tuple | None = None
-        self.packed: Tensor | None = None
+        self.made_of: tuple[int, int] | None = None
+        self.packed: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]

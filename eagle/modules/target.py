@@ -88,7 +88,7 @@ class CachedLM:
             raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
         self.device = device_of(model.get_input_embeddings())
         self.layer_devices = tuple(device_of(layer) for layer in layers)
-        self.buffer: KVBuffer | None = None
+        self._buffer: KVBuffer | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.longest = self.scratch = 0
 
@@ -116,9 +116,9 @@ class CachedLM:
         shape = CacheShape(
             batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
         )
-        if self.buffer is None or not self.buffer.shape.fits(shape):
-            self.buffer = None  # its memory is free for the new one
-            self.buffer = KVBuffer(shape)
+        if self._buffer is None or not self._buffer.shape.fits(shape):
+            self._buffer = None  # its memory is free for the new one
+            self._buffer = KVBuffer(shape)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
         self.lengths.zero_()
         self.longest, self.scratch = 0, scratch
@@ -126,7 +126,14 @@ class CachedLM:
 
     def release(self) -> None:
         """Free the cache; `reserve` allocates another one."""
-        self.buffer = None
+        self._buffer = None
+
+    @property
+    def buffer(self) -> KVBuffer:
+        """Keys and values of all layers. RuntimeError before `reserve`."""
+        if self._buffer is None:
+            raise RuntimeError("the model has no cache: call reserve first")
+        return self._buffer
 
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
@@ -221,7 +228,7 @@ class CachedLM:
     def score_tree(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Scores:
         """Score whole trees Int64[B, N], on any device: depths Int64[B, N], ancestors Bool[B, N, N]."""
         ancestors = torch.nn.functional.pad(ancestors, (0, self.scratch - ancestors.shape[-1]))
-        return self.score(*(x.to(self.device) for x in (tokens, depths, ancestors)))
+        return self.score(tokens.to(self.device), depths.to(self.device), ancestors.to(self.device))
 
     def commit(self, nodes: Tensor, counts: Tensor) -> None:
         """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""

@@ -85,7 +85,7 @@ def _flex(compiled: bool):
 
 def by_flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Part:
     """flash-attn, reading the cache where it lies; half precision."""
-    from flash_attn import flash_attn_with_kvcache
+    from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
 
     output, lse = flash_attn_with_kvcache(
         *(x.transpose(1, 2) for x in (query, keys, values)),
@@ -121,7 +121,7 @@ def split_prefix(
     With `prefix_lengths` Int64[B], keys and values are S scratch slots and then the committed ones, and the mask
     [B, 1, n, S] is the tree's alone. Without, masked SDPA.
     """
-    if prefix_lengths is None:
+    if prefix_lengths is None or attention_mask is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     nodes = attention_mask.shape[-1]

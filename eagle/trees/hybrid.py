@@ -157,5 +157,7 @@ class _Grown:
     def batch(self) -> TreeBatch:
         sizes = [tokens.shape[1] for tokens in self.tokens]
         most_sampled = [min(above, size) for above, size in zip(sizes, sizes[1:])]
-        joined = [torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows)]
-        return TreeBatch(*joined, torch.cat(self.q, 1), self.support, hsd.Layout.levels(sizes[1:], most_sampled))
+        tokens, parents, depths, rows, q = (
+            torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows, self.q)
+        )
+        return TreeBatch(tokens, parents, depths, rows, q, self.support, hsd.Layout.levels(sizes[1:], most_sampled))

@@ -67,5 +67,7 @@ def _build(
         last = parents[1 + level * count : 1 + (level + 1) * count]
         q.append(probs(drafter.grow(last.expand(len(root), -1), tokens[-1])))
         columns = draw(q[-1])
-    as_rows = [values.expand(len(root), -1) for values in (parents, depths, parents)]  # row i of q: node i
-    return TreeBatch(torch.cat(tokens, 1), *as_rows, torch.cat(q, 1), drafter.support, hsd.Layout.paths(count, depth))
+    parents, depths = parents.expand(len(root), -1), depths.expand(len(root), -1)
+    rows = parents  # row i of q: node i
+    layout = hsd.Layout.paths(count, depth)
+    return TreeBatch(torch.cat(tokens, 1), parents, depths, rows, torch.cat(q, 1), drafter.support, layout)

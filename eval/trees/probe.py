@@ -45,7 +45,7 @@ class TreeLimits(NamedTuple):
         return TreeLimits(
             max(settings.nodes for _, settings in plans),
             max(settings.depth for _, settings in plans),
-            max(find_tree(tree).slots(settings) for tree, settings in plans),
+            max(builder.slots(settings) for tree, settings in plans if (builder := find_tree(tree))),
         )
 
 
@@ -78,12 +78,14 @@ class StateProbe:
     """One row's decoding, stopped at each state to look at trees."""
 
     def __init__(self, model: EagleModel, sampling: SamplingParams, limits: TreeLimits):
+        if model.drafter is None:
+            raise ValueError("a probe drafts trees: load the model with ea_model_path or draft_model_path")
         if sampling.needs_prefix:
             raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
-        self.model, self.sampling, self.limits = model, sampling, limits
+        self.model, self.drafter, self.sampling, self.limits = model, model.drafter, sampling, limits
         self.target = SamplingTransform(sampling)
         self.settings = TreeSettings(max(limits.nodes, 2), limits.depth)
-        self.state: DecodingState | None = None
+        self.state: DecodingState  # from `begin` on
 
     @torch.inference_mode()
     def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator) -> None:
@@ -93,19 +95,19 @@ class StateProbe:
         widest = self._decoder("topk", "token")  # reserves the rows to be scored
         self.state = widest.prefill([prompt], room)
         self.sequence = [*prompt, *self.state.step.root.tolist()]
-        self.model.drafter.reserve(1, self.limits.slots, len(prompt) + room, self.limits.depth + 1)
+        self.drafter.reserve(1, self.limits.slots, len(prompt) + room, self.limits.depth + 1)
         self._limit = len(prompt) + room
         self._stops = self.model.eos_ids()
         self._read()
 
     @torch.inference_mode()
     def _read(self) -> None:
-        self.logits = self.model.drafter.read(*self.state.step)
-        self.model.drafter.set_length_bound(len(self.sequence))
+        self.logits = self.drafter.read(*self.state.step)
+        self.drafter.set_length_bound(len(self.sequence))
 
     def _decoder(self, tree: str, verifier: str) -> Decoder:
         plan = Plan.resolve(tree, verifier, self.settings, self.target)
-        return Decoder(self.model.target, self.model.drafter, plan, self.generator)
+        return Decoder(self.model.target, self.drafter, plan, self.generator)
 
     @property
     def ended(self) -> bool:
@@ -130,13 +132,14 @@ class StateProbe:
         draft_sampling   sampling parameters of q, where they should differ from the target's
         draw             the tree's randomness; None: the probe's generator
         """
-        drafter = self.model.drafter
-        drafter.lineage.clear()
+        self.drafter.rewind()
         builder = find_tree(tree)
         root = self.state.step.root.to(self.logits.device)
         transform = DraftProbs(SamplingTransform(draft_sampling) if draft_sampling else self.target)
         draw = draw or (lambda probs: hsd.draw(probs, self.generator))
-        batch = builder.build(drafter, root, self.logits, settings, transform, draw) if builder else root_only(root)
+        batch = (
+            builder.build(self.drafter, root, self.logits, settings, transform, draw) if builder else root_only(root)
+        )
         return self._score(batch)
 
     def _score(self, batch: TreeBatch) -> ScoredTree:
