@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from eagle.engine.sampling import SamplingTransform
 from eagle.trees import TreeBuilder, TreeSettings, find_tree
-from hsd.verifiers import find_verifier
+from hsd.verifiers import Verifier, find_verifier
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Plan:
     tree       name of the builder, for messages
     builder    None for plain decoding
     settings   size and shape of the tree
-    verifier   name of the verifier
+    verifier   an entry of `hsd.VERIFIERS`
     target     logits of the target -> target distribution p
     draft      logits of the drafter -> draft distribution q
     """
@@ -22,7 +22,7 @@ class Plan:
     tree: str
     builder: TreeBuilder | None
     settings: TreeSettings
-    verifier: str
+    verifier: Verifier
     target: SamplingTransform
     draft: SamplingTransform
 
@@ -43,26 +43,26 @@ class Plan:
         Raises ValueError for an unknown tree or verifier, for "greedy" at a temperature above 0 (it would emit the
         target's most likely token instead of a sample), and for a verifier of single paths on a tree that branches.
         """
-        scope = find_verifier(verifier).scope
+        found = find_verifier(verifier)
         builder = find_tree(tree)
         if settings.nodes == 1:
             builder = None  # the root alone is plain decoding
         if target.settings.greedy:
-            verifier, tree = "greedy", "topk" if tree == "hybrid" else tree
+            found, tree = find_verifier("greedy"), "topk" if tree == "hybrid" else tree
             builder = builder and find_tree(tree)
         elif verifier == "greedy":
             raise ValueError(
                 f"verifier='greedy' at temperature {target.settings.temperature:g}: it keeps the most likely token "
                 "and is lossless at temperature 0 only; use verifier='hsd' or 'token'"
             )
-        elif scope == "path" and builder is not None and not builder.single_path:
+        elif found.scope == "path" and builder is not None and not builder.single_path:
             raise ValueError(
                 f"verifier={verifier!r} verifies one path and tree={tree!r} branches: use tree='chain', or "
                 "verifier='hsd' or 'token'"
             )
         if builder is not None:
             builder.slots(settings)  # raises where the settings do not fit the tree
-        return cls(tree, builder, settings, verifier, target, draft or target)
+        return cls(tree, builder, settings, found, target, draft or target)
 
     @property
     def depth(self) -> int:

@@ -5,6 +5,7 @@ import pytest
 from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.trees import TREES, TreeSettings, find_tree
+from hsd import VERIFIERS
 
 SAMPLED, GREEDY = SamplingTransform(SamplingParams(1.0)), SamplingTransform(SamplingParams(0.0))
 
@@ -33,7 +34,7 @@ def test_refusals_name_the_value_and_the_remedy(tree, verifier, settings, words)
 @pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
 def test_temperature_0_is_greedy_and_its_hybrid_tree_is_topk(tree, verifier):
     plan = Plan.resolve(tree, verifier, TreeSettings(), GREEDY)
-    assert plan.verifier == "greedy" and plan.builder is find_tree("topk" if tree == "hybrid" else tree)
+    assert plan.verifier is VERIFIERS["greedy"] and plan.builder is find_tree("topk" if tree == "hybrid" else tree)
 
 
 @pytest.mark.parametrize("tree", TREES)
