@@ -1,13 +1,13 @@
-"""Answer a benchmark's questions and measure how.
+r"""Answer a benchmark's questions and measure how.
 
 One method, one answer file; the same command continues where it stopped, even after kill -9:
 
-    python -m eval --bench gsm8k --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \\
+    python -m eval --bench gsm8k --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \
         --tree hybrid --verifier hsd --temperature 1 --num-questions 40 --seed 0 --answer-file results/hybrid.jsonl
 
 Several methods, alternating question by question, with a report at the end:
 
-    python -m eval --bench mt_bench --base-model-path BASE --ea-model-path HEAD --temperature 1 \\
+    python -m eval --bench mt_bench --base-model-path BASE --ea-model-path HEAD --temperature 1 \
         --methods plain topk+token topk+hsd hybrid+token hybrid+hsd --output results/mt_bench
 
 Over several processes or GPUs (one shard file per rank, joined by the report):

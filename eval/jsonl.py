@@ -99,7 +99,7 @@ def open_locked(path: Path) -> BinaryIO:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = open(path, "ab")
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
         try:
             lock(file, path)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

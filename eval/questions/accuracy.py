@@ -1,6 +1,6 @@
-"""Is a GSM8K answer right? The last number it commits to, compared with the reference.
+r"""Is a GSM8K answer right? The last number it commits to, compared with the reference.
 
-What counts as committing, in this order: `#### n`, `the answer is n`, `\\boxed{n}`, else the last number in the text.
+What counts as committing, in this order: `#### n`, `the answer is n`, `\boxed{n}`, else the last number in the text.
 A few-shot model may go on and invent further questions: text from a new `Question:` line on is not its answer.
 """
 

@@ -107,8 +107,10 @@ def text_of(value: Any, key: str, place: str) -> str:
 
 
 def turns_of(record: dict[str, Any], place: str) -> tuple[str, ...]:
-    """What the user says, in any of the layouts in use: `turns` (MT-Bench, EAGLE's samples), `question` (GSM8K) or
-    `prompt` (HumanEval)."""
+    """What the user says, in any of the layouts in use.
+
+    turns (MT-Bench, EAGLE's samples), question (GSM8K), prompt (HumanEval)
+    """
     if "turns" in record:
         turns = record["turns"]
         if not isinstance(turns, list) or not turns:
@@ -122,8 +124,11 @@ def turns_of(record: dict[str, Any], place: str) -> tuple[str, ...]:
 
 
 def reference_of(record: dict[str, Any], place: str) -> str | None:
-    """The reference answer, from `reference` (a text or a list of them, whose first counts), `answer` or
-    `canonical_solution`. One with `####` must end on a number, as GSM8K's do."""
+    """The reference answer, None without one.
+
+    It is `reference` (a text or a list of them, whose first counts), `answer` or `canonical_solution`. One with `####`
+    must have a number behind it, as GSM8K's do.
+    """
     key = next((key for key in ("reference", "answer", "canonical_solution") if record.get(key) is not None), None)
     if key is None:
         return None

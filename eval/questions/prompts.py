@@ -1,4 +1,4 @@
-"""How a conversation becomes the target's prompt: the tokenizer's chat template, else one from FastChat by family.
+"""A conversation as the target's prompt: by the tokenizer's chat template, else by FastChat's for the model's family.
 
 A wrong template costs half of the acceptance and still looks like English, so nothing is guessed: a model whose
 tokenizer has no template and whose family is not listed here is refused. The answer file records which one was used.
@@ -35,6 +35,8 @@ class PromptFormat(NamedTuple):
 
 
 def from_tokenizer(tokenizer: Any) -> PromptFormat:
+    """The tokenizer's own chat template."""
+
     def render(messages: Messages) -> str:
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
@@ -44,6 +46,7 @@ def from_tokenizer(tokenizer: Any) -> PromptFormat:
 
 
 def from_fastchat(template: str) -> PromptFormat:
+    """FastChat's template of this name. Needs fschat."""
     from fastchat.conversation import get_conv_template  # optional: only models without a template need it
 
     def render(messages: Messages) -> str:

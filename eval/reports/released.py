@@ -9,6 +9,7 @@ the answers that reached the token limit, and the differences paired over questi
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def question_totals(line: Line) -> np.ndarray:
     """Float[3]: tokens, steps and seconds of one question."""
     choices = line.value.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    values = {}
+    values: dict[str, Any] = {}
     for name in ("new_tokens", "idxs", "wall_time"):
         values[name] = choice.get(name)
         if name not in choice:

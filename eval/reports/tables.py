@@ -210,9 +210,8 @@ def origin(section: Section) -> Table:
         }
     )
     hardware = session["hardware"]
-    machine = (
-        f"{', '.join(hardware['gpus']) or hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads"
-    )
+    processor = ", ".join(map(str, hardware["gpus"])) or hardware["cpu"]
+    machine = f"{processor}, {hardware['cores']} cores, {hardware['threads']} threads"
     shown = (
         "base_model_path",
         "ea_model_path",

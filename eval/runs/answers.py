@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval import jsonl
-from eval.questions.benchmarks import Question
-from eval.runs.methods import Turn
+from eval.questions.benchmarks import Question, shown
+from eval.runs.methods import SAMPLING, Turn
 
 SCHEMA = 1
 PHASES = ("draft", "score", "verify", "commit")
@@ -33,10 +33,19 @@ WEIGHTS = {
     "ea_model_path": "ea_model_fingerprint",
     "draft_model_path": "draft_model_fingerprint",
 }
-NEEDED_SETTINGS = (
-    *("method", "tree", "verifier", "lossy", "bench", "protocol", "questions", "num_questions", "temperature"),
-    *WEIGHTS,
-)
+# What a report reads of the settings and of a session, and its types.
+SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("method", "tree", "verifier", "bench", "protocol", "questions", "base_model_path"), str),
+    **dict.fromkeys(("ea_model_path", "draft_model_path"), str | None),
+    "lossy": bool,
+    "num_questions": int,
+    "temperature": int | float,
+}
+SESSION: dict[str, Any] = {"git": dict, "hardware": dict, "versions": dict, "python": str}
+SESSION_PARTS: dict[str, dict[str, Any]] = {
+    "git": {"commit": str | None, "dirty": bool | None},
+    "hardware": {"cpu": str, "cores": int | None, "threads": int, "gpus": list},
+}
 
 Record = dict[str, Any]
 
@@ -153,6 +162,7 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path):
+        """Open and claim. Raises ValueError where another run has the file."""
         self.path, self.session = path, 0
         self.done: dict[int, Record] = {}
         self.file = jsonl.open_locked(path)
@@ -170,7 +180,7 @@ class AnswerFile:
                 f"{self.path} holds answers but {place.name}, which says how they were made, is missing; use another "
                 "file, or --fresh to start over"
             )
-        meta = read_meta(place) if begun else {"schema": SCHEMA, "settings": settings, "sessions": []}
+        meta: Record = read_meta(place) if begun else {"schema": SCHEMA, "settings": settings, "sessions": []}
         check_same_settings(self.path, meta["settings"], json.loads(json.dumps(settings)))
         meta["sessions"].append(origin)
         jsonl.write_whole(place, json.dumps(meta, indent=1) + "\n")
@@ -225,6 +235,27 @@ def read_meta(path: Path) -> Record:
     return meta
 
 
+def check_meta(meta: Record, path: Path) -> None:
+    """Raise ValueError where a report could not read the settings or a session, naming the key."""
+
+    def check(values: Record, types: dict[str, Any], where: str) -> None:
+        for key, kind in types.items():
+            value = values.get(key)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{path}: {where}.{key} is {value}; restore the file, or answer again")
+            if key not in values or not isinstance(value, kind) or (value is True and kind is int):
+                raise ValueError(f"{path}: {where}.{key} is {shown(value)}; restore the file, or answer again")
+
+    numbers = {name: int | float for name in SAMPLING if name in meta["settings"]}
+    check(meta["settings"], SETTINGS | numbers, "settings")
+    if not meta["sessions"]:
+        raise ValueError(f"{path}: sessions is empty; restore the file, or answer again")
+    for number, session in enumerate(meta["sessions"]):
+        check(session, SESSION, f"sessions[{number}]")
+        for part, types in SESSION_PARTS.items():
+            check(session[part], types, f"sessions[{number}].{part}")
+
+
 def check_entry(entry: Any) -> None:
     """Raise ValueError saying what is wrong with one line's value."""
 
@@ -236,7 +267,7 @@ def check_entry(entry: Any) -> None:
     expect(_is_count(entry.get("question_id"), least=-(2**53)), "`question_id`, a number")
     expect(isinstance(entry.get("category"), str), "`category`, a text")
     for name in ("reference", "error"):
-        expect(entry.get(name) is None or isinstance(entry[name], str), f"`{name}`, a text or null")
+        expect(name in entry and isinstance(entry[name], str | None), f"`{name}`, a text or null")
     turns, choices = entry.get("measured"), entry.get("choices")
     expect(isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns), "`measured`, a list of objects")
     expect(isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict), "`choices`, a list of objects")
@@ -330,9 +361,7 @@ def read_run(name: str, shards: dict[int, Path], world: int) -> Answers:
         metas.append(read_meta(meta_path(place)))
     settings = metas[0]["settings"]
     for place, meta in zip(shards.values(), metas, strict=True):
-        lacking = [key for key in NEEDED_SETTINGS if key not in meta["settings"]]
-        if lacking:
-            raise ValueError(f"{meta_path(place)}: `settings` lacks {lacking[0]!r}; answer again with `python -m eval`")
+        check_meta(meta, meta_path(place))
         check_same_settings(place, settings, meta["settings"])
     records = sorted(
         (entry for place in shards.values() for entry in read_entries(place)), key=lambda entry: entry["question_id"]

@@ -105,8 +105,7 @@ def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
 
 
 def weights_fingerprint(path: str | None) -> str | None:
-    """The fingerprint of a directory's weights, or of the copy of a hub id in the hub's cache; None where there is
-    neither."""
+    """The fingerprint of a directory's weights, or of a hub id's in the hub's cache; None where there is neither."""
     if path is None:
         return None
     try:

@@ -21,8 +21,10 @@ SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 class Decoding(NamedTuple):
-    """How an answer is generated. Every sampling setting is written out, so that no default of a library or a model's
-    file decides what a benchmark measures. None leaves a choice about the tree to the engine's default.
+    """How an answer is generated.
+
+    Every sampling setting is written out, so that no default of a library or of a model's file decides what a benchmark
+    measures. None leaves a choice about the tree to the engine's default.
 
     lookup_tokens    longest draft of `transformers-lookup`
     """

@@ -15,7 +15,7 @@ which other work on the machine disturbs far less than wall time: the median and
 import argparse
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +36,9 @@ class PhaseMarks:
     """A clock's reading split over the parts of one step; `mark` ends the part it names."""
 
     def __init__(self, now: Callable[[], float]):
+        """Start at the clock's reading `now()`."""
         self.now = now
-        self.parts: dict[str, float] = Counter()
+        self.parts: dict[str, float] = defaultdict(float)
         self.last = now()
         self.level = 0
 
@@ -51,10 +52,13 @@ class OperatorCounter(TorchDispatchMode):
     """Counts dispatched operators."""
 
     def __init__(self) -> None:
+        """Start at 0."""
         super().__init__()
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count, then run the operator."""
+        del types  # part of the protocol, not needed to count
         self.count += 1
         return func(*args, **(kwargs or {}))
 
@@ -98,6 +102,7 @@ class RepeatedSteps:
     """Steps of one tree behind a fixed random context, as many as are asked for."""
 
     def __init__(self, model: EagleModel, tree: str, options: argparse.Namespace):
+        """The context is drawn from `--seed`; nothing is decoded yet."""
         self.model, self.drafts = model, tree != "none"
         random = torch.Generator().manual_seed(options.seed)
         self.prompt = torch.randint(model.target.vocab_size, (1, options.context), generator=random).to(model.device)

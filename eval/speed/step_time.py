@@ -64,6 +64,7 @@ class VariantSteps:
     """Steps of one variant around its context length: the prompt is half of `ROOM` shorter, generation half longer."""
 
     def __init__(self, model: EagleModel, variant: Variant, options: argparse.Namespace):
+        """Raises ValueError for a context too short for the prompt."""
         self.variant, vocabulary, length = variant, model.target.vocab_size, variant.context - ROOM // 2
         if length < 1:
             raise ValueError(f"--context {variant.context}: expected more than {ROOM // 2} tokens")

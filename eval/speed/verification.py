@@ -43,7 +43,8 @@ def hybrid_tree(
     logits = 3 * torch.randn(nodes, vocabulary, generator=generator)
     support = torch.randperm(vocabulary, generator=generator)[:draft_vocabulary].sort().values
     draft = (logits[:, support] + 0.5 * torch.randn(nodes, draft_vocabulary, generator=generator)).softmax(-1)
-    tokens, parents, rows, proposals, counts = [0], [-1], [-1], [], []
+    tokens, parents, rows, counts = [0], [-1], [-1], []
+    proposals: list[torch.Tensor] = []
     level = [0]
     for size in SIZES:
         sampling = level[: max(1, size // 2)]
@@ -78,12 +79,13 @@ def hybrid_tree(
 
 def tensor_loop(tree: hsd.DraftTree, p: torch.Tensor) -> tuple[int, int]:
     """(stopping node, bonus token) by branch-wise HSD, one decision at a time on tensors. Full-vocabulary proposals."""
-    parents = tree.parents.tolist()
+    parents, proposals = tree.parents.tolist(), tree.proposals
+    assert proposals is not None
 
     def proposal(child: int) -> torch.Tensor:
         row = int(tree.proposal_rows[child])
         if row >= 0:
-            return tree.proposals[row]
+            return proposals[row]
         return torch.zeros_like(p[0]).index_fill(0, tree.tokens[child], 1)
 
     def visit(node: int, w: float) -> tuple[int, torch.Tensor] | None:
@@ -119,8 +121,9 @@ def plain_tree(tree: hsd.DraftTree, p: torch.Tensor) -> PlainTree:
     for child, parent in enumerate(tree.parents.tolist()[1:], 1):
         children[parent].append(child)
     dense = tree.proposals
+    assert dense is not None
     if tree.support is not None:
-        dense = torch.zeros(len(dense), p.shape[1], device=p.device).index_copy(1, tree.support, tree.proposals)
+        dense = torch.zeros(len(dense), p.shape[1], device=p.device).index_copy(1, tree.support, dense)
     return PlainTree(tree.tokens.tolist(), children, tree.proposal_rows.tolist(), dense.tolist(), p.tolist())
 
 

@@ -1,6 +1,6 @@
-"""Draw one step's draft tree as a picture: which tokens are top-k, which sampled, and where the accepted path ends.
+r"""Draw one step's draft tree as a picture: which tokens are top-k, which sampled, and where the accepted path ends.
 
-    python -m eval.trees.draw --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \\
+    python -m eval.trees.draw --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \
         --prompt "Tom has 3 boxes of 12 pens. How many pens?" --temperature 1 --nodes 20 --depth 5 --output tree.png
 
 Read the picture from left to right. A square is a top-k token, a circle a sampled one; beside a top-k token stands p,
@@ -62,7 +62,6 @@ def describe(drafted: ScoredTree, verifier: str, generator: torch.Generator, tok
     nodes = []
     for index, (parent, row) in enumerate(zip(tree.parents.tolist(), tree.proposal_rows.tolist())):
         token = int(tree.tokens[index])
-        column = token if tree.support is None else int((tree.support == token).int().argmax())
         nodes.append(
             Node(
                 parent,
@@ -70,7 +69,7 @@ def describe(drafted: ScoredTree, verifier: str, generator: torch.Generator, tok
                 _shown(tokenizer, token),
                 row >= 0,
                 1.0 if parent < 0 else drafted.target_probs[parent, token].item(),
-                tree.proposals[row, column].item() if row >= 0 else 1.0,
+                _proposal(tree, index, drafted.target_probs[0])[token].item() if row >= 0 else 1.0,
                 None if weights is None else weights[index],
                 law.stop[index].item(),
                 index in path,
@@ -81,7 +80,7 @@ def describe(drafted: ScoredTree, verifier: str, generator: torch.Generator, tok
 
 
 def node_weights(tree: hsd.DraftTree, target_probs: torch.Tensor) -> list[float]:
-    """w of every node on arrival, by the recursion of hsd/verifiers/hierarchical.py written out node by node."""
+    """Weight w of every node on arrival, by the recursion of hsd/verifiers/hierarchical.py written out node by node."""
     weights = [1.0] * len(tree)
     for node in range(len(tree)):
         weight, residual = weights[node], target_probs[node].double()
@@ -97,11 +96,13 @@ def node_weights(tree: hsd.DraftTree, target_probs: torch.Tensor) -> list[float]
 
 
 def _proposal(tree: hsd.DraftTree, child: int, like: torch.Tensor) -> torch.Tensor:
-    """d of a child on the target's vocabulary: a point mass where it is a top-k token."""
+    """Proposal d of a child on the target's vocabulary: a point mass where it is a top-k token."""
     d, row = torch.zeros_like(like), int(tree.proposal_rows[child])
     if row < 0:
         d[int(tree.tokens[child])] = 1.0
-    elif tree.support is None:
+        return d
+    assert tree.proposals is not None
+    if tree.support is None:
         d += tree.proposals[row]
     else:
         d[tree.support] = tree.proposals[row].to(d.dtype)

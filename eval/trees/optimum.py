@@ -38,13 +38,17 @@ class WorldDrafter:
     support = None
 
     def __init__(self, world: World):
-        self.world, self.prefixes = world, [()]
+        """A drafter of one world."""
+        self.world = world
+        self.prefixes: list[tuple[int, ...]] = [()]
 
     def root_logits(self) -> Tensor:
+        """Logits [1, V] at the root; drafting starts over."""
         self.prefixes = [()]
         return self.world.draft[()].log()[None]
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
+        """Logits [1, n, V] after new nodes; `parents` counts the root as 0."""
         new = [(*self.prefixes[p], t) for p, t in zip(parents[0].tolist(), tokens[0].tolist())]
         self.prefixes += new
         return torch.stack([self.world.draft[prefix].log() for prefix in new])[None]
@@ -52,7 +56,8 @@ class WorldDrafter:
 
 def drafts(world: World, settings: TreeSettings) -> Iterator[Draft]:
     """Every outcome of the real builder."""
-    drafter, root = WorldDrafter(world), torch.zeros(1, dtype=torch.int64)
+    drafter: Any = WorldDrafter(world)  # the builder calls nothing else of a `Drafter`
+    root = torch.zeros(1, dtype=torch.int64)
     scripts: list[list[int]] = [[]]
     while scripts:
         dice = Dice(scripts.pop())

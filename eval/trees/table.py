@@ -1,7 +1,7 @@
-"""E[accepted] of trees and verifiers over temperatures and budgets, on the same states of a benchmark's questions.
+r"""E[accepted] of trees and verifiers over temperatures and budgets, on the same states of a benchmark's questions.
 
-    python -m eval.trees.table --bench gsm8k --base-model-path checkpoints/demo/target \\
-        --ea-model-path checkpoints/demo/eagle3 --temperatures 0 0.5 1 1.5 --budgets 4 8 16 32 60 128 \\
+    python -m eval.trees.table --bench gsm8k --base-model-path checkpoints/demo/target \
+        --ea-model-path checkpoints/demo/eagle3 --temperatures 0 0.5 1 1.5 --budgets 4 8 16 32 60 128 \
         --methods topk+token chain+hsd hybrid+token hybrid+hsd --output results/tree_table
 
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every

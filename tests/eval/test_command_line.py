@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 import torch
 
 from eval.__main__ import build_parser, main
-from tests.eval.fake import load
+from eval.runs import load_models
+from eval.runs.methods import SAMPLING
+from eval.speed import dtypes
+from tests.eval.fake import FakeEngine, load
 from tests.eval.helpers import arguments, records
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +85,15 @@ def test_the_real_engine_from_disk(pair, tmp_path):
             "3",
             "--dtype",
             "float32",
-            methods=("plain", "transformers", "topk+token", "hybrid+hsd", "chain+block", "multi+hsd"),
+            methods=(
+                "plain",
+                "transformers",
+                "transformers-lookup",
+                "topk+token",
+                "hybrid+hsd",
+                "chain+block",
+                "multi+hsd",
+            ),
         )
     ]
     quiet_machine = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -132,3 +144,89 @@ def test_an_ordinary_draft_model(pair, tmp_path):
     rows = {row["method"]: row for row in section["rows"]}
     assert rows["chain+block"]["tau"][0] == pytest.approx(4.0)
     assert rows["transformers-assisted"]["tokens"] == 17 and not rows["transformers-assisted"]["errors"]
+
+
+def test_a_model_s_own_sampling_file_decides_nothing(pair, tmp_path):
+    """generation_config.json with top_k 1 and a penalty beside the weights: the answers are those without it."""
+    folder = tmp_path / "target"
+    shutil.copytree(pair / "target", folder)
+    place = folder / "generation_config.json"
+    strange = {"do_sample": True, "temperature": 0.2, "top_k": 1, "top_p": 0.3, "min_p": 0.5, "repetition_penalty": 5.0}
+    place.write_text(json.dumps({**json.loads(place.read_text()), **strange, "no_repeat_ngram_size": 2}))
+
+    def answers(target, output, temperature):
+        flags = [
+            part if part not in ("target", "head") else str({"target": target, "head": pair / "head"}[part])
+            for part in arguments(
+                output,
+                "--temperature",
+                temperature,
+                "--num-questions",
+                "1",
+                "--max-new-tokens",
+                "12",
+                "--nodes",
+                "8",
+                "--depth",
+                "3",
+                "--dtype",
+                "float32",
+                methods=("plain", "transformers", "transformers-lookup", "hybrid+hsd"),
+            )
+        ]
+        assert main(flags) == 0
+        return {path.name: [turn["tokens"] for turn in records(path)[0]["measured"]] for path in output.glob("*.jsonl")}
+
+    for temperature in ("0", "1"):
+        assert answers(pair / "target", tmp_path / f"own{temperature}", temperature) == answers(
+            folder, tmp_path / f"strange{temperature}", temperature
+        )
+
+
+def test_every_sampling_setting_is_recorded(tmp_path):
+    place = tmp_path / "one.jsonl"
+    given = ["--top-p", "0.9", "--sampling-top-k", "20", "--min-p", "0.05", "--repetition-penalty", "1.1"]
+    assert main([*ONE, "--tree", "topk", "--verifier", "token", *given, "--answer-file", str(place)], load=load) == 0
+    written = json.loads((tmp_path / "one.meta.json").read_text())["settings"]
+    found = [
+        written[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "lookup_tokens")
+    ]
+    assert found == [1.0, 0.9, 20, 0.05, 1.1, 10]
+
+
+def test_settings_reach_the_engine(tmp_path):
+    seen = []
+
+    class Engine(FakeEngine):
+        def generate(self, *args, **settings):
+            seen.append({name: settings[name] for name in SAMPLING})
+            return super().generate(*args, **settings)
+
+    given = ["--min-p", "0.05", "--repetition-penalty", "1.1", "--num-questions", "1"]
+    command = [*ONE, "--tree", "none", *given, "--answer-file", str(tmp_path / "x.jsonl")]
+    assert main(command, load=lambda *_, **__: Engine()) == 0
+    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.05, "repetition_penalty": 1.1}
+    assert seen == [neutral, neutral]
+
+
+def test_the_faster_dtype_is_measured_once_and_kept(tmp_path, monkeypatch):
+    loaded, seconds = [], {"float32": 0.002, "bfloat16": 0.001}
+
+    def load_as(_base, _head, dtype, **_):
+        loaded.append(dtype)
+        engine = FakeEngine()
+        engine.dtype = dtype
+        return engine
+
+    monkeypatch.setattr(dtypes, "seconds_per_token", lambda engine: seconds[engine.dtype])
+    command = arguments(tmp_path, "--dtype", "auto", "--num-questions", "1", methods=("plain",))
+    assert main(command, load=load_as) == 0
+    assert loaded == ["float32", "bfloat16", "bfloat16"]
+    assert json.loads((tmp_path / "plain.meta.json").read_text())["settings"]["dtype"] == "bfloat16"
+    seconds["bfloat16"] = 0.004
+    assert main(command, load=load_as) == 0
+    assert loaded[3:] == ["bfloat16"]
+
+
+def test_seconds_per_token_of_a_real_engine(pair):
+    assert 0 < dtypes.seconds_per_token(load_models.load(str(pair / "target"), None, "float32")) < 5

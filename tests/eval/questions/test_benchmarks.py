@@ -7,6 +7,7 @@ import pytest
 
 from eval.questions import benchmarks, downloads
 from eval.questions.accuracy import reference_number
+from tests.eval.helpers import evaluate
 
 NUMBERED = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(300)]
 
@@ -88,16 +89,55 @@ def test_a_changed_question_changes_the_hash(tmp_path):
     assert benchmarks.load("gsm8k", question_file=str(place)).sha256 != before
 
 
+TURN = {"turns": ["a"]}
+BAD_LINES = [
+    ([1], "'\\[1\\]' is not a JSON object"),
+    ("text", "is not a JSON object"),
+    ({"text": "x"}, "expected `question`, `turns` or `prompt`"),
+    ({"turns": []}, "turns is \\[\\]; expected a list of texts"),
+    ({"turns": "hello"}, "turns is 'hello'; expected a list of texts"),
+    ({"turns": None}, "turns is None; expected a list of texts"),
+    ({"turns": ["a", 3]}, "turns\\[1\\] is 3; expected a text that is not empty"),
+    ({"turns": ["a", " "]}, "turns\\[1\\] is ' '; expected a text"),
+    ({"question": "  "}, "question is '  '; expected a text"),
+    ({"question": ["a"]}, "question is \\['a'\\]; expected a text"),
+    ({"question": "a \ud800"}, "question holds half of a surrogate pair"),
+    ({"prompt": None}, "prompt is None; expected a text"),
+    ({"question": "a", "answer": 42}, "answer is 42; expected a text"),
+    ({"question": "a", "answer": "#### many"}, "expected `#### n` at its end"),
+    ({**TURN, "reference": ["a", 3]}, "reference is .*; expected a text, a list of texts, or null"),
+    ({**TURN, "category": 3}, "category is 3; expected a text"),
+    ({**TURN, "question_id": None}, "question_id is None; expected an integer"),
+    ({**TURN, "question_id": "abc"}, "question_id is 'abc'; expected an integer"),
+    ({**TURN, "question_id": 1.5}, "question_id is 1.5; expected an integer"),
+    ({**TURN, "question_id": True}, "question_id is True; expected an integer"),
+    ({**TURN, "question_id": 0}, "question_id 0 appears twice"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES)
+def test_a_bad_line_is_named_before_anything_is_asked(tmp_path, line, message, capsys):
+    """The lines before it are fine: only a check of the whole file finds it before the first question."""
+    place = tmp_path / "bad.jsonl"
+    place.write_bytes(as_lines([{"question": "fine"}, {"question": "fine too"}, line]))
+    with pytest.raises(ValueError, match=f"bad.jsonl, line 3: .*{message}|bad.jsonl, line 3: {message}"):
+        benchmarks.load("gsm8k", question_file=str(place))
+    assert evaluate(tmp_path / "run", "--question-file", str(place)) == 2
+    assert not (tmp_path / "run").exists()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         (b"", "no questions in it"),
+        (b"\n \n", "no questions in it"),
         (b"not json\n", "line 1: not JSON"),
-        (b"[1]\n", "is not a JSON object"),
-        (b'{"text": "x"}\n', "expected `question`, `turns` or `prompt`"),
-        (b'{"turns": []}\n', "line 1: turns is \\[\\]; expected a list of texts"),
-        (b'{"question": "  "}\n', "line 1: question is '  '; expected a text that is not empty"),
-        (b'{"question_id": 3, "turns": ["a"]}\n{"question_id": 3, "turns": ["b"]}\n', "question_id 3 appears twice"),
+        (b'{"question": "caf\xe9"}\n', "line 1: not UTF-8 \\(byte 0xe9 at place 17\\); save it as UTF-8"),
+        (b'{"question": "a"}\n' + b"[" * 100_000, "line 2: not JSON"),
+        (b'{"question_id": ' + b"9" * 5000 + b', "question": "a"}\n', "line 1: "),
+        (b'{"question_id": 3, "turns": ["a"]}\n{"question_id": 3, "turns": ["b"]}\n', "line 2: question_id 3 .*line 1"),
+        (gzip.compress(b'{"question": "a"}\n')[:-9], "damaged gzip data"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, message):
@@ -122,6 +162,12 @@ def test_bad_files_are_named(tmp_path, content, message):
 def test_bad_requests_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         benchmarks.load(*arguments)
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path):
+    place = tmp_path / "marked.jsonl"
+    place.write_bytes(b"\xef\xbb\xbf" + as_lines(NUMBERED[:2]))
+    assert len(benchmarks.load("gsm8k", question_file=str(place)).questions) == 2
 
 
 def test_unknown_data_file_lists_the_known():
