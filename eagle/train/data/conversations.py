@@ -70,14 +70,14 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"training data {str(path)!r}: no such file")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{path}, line {number}"
             if line.strip():
                 try:
-                    record = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{place}: not JSON ({error})") from error
+                    record = json.loads(line.decode("utf-8"))
+                except ValueError as error:  # UnicodeDecodeError is one
+                    raise ValueError(f"{place}: not JSON in UTF-8 ({error})") from error
                 if not isinstance(record, dict):
                     found = type(record).__name__
                     raise ValueError(f"{place}: expected a JSON object, one conversation per line; found {found}")
@@ -92,10 +92,14 @@ def to_messages(record: dict) -> list[dict[str, str]]:
         raise ValueError(f"expected the key 'messages', 'conversations' or 'ids', found {sorted(record)}")
     if not isinstance(record[form], list) or not all(isinstance(turn, dict) for turn in record[form]):
         raise ValueError(f"{form}: expected a list of turns with {' and '.join(map(repr, forms[form]))}")
+    if not record[form]:
+        raise ValueError(f"{form}: an empty list; expected at least one assistant turn")
     turns = [tuple(turn.get(key) for key in forms[form]) for turn in record[form]]
     for role, text in turns:
         if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
-            raise ValueError(f"a turn with role {role!r} and content {text!r}; expected {sorted(ROLES)} and a text")
+            raise ValueError(
+                f"a turn with role {shorten(role)} and content {shorten(text)}; expected {sorted(ROLES)} and a text"
+            )
     if not any(ROLES[role] == "assistant" for role, _ in turns):
         raise ValueError("no assistant turn to learn from")
     return [{"role": ROLES[role], "content": text} for role, text in turns]
@@ -113,20 +117,50 @@ def read_messages(paths: list[str]) -> list[list[dict[str, str]]]:
     return found
 
 
-def from_ids(record: dict, vocab_size: int) -> Example:
+def is_index(value, stop: int) -> bool:
+    """Whether a value from JSON is a whole number in 0 .. stop - 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < stop
+
+
+def check_ids(record: dict, vocab_size: int) -> None:
+    """ValueError where a record's ids or spans are not what the target's tokenizer could have given."""
     if record.get("vocab_size") != vocab_size:
         raise ValueError(
             f"ids are of a vocabulary of {record.get('vocab_size')} tokens, the target's tokenizer has {vocab_size}; "
             "regenerate the answers with this target"
         )
-    if not isinstance(record.get("spans"), list):
-        raise ValueError(f"spans is {record.get('spans')!r}; expected the ranges [a, b] of ids that the assistant said")
-    answer = [any(a <= i < b for a, b in record["spans"]) for i in range(len(record["ids"]))]
-    return Example(record["ids"], answer)
+    ids, spans = record["ids"], record.get("spans")
+    if not isinstance(ids, list):
+        raise ValueError(f"ids is {shorten(ids)}; expected a list of token ids")
+    wrong = next((token for token in ids if not is_index(token, vocab_size)), None)
+    if wrong is not None:
+        raise ValueError(f"ids hold {shorten(wrong)}; expected whole numbers in 0 .. {vocab_size - 1}")
+    if not isinstance(spans, list):
+        raise ValueError(f"spans is {shorten(spans)}; expected the ranges [a, b] of ids that the assistant said")
+    for span in spans:
+        pair = isinstance(span, list) and len(span) == 2 and all(is_index(end, len(ids) + 1) for end in span)
+        if not pair or span[0] > span[1]:
+            raise ValueError(f"spans hold {shorten(span)}; expected [a, b] with 0 <= a <= b <= {len(ids)}")
+
+
+def shorten(value) -> str:
+    """A value's repr, cut at 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def from_ids(record: dict, vocab_size: int) -> Example:
+    """The example of a record with ids. Raises ValueError where ids or spans are not usable."""
+    check_ids(record, vocab_size)
+    ids = record["ids"]
+    return Example(ids, [any(a <= i < b for a, b in record["spans"]) for i in range(len(ids))])
 
 
 def encode_messages(tokenizer, messages: list[dict[str, str]]) -> Example:
-    """Render with the tokenizer's chat template and mark the assistant's tokens, their end token included."""
+    """Render with the tokenizer's chat template and mark the assistant's tokens, their end token included.
+
+    Raises ValueError where there is no template, or one in which the answers cannot be found.
+    """
     if tokenizer.chat_template is None:
         raise ValueError("the target's tokenizer has no chat template; set tokenizer.chat_template and save it")
     if "{% generation %}" in tokenizer.chat_template or "{%- generation %}" in tokenizer.chat_template:
@@ -138,6 +172,8 @@ def encode_messages(tokenizer, messages: list[dict[str, str]]) -> Example:
 
 
 def encode_by_prefixes(tokenizer, messages: list[dict[str, str]]) -> Example:
+    """Each assistant turn is what its rendering adds to the rendered prompt before it."""
+
     def render(turns, prompt: bool) -> str:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
 
@@ -197,12 +233,15 @@ def epoch_plan(lengths: list[int], batch_tokens: int, seed: int, epoch: int) -> 
 
 
 def split_rows(rows: list[int], parts: int) -> list[list[int]]:
-    """Deal one batch out to processes and accumulation rounds: every part has rows of every length, none is empty
-    unless there are fewer rows than parts."""
+    """Deal one batch out to processes and accumulation rounds.
+
+    Every part has rows of every length; none is empty unless there are fewer rows than parts.
+    """
     return [rows[part::parts] for part in range(parts)]
 
 
 def collate(examples: list[Example]) -> Batch:
+    """Pad on the right with token 0."""
     longest = max(len(example.ids) for example in examples)
     tokens = torch.zeros(len(examples), longest, dtype=torch.int64)
     answer = torch.zeros(len(examples), longest, dtype=torch.bool)

@@ -62,6 +62,21 @@ BAD = {
     "no spans": ({"ids": [1, 2], "vocab_size": 96}, ["line 2", "spans", "None"]),
     "no text": ({"messages": [{"role": "user"}]}, ["line 2", "None"]),
     "no answer": ({"messages": [{"role": "user", "content": "w1"}]}, ["line 2", "no assistant turn"]),
+    "ids out of range": (
+        {"ids": [1, 96], "spans": [[1, 2]], "vocab_size": 96},
+        ["line 2", "ids hold 96", "0 .. 95"],
+    ),
+    "a negative id": ({"ids": [1, -1], "spans": [[1, 2]], "vocab_size": 96}, ["line 2", "ids hold -1"]),
+    "ids as text": (
+        {"ids": ["1", "2"], "spans": [[1, 2]], "vocab_size": 96},
+        ["line 2", "ids hold '1'", "whole numbers"],
+    ),
+    "ids as one text": ({"ids": "12", "spans": [[0, 1]], "vocab_size": 96}, ["line 2", "ids is '12'", "list"]),
+    "a span past the end": ({"ids": [1, 2], "spans": [[1, 3]], "vocab_size": 96}, ["line 2", "[1, 3]", "<= 2"]),
+    "a span backwards": ({"ids": [1, 2], "spans": [[2, 1]], "vocab_size": 96}, ["line 2", "[2, 1]"]),
+    "a span of texts": ({"ids": [1, 2], "spans": [["0", "1"]], "vocab_size": 96}, ["line 2", "['0', '1']"]),
+    "half a span": ({"ids": [1, 2], "spans": [[1]], "vocab_size": 96}, ["line 2", "[1]"]),
+    "no turns at all": ({"messages": []}, ["line 2", "empty list"]),
     "other vocabulary": ({"ids": [1, 2], "spans": [[1, 2]], "vocab_size": 7}, ["line 2", "7", "96", "regenerate"]),
 }
 
@@ -71,6 +86,13 @@ def test_bad_lines_are_named(tokenizer, tmp_path, record, words):
     with pytest.raises(ValueError) as error:
         load_examples(tokenizer, write(tmp_path / "d.jsonl", {"messages": messages()}, record), 128)
     assert all(word in str(error.value) for word in [*words, "d.jsonl"]), error.value
+
+
+def test_another_encoding_names_the_line(tokenizer, tmp_path):
+    path = tmp_path / "latin.jsonl"
+    path.write_bytes(json.dumps({"messages": messages()}).encode() + b'\n{"messages": "caf\xe9"}\n')
+    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not JSON in UTF-8"):
+        load_examples(tokenizer, [str(path)], 128)
 
 
 def test_missing_file_and_template(tokenizer, tmp_path):
