@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from eagle.train.precision import has_bf16
+from eagle.modules.precision import has_bf16
 
 PRECISIONS = ("auto", "bf16", "no")
 

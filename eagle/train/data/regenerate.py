@@ -1,195 +1,217 @@
-"""Rewrite the answers of a data set with the target itself: a head should learn what its target says.
+"""Replace the answers of a data set with the target's own: drafting happens along the target's own text.
 
-    python -m eagle.train.regenerate --target T --data F... --output OUT.jsonl --temperature 1
+    python -m eagle.train.regenerate --target T --data F... --output OUT.jsonl --temperature 0 0.6 1
+    python -m eagle.train.regenerate --target T --self-prompts 2000 --exclude EVALUATION_FILE... --output OUT.jsonl
 
-Questions stay, every assistant turn is sampled anew (later turns see the new earlier ones). A line of the output holds
-the messages and the very token ids that were sampled. Batches are seeded by their number and written to OUT.jsonl.parts
-one by one, so a run that is killed continues where it was and gives the same lines; OUT.jsonl appears when all parts
-are there, or when `--minutes` are over, with what there is. A complete OUT.jsonl is left alone.
+Questions stay, every assistant turn is sampled anew (later turns see the new earlier ones). With --self-prompts the
+target also writes prompts itself, by continuing its chat template's rendering up to the start of a user turn. A line of
+the output holds the messages and the sampled token ids, in the order of the data. Random numbers belong to the
+conversation, so batch size, interruptions and --minutes do not change an answer (up to rounding).
+
+    OUT.jsonl.settings.json     what OUT.jsonl is sampled from; another target, data or settings are refused
+    OUT.jsonl.part              finished conversations while the run is incomplete: it continues from there
 """
 
 import argparse
-import json
-import shutil
+import math
+import sys
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from eagle.files import write_json, write_text
-from eagle.modules.target import cache_keyword
+from eagle.files import write_text
+from eagle.modules.precision import has_bf16
+from eagle.train.command import run_command
 from eagle.train.data.conversations import read_messages
-from eagle.train.precision import has_bf16
+from eagle.train.data.dialogue import Dialogue, json_line
+from eagle.train.data.overlap import RUN, Overlap
+from eagle.train.data.provenance import Journal, Sidecar, file_digest, target_digests
+from eagle.train.data.sampler import Request, Sampler, seed_of
+from eagle.train.data.self_prompts import PromptWriter
+from eagle.train.setup import load_pretrained
+
+WINDOW = 1024  # conversations among which similar prompt lengths are put beside each other
 
 
-def draw(logits: Tensor, temperature: Tensor, generator: torch.Generator) -> Tensor:
-    """Logits [B, V], one temperature per row [B] -> one token each, Int64[B]; the most likely one at temperature 0."""
-    greedy = temperature == 0
-    law = (logits.float() / temperature.masked_fill(greedy, 1)[:, None]).softmax(-1)
-    drawn = torch.multinomial(law, 1, generator=generator).squeeze(1)
-    return torch.where(greedy, logits.argmax(-1), drawn)
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError for a number out of range, or where there is nothing to answer."""
+    for value in args.temperature:
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"--temperature {value}; expected 0 or more")
+    for name in ("max_new_tokens", "batch", "limit", "prompt_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise ValueError(f"--minutes {args.minutes}; expected 0 or more")
+    if args.self_prompts < 0:
+        raise ValueError(f"--self-prompts {args.self_prompts}; expected 0 or more")
+    if not args.data and not args.self_prompts:
+        raise ValueError("nothing to answer: give --data F..., --self-prompts N, or both")
 
 
-@torch.no_grad()
-def sample(
-    model, prompts: list[list[int]], limit: int, temperatures: list[float], ends: Tensor, generator
-) -> list[list[int]]:
-    """Up to `limit` tokens after every prompt, the end token included, each prompt at its own temperature. Rows that
-    are done leave the batch."""
-    longest = max(map(len, prompts))
-    tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    answers: list[list[int]] = [[] for _ in prompts]
-    rows, running = list(range(len(prompts))), torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    cache, positions = DynamicCache(config=model.config), mask.cumsum(1).sub(1).clamp(min=0)
-    cached = {cache_keyword(model.forward): cache}
-    temperature = torch.tensor(temperatures, dtype=torch.float32, device=model.device)
-    for _ in range(limit):
-        out = model(input_ids=tokens, attention_mask=mask, position_ids=positions, logits_to_keep=1, **cached)
-        token = draw(out.logits[:, -1], temperature, generator)
-        for row, value, alive in zip(rows, token.tolist(), running.tolist(), strict=True):
-            if alive:
-                answers[row].append(value)
-        running = running & ~torch.isin(token, ends)
-        positions, mask = positions[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        if running.sum() <= 0.75 * len(rows):
-            keep = running.nonzero().squeeze(1)
-            if not len(keep):
-                break
-            cache.batch_select_indices(keep)
-            rows = [rows[i] for i in keep.tolist()]
-            token, positions, mask, running = token[keep], positions[keep], mask[keep], running[keep]
-            temperature = temperature[keep]
-        tokens = token[:, None]
-    return answers
+def settings_of(args: argparse.Namespace, dtype: str) -> dict:
+    """Everything that decides what the output holds."""
+    keys = ("temperature", "max_new_tokens", "limit", "seed", "self_prompts", "prompt_tokens")
+    return {
+        **{key: getattr(args, key) for key in keys},
+        "dtype": dtype,
+        "data": [file_digest(path) for path in args.data],
+        "exclude": [file_digest(path) for path in args.exclude],
+        "target": target_digests(args.target),
+    }
 
 
-class Dialogue:
-    """One conversation on its way through the sampler: ids so far, spans the target wrote, messages so far."""
-
-    def __init__(self, tokenizer, messages: list[dict[str, str]], temperature: float):
-        self.tokenizer = tokenizer
-        self.temperature = temperature
-        self.original = messages
-        self.turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        self.messages: list[dict[str, str]] = []
-        self.ids: list[int] = []
-        self.spans: list[list[int]] = []
-        self.text = ""
-
-    def prompt(self, turn: int) -> bool:
-        """Bring the ids up to an assistant turn; False where there is none, or the template rewrites the past."""
-        if turn >= len(self.turns) or len(self.spans) < turn:
-            return False
-        self.messages += self.original[len(self.messages) : self.turns[turn]]
-        text = self.tokenizer.apply_chat_template(self.messages, tokenize=False, add_generation_prompt=True)
-        if not text.startswith(self.text):
-            return False
-        self.ids += self.tokenizer(text[len(self.text) :], add_special_tokens=False)["input_ids"]
-        self.text = text
-        return True
-
-    def answer(self, ids: list[int]) -> None:
-        self.spans.append([len(self.ids), len(self.ids) + len(ids)])
-        self.ids += ids
-        self.messages.append({"role": "assistant", "content": self.tokenizer.decode(ids, skip_special_tokens=True)})
-        self.text += self.tokenizer.decode(ids, skip_special_tokens=False)
-
-    def record(self) -> dict:
-        return {"messages": self.messages, "ids": self.ids, "spans": self.spans, "vocab_size": len(self.tokenizer)}
-
-
-def end_tokens(model, tokenizer) -> Tensor:
+def end_tokens(model, tokenizer) -> list[int]:
+    """The ids that end an answer. Raises ValueError where neither generation config nor tokenizer has one."""
     ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [tokenizer.eos_token_id if ends is None else ends]
-    return torch.tensor(ends, device=model.device)
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise ValueError("the target has no end token: set eos_token_id in its generation_config.json")
+    return list(ends) if isinstance(ends, list) else [ends]
 
 
-def regenerate_batch(model, tokenizer, conversations: list, temperatures: list[float], args, seed: int) -> list[dict]:
-    dialogues = [Dialogue(tokenizer, *pair) for pair in zip(conversations, temperatures, strict=True)]
-    generator = torch.Generator(model.device).manual_seed(seed)
-    context, ends = model.config.max_position_embeddings, end_tokens(model, tokenizer)
-    for turn in range(max(len(d.turns) for d in dialogues)):
-        ready = [d for d in dialogues if d.prompt(turn) and len(d.ids) < context]
-        if not ready:
-            break
-        prompts = [d.ids for d in ready]
-        limit = min(args.max_new_tokens, context - max(map(len, prompts)))
-        answers = sample(model, prompts, limit, [d.temperature for d in ready], ends, generator)
-        for dialogue, ids in zip(ready, answers, strict=True):
+class Clock:
+    """Time, and tokens sampled in it."""
+
+    def __init__(self, minutes: float | None) -> None:
+        """`minutes` None: no limit."""
+        self.started, self.minutes, self.tokens = time.monotonic(), minutes, 0
+
+    def is_over(self) -> bool:
+        """Whether the limit has passed."""
+        return self.minutes is not None and self.seconds() > 60 * self.minutes
+
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started
+
+    def rate(self) -> str:
+        """Tokens per second, as text."""
+        return f"{self.tokens / max(self.seconds(), 1e-9):.0f} tok/s"
+
+
+def in_sampling_order(dialogues: dict[int, Dialogue], seed: int) -> list[int]:
+    """Numbers in random order, similar prompt lengths beside each other.
+
+    The first ones are a fair sample of all, whenever the time is over.
+    """
+    numbers = sorted(dialogues)
+    shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = [numbers[i] for i in shuffled]
+    windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
+    return [i for window in windows for i in sorted(window, key=lambda i: len(dialogues[i].ids))]
+
+
+def answer_all(
+    sampler: Sampler, dialogues: dict[int, Dialogue], journal: Journal, clock: Clock, args: argparse.Namespace
+) -> None:
+    """Answer the dialogues, all of which have a first prompt, and append each to the journal when it is finished."""
+    context = sampler.model.config.max_position_embeddings
+
+    def request(number: int) -> Request:
+        dialogue = dialogues[number]
+        limit, turn = min(args.max_new_tokens, context - len(dialogue.ids)), len(dialogue.spans)
+        seed = seed_of(args.seed, "answer", number, turn)
+        return Request(number, list(dialogue.ids), limit, seed, dialogue.temperature)
+
+    queue = deque(request(number) for number in in_sampling_order(dialogues, args.seed))
+    with tqdm(total=len(queue), unit="conversation", desc="answers") as bar:
+        for done, ids in sampler.run(queue):
+            dialogue = dialogues[done.key]
             dialogue.answer(ids)
-    return [dialogue.record() for dialogue in dialogues if dialogue.spans]
+            clock.tokens += len(ids)
+            if dialogue.next_prompt() and len(dialogue.ids) < context:
+                queue.appendleft(request(done.key))
+                continue
+            journal.append(done.key, dialogue.record())
+            bar.update()
+            bar.set_postfix_str(clock.rate())
+            if clock.is_over():
+                started = [item for item in queue if dialogues[item.key].spans]
+                queue.clear()
+                queue.extend(started)  # conversations begun are finished: short ones are not preferred
 
 
-def batches_of(conversations: list, size: int, seed: int) -> list[list[int]]:
-    """Questions of similar length share a batch; batches come in random order: any number of them is a fair sample."""
-    lengths = [sum(len(m["content"]) for m in item if m["role"] != "assistant") for item in conversations]
-    order = sorted(range(len(conversations)), key=lengths.__getitem__)
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    shuffled = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
-    return [batches[i] for i in shuffled.tolist()]
+def without_overlap(prompts: list[list[dict]], exclude: list[str]) -> Iterator[int]:
+    """Numbers of the conversations none of whose user turns shares 13 words in a row with an excluded file."""
+    overlap = Overlap(exclude)
+    for number, messages in enumerate(prompts):
+        if not any(overlap.shares(m["content"]) for m in messages if m["role"] != "assistant"):
+            yield number
 
 
-def check_same_run(parts: Path, args) -> None:
-    """Parts of another run must not be mixed in."""
-    keys = ("target", "data", "temperature", "batch", "max_new_tokens", "seed", "limit", "dtype")
-    settings = {key: getattr(args, key) for key in keys}
-    path = parts / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
-        begun = json.dumps(json.loads(path.read_text()))
-        raise ValueError(f"{parts} was begun with other settings ({begun}); remove it or choose another output")
-    write_json(path, settings)
+def first_prompts(tokenizer, conversations: list, numbers: Iterable[int], args) -> dict[int, Dialogue]:
+    """Dialogues at their first assistant turn; those whose template cannot render one are left out."""
+    found = {}
+    for number in numbers:
+        temperature = args.temperature[number % len(args.temperature)]
+        dialogue = Dialogue(tokenizer, conversations[number], temperature)
+        if dialogue.next_prompt():
+            found[number] = dialogue
+    return found
 
 
-def regenerate(args) -> None:
-    parts = Path(f"{args.output}.parts")
-    if Path(args.output).exists() and not parts.exists():
-        print(f"{args.output}: complete; remove it to sample again")
-        return
+def regenerate(args: argparse.Namespace) -> None:
+    """Sample what is missing of the output. Raises ValueError for settings, data or an output that do not fit."""
+    check(args)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if args.dtype == "auto":
-        args.dtype = "bf16" if has_bf16(device) else "fp32"  # decided before it is compared with the parts' settings
-    check_same_run(parts, args)
-    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
-    if args.device_map is None:
-        model = model.to(device)
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    dtype = {"auto": "bf16" if has_bf16(device) else "fp32"}.get(args.dtype, args.dtype)
     conversations = read_messages(args.data)[: args.limit]
-    started, tokens = time.monotonic(), 0
-    bar = tqdm(batches_of(conversations, args.batch, args.seed), unit="batch")
-    for number, rows in enumerate(bar):
-        path = parts / f"{number:06d}.jsonl"
-        if args.minutes is not None and time.monotonic() - started > 60 * args.minutes:
-            break
-        if not path.exists():
-            seed = args.seed * 1_000_003 + number
-            temperatures = [args.temperature[i % len(args.temperature)] for i in rows]
-            records = regenerate_batch(model, tokenizer, [conversations[i] for i in rows], temperatures, args, seed)
-            write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-            tokens += sum(b - a for record in records for a, b in record["spans"])
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tok/s")
-    finished = sorted(parts.glob("[0-9]*.jsonl"))
-    text = "".join(part.read_text("utf-8") for part in finished)
-    write_text(args.output, text)
-    print(f"{args.output}: {text.count(chr(10))} of {len(conversations)} conversations")
-    if len(finished) == len(bar):
-        shutil.rmtree(parts)
+    sidecar = Sidecar(args.output, settings_of(args, dtype))
+    if sidecar.begin():
+        print(f"{args.output}: complete; remove it and {sidecar.path.name} to sample again")
+        return
+    clock, journal = Clock(args.minutes), Journal(f"{args.output}.part")
+    model, tokenizer = load_pretrained(
+        args.target, torch.bfloat16 if dtype == "bf16" else torch.float32, args.device_map
+    )
+    sampler = Sampler(model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer))
+    prompts = Journal(f"{args.output}.prompts.part")
+    if args.self_prompts:
+        writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed)
+        writer.write(args.self_prompts, prompts, clock.is_over)
+        clock.tokens += writer.tokens
+        if len(prompts.values) < args.self_prompts:
+            print(f"{len(prompts.values)} of {args.self_prompts} prompts, no answers yet: the same command continues")
+            return
+        conversations += writer.conversations(prompts)
+    kept = list(without_overlap(conversations, args.exclude))
+    dialogues = first_prompts(tokenizer, conversations, (i for i in kept if i not in journal.values), args)
+    context = model.config.max_position_embeddings
+    dialogues = {number: dialogue for number, dialogue in dialogues.items() if len(dialogue.ids) < context}
+    begun = len(dialogues)
+    if not clock.is_over():
+        answer_all(sampler, dialogues, journal, clock, args)
+    records = [journal.values[number] for number in sorted(journal.values)]
+    write_text(args.output, "".join(json_line(record) for record in records))
+    if args.exclude:
+        print(f"{len(conversations) - len(kept)} prompts dropped: {RUN} words in a row shared with --exclude files")
+    print(f"{args.output}: {len(records)} of {len(kept)} conversations, {clock.rate()}")
+    if all(number in journal.values for number in dialogues):
+        sidecar.finish()
+        for part in (journal.path, prompts.path):
+            part.unlink(missing_ok=True)
+    else:
+        print(f"incomplete ({begun} were left to do): the same command continues")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    found = argparse.ArgumentParser(
         prog="python -m eagle.train.regenerate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", required=True, help="directory or hub id of the target model")
-    parser.add_argument("--data", required=True, nargs="+", help="JSONL files, messages or ShareGPT")
-    parser.add_argument("--output", required=True)
-    parser.add_argument(
+    add = found.add_argument
+    add("--target", required=True, help="directory or hub id of the target model")
+    add("--data", nargs="+", default=[], help="JSONL files, messages or ShareGPT")
+    add("--output", required=True)
+    add(
         "--temperature",
         type=float,
         nargs="+",
@@ -197,20 +219,44 @@ def main() -> None:
         metavar="T",
         help="several: conversation i is answered at the i-th of them, round and round",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
-    parser.add_argument("--batch", type=int, default=128, help="conversations sampled together")
-    parser.add_argument("--limit", type=int, help="only the first conversations")
-    parser.add_argument("--minutes", type=float, help="stop after the batch that ends later than this")
-    parser.add_argument(
+    add("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
+    add("--batch", type=int, default=128, help="conversations in progress at once")
+    add("--limit", type=int, help="only the first conversations of the data")
+    add("--minutes", type=float, help="begin no conversation after this time")
+    add(
+        "--self-prompts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let the target write N prompts itself, and answer them",
+    )
+    add("--prompt-tokens", type=int, default=256, help="longest prompt of --self-prompts; longer ones are dropped")
+    add(
+        "--exclude", nargs="+", default=[], metavar="F", help=f"drop prompts that share {RUN} words in a row with these"
+    )
+    add(
         "--dtype",
         choices=("auto", "bf16", "fp32"),
         default="auto",
-        help="auto: bf16 where the device multiplies it itself, else fp32",
+        help="auto: bf16 where the device multiplies it in hardware, else fp32",
     )
-    parser.add_argument("--device-map", help="as in transformers, e.g. auto: spread a large target over the GPUs")
-    parser.add_argument("--seed", type=int, default=0)
-    regenerate(parser.parse_args())
+    add("--device-map", help="as in transformers, e.g. auto: divide a large target over the GPUs")
+    add("--seed", type=int, default=0)
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sample as `argv` says and return the exit status."""
+    args = parser().parse_args(argv)
+
+    def kept() -> str:
+        part = Path(f"{args.output}.part")
+        if part.exists():
+            return f"finished conversations are kept in {part}; the same command continues"
+        return "no conversation was finished yet; the same command continues"
+
+    return run_command(lambda: regenerate(args), kept)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,10 +24,10 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle.files import write_text
+from eagle.modules.precision import has_bf16
 from eagle.train import checkpoint
 from eagle.train.command import run_command
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
-from eagle.train.precision import has_bf16
 from eagle.train.schedule import adamw, learning_rate_factor, set_learning_rate
 
 

@@ -1,16 +1,15 @@
 """The number format where nobody names one: bfloat16 only where the hardware multiplies it."""
 
 import json
-import sys
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
 from eagle.modules import precision
+from eagle.modules.precision import has_bf16
 from eagle.train.config import TrainConfig
 from eagle.train.data import regenerate
-from eagle.train.precision import has_bf16
 from eagle.train.trainer import Trainer
 from tests.eagle.train.conftest import losses
 
@@ -72,8 +71,8 @@ def test_bf16_trains(settings, tmp_path):
 def test_regenerate_decides_before_it_compares(monkeypatch, tiny_target, tiny_data, tmp_path):
     """`auto` and the name it stands for are the same run."""
     monkeypatch.setattr(regenerate, "has_bf16", lambda device: False)
-    common = ["--target", tiny_target, "--data", tiny_data, "--output", tmp_path / "o.jsonl", "--minutes", "0"]
+    output = tmp_path / "o.jsonl"
+    common = ["--target", tiny_target, "--data", tiny_data, "--output", output, "--minutes", "0"]
     for dtype in ([], ["--dtype", "fp32"]):
-        monkeypatch.setattr(sys, "argv", ["regenerate", *map(str, common + dtype)])
-        regenerate.main()
-    assert json.loads((tmp_path / "o.jsonl.parts/settings.json").read_text())["dtype"] == "fp32"
+        assert regenerate.main([str(argument) for argument in [*common, *dtype]]) == 0
+    assert json.loads((tmp_path / "o.jsonl.settings.json").read_text())["dtype"] == "fp32"
