@@ -1,32 +1,40 @@
 #!/usr/bin/env bash
 # MT-Bench (80 questions of two turns) by every method on one pair, at temperatures 0 and 1.
 #
-#   bash scripts/mt_bench.sh [TARGET HEAD] [further arguments for python -m eval]
-#   bash scripts/mt_bench.sh --demo        [further arguments]      the embedded pair, on a CPU
+#   bash scripts/mt_bench.sh --pair NAME   [further arguments for python -m eval]   smollm2-135m, qwen2.5-coder-0.5b, ...
+#   bash scripts/mt_bench.sh TARGET HEAD   [further arguments]                      directories or hub ids
+#   bash scripts/mt_bench.sh --demo        [further arguments]                      the embedded pair
 #
-# what       speed and acceptance, by category. Quality is for FastChat's judge, which reads OUTPUT/model_answer/
-# default    meta-llama/Llama-3.1-8B-Instruct with yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (directories or hub ids)
-# hardware   the official pair: one GPU with 24 GB or more. Several GPUs:
-#            LAUNCH=".venv/bin/accelerate launch --num_processes 8 -m"
+# what       speed and acceptance, by category. Quality is for FastChat's judge, which reads OUTPUT/model_answer/.
+#            METHODS="plain multi+token multi+hsd" for other methods
+# default    meta-llama/Llama-3.1-8B-Instruct with yuhuili/EAGLE3-LLaMA3.1-Instruct-8B, EAGLE-3's 60 nodes
+# hardware   --pair and --demo: two CPU cores, with the faster dtype and a tree of 16 nodes. The official pair: one GPU
+#            with 24 GB or more. Several GPUs: LAUNCH=".venv/bin/accelerate launch --num_processes 8 -m"
 # data       $HSD_DATA, else downloaded and checked (python -m eval.questions.downloads)
-# gave       the demo pair on two CPU cores: docs/reproduction.md, section 6. The official pair has not been run
-# writes     results/mt_bench-tT/; running it again continues where it stopped
+# gave       docs/reproduction.md. The official pair has not been run
+# writes     results/[NAME-]mt_bench-tT/; running it again continues where it stopped
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
-PAIR=(meta-llama/Llama-3.1-8B-Instruct yuhuili/EAGLE3-LLaMA3.1-Instruct-8B)
-RESULTS=results/mt_bench
+SMALL=(--nodes 16 --depth 6) NAME=
 case "${1:-}" in
-    --demo) PAIR=(checkpoints/demo/target checkpoints/demo/eagle3) RESULTS=results/demo-mt_bench; shift ;;
-    ""|--*) ;;
-    *) PAIR=("$1" "${2:?expected TARGET HEAD}"); shift 2 ;;
+    --pair) NAME=${2:?expected --pair NAME}; shift 2 ;;
+    --demo) NAME=demo; shift ;;
+    ""|--*) PAIR=(--base-model-path meta-llama/Llama-3.1-8B-Instruct --ea-model-path yuhuili/EAGLE3-LLaMA3.1-Instruct-8B) ;;
+    *) PAIR=(--base-model-path "$1" --ea-model-path "${2:?expected TARGET HEAD}"); shift 2 ;;
 esac
+case "$NAME" in
+    "") ;;
+    llama-3.1-8b) PAIR=(--pair "$NAME") ;;
+    *) PAIR=(--pair "$NAME" --dtype auto "${SMALL[@]}") ;;
+esac
+[ -z "$NAME" ] || "$PYTHON_VENV" -m eagle.checkpoints.fetch "$NAME"
+RESULTS=results/${NAME:+$NAME-}mt_bench
 
-run() {
-    ${LAUNCH:-$PYTHON_VENV -m} eval --bench mt_bench --seed 0 \
-        --base-model-path "${PAIR[0]}" --ea-model-path "${PAIR[1]}" "$@"
-}
+run() { ${LAUNCH:-$PYTHON_VENV -m} eval --bench mt_bench --seed 0 "${PAIR[@]}" "$@"; }
 
-# at temperature 0 the target law is one-hot: every verifier is the same, and so are the top-k and the hybrid tree
-run --temperature 0 --output "$RESULTS-t0" --methods plain transformers topk+token chain+token "$@"
-run --temperature 1 --output "$RESULTS-t1" --methods plain transformers topk+token topk+hsd hybrid+token hybrid+hsd "$@"
+# at temperature 0 the target distribution is one-hot: every verifier accepts the same, and hybrid trees are top-k trees
+run --temperature 0 --output "$RESULTS-t0" \
+    --methods ${METHODS:-plain transformers transformers-lookup topk+token chain+token} "$@"
+run --temperature 1 --output "$RESULTS-t1" \
+    --methods ${METHODS:-plain transformers transformers-lookup topk+token topk+hsd chain+hsd hybrid+token hybrid+hsd} "$@"

@@ -84,7 +84,7 @@ TESTED_IN = {  # folders whose tests lie elsewhere
     "hsd/audit": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
 }
-ABOVE_ALL = {"eagle", "eval", "hsd", "eval.__main__"}  # what a package exports, and its command: may import any room
+ABOVE_ALL = {"eagle", "eval", "hsd", "eval.__main__", "eval.demo"}  # what a package exports, and its commands: any room
 
 
 def name_of(path: Path) -> str:

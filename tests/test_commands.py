@@ -26,11 +26,16 @@ PASSED_ON = {"--help"}
 TRIED_IN = {
     "hsd.audit": ("hsd/test_hsd_audit.py", "test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy"),
     "eagle.checkpoints.convert": ("eagle/checkpoints/test_convert.py", "test_command_line"),
+    "eagle.checkpoints.fetch": (
+        "eagle/checkpoints/test_fetch.py",
+        "test_a_target_is_fetched_converted_and_fetched_once",
+    ),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
     "eagle.train.data.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
+    "eval.demo": ("eval/test_demo.py", "test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else"),
     "eval.reports.report": ("eval/reports/test_report.py", "test_report_command_equals_the_run_s_own_report"),
     "eval.reports.released": ("eval/reports/test_released.py", "test_by_hand"),
     "eval.reports.embed": ("eval/reports/test_embed.py", "test_a_marked_table_is_rewritten"),

@@ -1,5 +1,7 @@
 """The shell scripts name methods and flags that exist, and parse."""
 
+import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -32,17 +34,38 @@ def test_methods_and_flags_exist(script):
     named = set(re.findall(r"\b(?:topk|hybrid|chain|multi)\+\w+", code))
     assert named <= set(METHODS)
     flags = {flag for action in build_parser()._actions for flag in action.option_strings}
-    others = {
-        "--demo",
-        "--version",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--system-site-packages",
-        "--revision",
-        "--local-dir",
-        "--exclude",
-    }
+    others = {"--demo", "--source", "--version", "--quiet", "--disable-pip-version-check", "--system-site-packages"}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code)) <= flags | others
+
+
+@pytest.mark.parametrize("script", ["gsm8k", "mt_bench"])
+@pytest.mark.parametrize(
+    "given",
+    [["--pair", "smollm2-135m"], ["--pair", "llama-3.1-8b", "--num-questions", "2"], ["--demo"], [], ["T", "H"]],
+    ids=["pair", "official pair", "demo", "default", "paths"],
+)
+def test_every_call_of_the_benchmark_scripts_parses(script, given, tmp_path):
+    """The scripts run with a stand-in for the interpreter that writes down what it was called with."""
+    fake = tmp_path / "venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLS"\n')
+    fake.chmod(0o755)
+    sums = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    (tmp_path / "venv" / f"installed-{sums}").touch()
+    calls = tmp_path / "calls"
+    environment = {"PATH": os.environ["PATH"], "HSD_VENV": str(tmp_path / "venv"), "CALLS": str(calls)}
+    subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh"), *given], check=True, env=environment)
+    lines = [line.removeprefix("-m ").split() for line in calls.read_text().splitlines()]
+    fetched = [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"]
+    name = {"--pair": given[1:2], "--demo": ["demo"]}.get(given[0] if given else "", [])
+    assert fetched == ([name] if name else [])
+    runs = [build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval"]
+    assert [options.temperature for options in runs] == [0.0, 1.0]
+    assert len({options.output for options in runs}) == 2
+    assert {"plain", "transformers", "topk+hsd", "chain+hsd", "hybrid+token", "hybrid+hsd"} <= set(runs[1].methods)
+    for options in runs:
+        assert set(options.methods) <= set(METHODS)
+        assert [options.pair] == name or (options.pair is None and options.base_model_path and options.ea_model_path)
 
 
 def test_the_documents_commands_parse():

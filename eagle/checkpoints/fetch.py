@@ -18,7 +18,7 @@ from pathlib import Path
 
 from eagle.checkpoints import hub, registry
 from eagle.checkpoints.known import KNOWN, KnownPair
-from eagle.checkpoints.pairs import find_known, find_part, readable, roots
+from eagle.checkpoints.pairs import DEMO, find_known, find_part, find_target, readable, roots
 from eagle.files import locked, read_json
 
 
@@ -67,6 +67,9 @@ def fetch(name: str, source: str | None = None) -> Path:
 
     Raises ValueError: an unknown name or source, no space, a failed download, a wrong checksum, another fetch running.
     """
+    if name == DEMO:
+        print(f"{name}: {find_target(name)} is part of the repository; nothing to fetch")
+        return Path(find_target(name))
     known = find_known(name)
     source = chosen_source(name, known, source)
     root = roots()[0]

@@ -112,13 +112,3 @@ def apply_pair(options: argparse.Namespace) -> None:
     options.base_model_path = options.base_model_path or find_target(options.pair)
     if not getattr(options, "draft_model_path", None):
         options.ea_model_path = options.ea_model_path or find_head(options.pair)
-
-
-def parse_with_pair(parser: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and `apply_pair`; an error of either ends the program with the usage and one line."""
-    options = parser.parse_args(argv)
-    try:
-        apply_pair(options)
-    except ValueError as error:
-        parser.error(str(error))
-    return options

