@@ -1,8 +1,9 @@
 """Lossless verification of speculative drafts: which path of a draft tree to keep, and what to emit next.
 
     tree = hsd.DraftTree(tokens, parents, proposal_rows, proposals)
-    law = hsd.stopping_law(tree, target_probs, verifier="hsd")       # exact law of the stopping node
+    law = hsd.stopping_law(tree, target_probs, verifier="hsd")       # exact distribution of the stopping node
     path, token = hsd.verify(tree, target_probs, verifier="hsd", generator=g)
+    decision = hsd.decide(tree_batch, target_probs, verifier="hsd", generator=g)    # a batch, in fixed shapes
 
 Torch only: no model, no tokenizer, no global random state unless `generator` is None.
 """

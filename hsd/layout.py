@@ -1,8 +1,9 @@
-"""What is known about a tree's shape before it is drafted, so that verifying it needs no look at its values.
+"""The static shape of a family of trees, fixed before one is drafted, so that `decide` reads no values on the host.
 
-Vocabulary-wide work is done once per sampled child. A layout says in which nodes sampled children can be,
-round by round: round s of depth t lists the nodes that may hold the (s+1)-th sampled child of their parent.
-Chosen nodes in a list are passed over, so a list may be generous; it may not miss a sampled node.
+    rounds[t - 1][s] = the nodes of depth t that may hold the (s+1)-th sampled child of their parent
+
+Vocabulary-wide work is done once per listed node. Top-k nodes in a list are skipped, so a list may be longer than
+necessary; it may not miss a sampled node.
 
     layout                        rounds at depth 1                          at depth 2
     Layout.topk(2)              none                                       none
@@ -25,7 +26,7 @@ class Layout:
 
     rounds         rounds[t - 1][s]: the nodes of depth t that may hold the (s+1)-th sampled child of their
                    parent, at most one of them per parent. Ranges need no transfer to the device; tuples do.
-    sampled_first  no chosen child comes before a sampled sibling
+    sampled_first  no top-k child comes before a sampled sibling
     """
 
     rounds: tuple[tuple[Slots, ...], ...]
@@ -48,7 +49,7 @@ class Layout:
 
     @staticmethod
     def topk(depth: int) -> Layout:
-        """Every token chosen (top-k); any order of the nodes; at most `depth` deep."""
+        """Top-k tokens only; any order of the nodes; at most `depth` deep."""
         return Layout(((),) * depth, sampled_first=True)
 
     @staticmethod
@@ -67,7 +68,7 @@ class Layout:
     def levels(sizes: Sequence[int], sampled: Sequence[int]) -> Layout:
         """Nodes in depth order, sizes[t] of them at depth t + 1, sampled ones among the first sampled[t].
 
-        At most one sampled child per parent, before its chosen siblings. Raises ValueError on unequal lengths
+        At most one sampled child per parent, before its top-k siblings. Raises ValueError on unequal lengths
         or sampled[t] > sizes[t].
         """
         if len(sizes) != len(sampled) or any(s > n for s, n in zip(sampled, sizes)):
@@ -83,7 +84,7 @@ class Layout:
     @staticmethod
     def infer(parents: Sequence[int], sampled: Sequence[bool]) -> Layout:
         """The layout of one tree whose parents and sampled flags are on the host."""
-        depth, draws, chosen = [0] * len(parents), [0] * len(parents), [False] * len(parents)
+        depth, draws, has_topk = [0] * len(parents), [0] * len(parents), [False] * len(parents)
         rounds: list[list[list[int]]] = []
         sampled_first = True
         for node, parent in enumerate(parents[1:], 1):
@@ -91,9 +92,9 @@ class Layout:
             if depth[node] > len(rounds):
                 rounds.append([])
             if not sampled[node]:
-                chosen[parent] = True
+                has_topk[parent] = True
                 continue
-            sampled_first &= not chosen[parent]
+            sampled_first &= not has_topk[parent]
             level, turn = rounds[depth[node] - 1], draws[parent]
             if turn == len(level):
                 level.append([])

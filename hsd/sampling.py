@@ -1,6 +1,6 @@
 """One draw per row from rows of probabilities, by inversion of the cumulative sum.
 
-One uniform number per row, in float64: the law is kept to 2^-53 whatever the vocabulary, where a race of
+One uniform number per row, in float64: the distribution is kept to 2^-53 whatever the vocabulary, where a race of
 float32 exponentials would distort tokens of probability below 1e-7.
 """
 
@@ -15,7 +15,7 @@ BELOW_ONE = 1 - 2**-53  # the largest float64 below 1
 def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """probs Float[..., V], rows non-negative with a positive sum (1 not required) -> Int64[...].
 
-    No host synchronisation. A token of probability 0 is never drawn.
+    No host synchronization. A token of probability 0 is never drawn.
     """
     cdf = probs.cumsum(-1, dtype=torch.float64)
     uniform = torch.rand((*probs.shape[:-1], 1), dtype=torch.float64, device=probs.device, generator=generator)

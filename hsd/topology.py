@@ -6,7 +6,7 @@ With size(v) the number of nodes in v's subtree:
     post(v) = pre(v) - depth(v) + size(v) - 1
     stop(v) = h(v) * prod over u before v in post-order of (1 - h(u))
 
-Shape letters: N nodes; "..." any leading dimensions. For the tree drawn in hsd/tree.py, row = node, column = node:
+Shape letters: N nodes; "..." any leading dimensions. For the tree shown in hsd/tree.py, row = node, column = node:
 
     ancestors            earlier siblings
     1 0 0 0 0 0 0        0 0 0 0 0 0 0        visited in post-order: 3 4 1 6 5 2 0

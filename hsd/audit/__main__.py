@@ -1,14 +1,14 @@
 """The losslessness certificate: exact, by enumeration of toy worlds; no sampling, no tolerance for noise.
 
-For every family of drafts (chosen, one path, several paths, with and without replacement, hybrid, ...) and
-every verifier: the error of the joint law it emits, E[accepted], the optimum over all lossless verifiers (a
+For every family of drafts (top-k, one path, several paths, with and without replacement, hybrid, ...) and
+every verifier: the error of the joint distribution it emits, E[accepted], the optimum over all lossless verifiers (a
 linear program, scipy), an upper bound, and how much of the way from token-wise to the optimum it goes.
 
 Somebody else's verifier:  --verifier module:function  where
 
     function(tree: hsd.DraftTree, target_probs: Float64[N, V]) -> (stop Float[N], residuals Float[N, V])
 
-or an object with .stop and .residual(node). It has to be exact: give the law, not samples. It is taken to
+or an object with .stop and .residual(node). It has to be exact: distributions, not samples. It is taken to
 claim losslessness. Raising ValueError on a tree refuses its family.
 
 Exit code 1 if something that claims losslessness is not lossless.
@@ -22,6 +22,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,16 +32,16 @@ from hsd.audit.exact import Rule
 from hsd.audit.report import HEADER, Row, Subject, audit, families, line, plot
 
 
-def as_rule(function: Callable) -> Rule:
+def as_rule(function: Callable[[hsd.DraftTree, Tensor], Any]) -> Rule:
     """Accept (stop, residuals) or an object with .stop and .residual(node)."""
 
     def rule(tree: hsd.DraftTree, target: Tensor) -> tuple[Tensor, Tensor]:
-        law = function(tree, target)
-        if isinstance(law, tuple) and len(law) == 2 and isinstance(law[1], Tensor):
-            return law
+        result = function(tree, target)
+        if isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Tensor):
+            return result
         unused = torch.zeros_like(target[0])
-        return law.stop, torch.stack(
-            [law.residual(node) if stop > 0 else unused for node, stop in enumerate(law.stop.tolist())]
+        return result.stop, torch.stack(
+            [result.residual(node) if stop > 0 else unused for node, stop in enumerate(result.stop.tolist())]
         )
 
     return rule
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _conclude(subjects: list[Subject], rows: list[Row]) -> int:
-    """Say what failed. Having refused every family certifies nothing, so it is a failure too."""
+    """Print what failed. Having refused every family certifies nothing, so it is a failure too."""
     failures = [
         f"NOT LOSSLESS: {row.verifier} on {row.family}: error {row.error:.2e}, TV {row.variation:.2e}"
         for row in rows

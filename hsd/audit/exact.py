@@ -1,13 +1,13 @@
-"""The exact consequences of a verifier in a toy world: the joint law it emits, and what it accepts.
+"""The exact consequences of a verifier in a toy world: the joint distribution it emits, and what it accepts.
 
-One step emits the accepted tokens and the bonus token; the target's own law continues to K + 1 tokens, K
-the depth of the drafts. With E(s) the probability that a step emits exactly s, the law of the first K + 1
-tokens z is
+One step emits the accepted tokens and the bonus token; the target continues to K + 1 tokens, K
+the depth of the drafts. With E(s) the probability that a step emits exactly s, the first K + 1 tokens
+z have the distribution
 
     L(z) = sum over non-empty prefixes s of z of E(s) P(z | s)            lossless:  L = P
 
 and E[accepted] <= sum over s of min(P(s), Pr(s is drafted)): an accepted s must be in the tree, and a
-lossless verifier accepts it no more often than the target says it. For chosen trees this is sum_v p(v).
+lossless verifier accepts it no more often than the target emits it. For top-k trees this is sum_v p(v).
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ Rule = Callable[[DraftTree, Tensor], tuple[Tensor, Tensor]]
 
 
 class Outcome(NamedTuple):
-    """error: the largest of |L(z) - P(z)| and of the ways in which stop or a residual fails to be a law.
-    variation: total variation distance between L and P.  accepted: E[accepted]."""
+    """error: the largest of |L(z) - P(z)| and of the deviations of stop and residuals from distributions.
+    variation: total variation distance between L and P.  accepted: E[accepted].
+    """
 
     error: float
     variation: float
@@ -48,14 +49,14 @@ def examine(world: World, drafts: list[Draft], rule: Rule) -> Outcome:
     accepted, fault = 0.0, 0.0
     for draft in drafts:
         stop, residuals = (part.double() for part in rule(draft.tree, draft.target))
-        fault = max(fault, _not_laws(stop, residuals))
+        fault = max(fault, _not_distributions(stop, residuals))
         accepted += draft.probability * _emit(draft, stop.tolist(), residuals.tolist(), emitted)
     gaps = [_gap(world, emitted, z) for z in product(range(world.vocabulary), repeat=world.depth + 1)]
     return Outcome(max(fault, max(gaps)), sum(gaps) / 2, accepted)
 
 
-def _not_laws(stop: Tensor, residuals: Tensor) -> float:
-    """How far stop and the residuals that matter are from laws; inf for NaN."""
+def _not_distributions(stop: Tensor, residuals: Tensor) -> float:
+    """How far stop and the residuals that matter are from distributions; inf for NaN."""
     rows = torch.cat((residuals[stop > 0].reshape(-1), stop.new_zeros(1)))
     sums = torch.cat((residuals[stop > 0].sum(-1), stop.sum()[None]))
     worst = torch.stack(((sums - 1).abs().max(), -rows.min(), -stop.min(), stop.new_zeros(()))).max()
@@ -74,9 +75,9 @@ def _emit(draft: Draft, stop: list[float], residuals: list[list[float]], emitted
 
 
 def _gap(world: World, emitted: dict[Prefix, float], z: Prefix) -> float:
-    """|L(z) - P(z)|"""
-    law = sum(emitted[z[:i]] * path_probability(world, z, i) for i in range(1, len(z) + 1))
-    return abs(law - path_probability(world, z))
+    """|L(z) - P(z)|."""
+    emitted_z = sum(emitted[z[:i]] * path_probability(world, z, i) for i in range(1, len(z) + 1))
+    return abs(emitted_z - path_probability(world, z))
 
 
 def coverage_bound(world: World, drafts: list[Draft]) -> float:

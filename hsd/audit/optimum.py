@@ -1,15 +1,15 @@
 """The best that any lossless verifier can do in a toy world, by linear programming.
 
-A verifier is a law g(v, y | T) >= 0 of the stopping node v and the bonus token y, given the drafted tree T.
+A verifier is a distribution g(v, y | T) >= 0 of the stopping node v and the bonus token y, given the drafted tree T.
 With s the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
 
-    maximise    sum over T of Pr(T) sum over v, y of g(v, y | T) depth(v)
+    maximize    sum over T of Pr(T) sum over v, y of g(v, y | T) depth(v)
     subject to  sum over v, y of g(v, y | T) = 1                                for every T
                 sum over prefixes s of z of E(s) / P(s) = 1                     for every z with P(z) > 0
                 E(s) = 0                                                        where P(s) = 0
 
-The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that looks at
-the tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes
+The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that depends on the
+tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes
 matters: trees with the same set are merged.
 """
 
@@ -54,7 +54,7 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
     for method in ("highs-ds", "highs-ipm"):
         result = linprog([-g for g in gain], A_eq=matrix, b_eq=[1.0] * height, method=method)
         if result.status == 0:
-            return -result.fun
+            return -float(result.fun)
     return None
 
 

@@ -22,7 +22,7 @@ class Subject:
     scope: str = "tree"
 
     def applies(self, recipe: str, world: str) -> bool:
-        """Whether the verifier says it can verify such trees."""
+        """Whether the verifier's scope covers such trees."""
         suits = {"tree": True, "path": recipe == "chain", "one-hot": world == "one-hot p"}
         return suits[self.scope]
 
@@ -43,12 +43,14 @@ class Row:
 
     @property
     def verdict(self) -> str:
+        """What the row shows, in words."""
         if self.error <= TOLERANCE:
             return "lossless" if self.claims_lossless else "exact here"
-        return "NOT LOSSLESS" if self.claims_lossless else "lossy, as it says"
+        return "NOT LOSSLESS" if self.claims_lossless else "lossy, as stated"
 
     @property
     def failed(self) -> bool:
+        """Whether a verifier that claims to be lossless is not."""
         return self.claims_lossless and not self.error <= TOLERANCE
 
 
@@ -63,15 +65,16 @@ class Family:
 
     @property
     def name(self) -> str:
+        """What the tables call it."""
         deep = f", depth {self.depth}" if self.depth != 2 else ""
         return f"{self.recipe}{deep}" + (f" ({self.world})" if self.world != "random" else "")
 
 
 def families(which: str) -> list[Family]:
-    """ "standard": every recipe in a random world, the edge cases on three. "quick", "full": fewer, more."""
+    """Of "standard": every recipe in a random world, the edge cases on three; of "quick" fewer, of "full" more."""
     if which == "quick":
         return [
-            Family("chosen", "random"),
+            Family("top-k", "random"),
             Family("chain", "random", depth=3),
             Family("multi", "random", depth=1),
             Family("hybrid", "one-hot p"),
@@ -87,9 +90,9 @@ def families(which: str) -> list[Family]:
     return [*(Family(recipe, "random") for recipe in RECIPES), Family("chain", "random", depth=3), *edges]
 
 
-def audit(subjects: list[Subject], chosen: list[Family], seed: int) -> Iterator[Row]:
+def audit(subjects: list[Subject], selected: list[Family], seed: int) -> Iterator[Row]:
     """One row per family and applicable verifier; one that raises ValueError is skipped there."""
-    for family in chosen:
+    for family in selected:
         world = random_world(family.world, family.vocabulary, family.depth, seed, **WORLDS[family.world])
         drafts = enumerate_drafts(world, RECIPES[family.recipe])
         bound, best = coverage_bound(world, drafts), optimum(world, drafts)

@@ -1,8 +1,10 @@
 """Toy worlds small enough to enumerate: two language models p, q over a few tokens, and ways to draft.
 
-A model is a table: prefix (a tuple of tokens) -> law Float64[V]. A recipe drafts a tree and asks `Dice` for
-every random token; run once per outcome of the dice, it enumerates all drafts with their probabilities.
-Each sampled token is recorded with the law it was drawn from, as a drafting engine has to.
+    model     prefix (a tuple of tokens) -> probs Float64[V]
+    recipe    drafts a tree and takes every random token from `Dice`; run once per outcome of the dice, it enumerates
+              all drafts with their probabilities, which sum to 1
+
+Each sampled token is recorded with the distribution it was sampled from, as in a drafting engine.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +21,12 @@ from hsd.tree import DraftTree
 
 Prefix = tuple[int, ...]
 Table = dict[Prefix, Tensor]
+Children = list[tuple[int, Tensor | None]]  # token, and the distribution it was sampled from (None: top-k)
 
 
 @dataclass(frozen=True)
 class World:
-    """target and draft: laws of the next token after every prefix of up to `depth` tokens."""
+    """target and draft: probs of the next token after every prefix of up to `depth` tokens."""
 
     name: str
     vocabulary: int
@@ -35,17 +39,18 @@ class Dice:
     """Replays one sequence of outcomes and notes where a new decision is needed."""
 
     def __init__(self, script: list[int]) -> None:
-        self.script, self.position, self.options, self.probability = script, 0, [], 1.0
+        self.script, self.position, self.probability = script, 0, 1.0
+        self.options: list[int] = []
 
-    def roll(self, law: Tensor) -> int:
+    def roll(self, probs: Tensor) -> int:
         """The next scripted outcome; past the script, the first possible token."""
-        possible = [x for x, q in enumerate(law.tolist()) if q > 0]
+        possible = [x for x, q in enumerate(probs.tolist()) if q > 0]
         if self.position == len(self.script):
             self.script.append(0)
         choice = self.script[self.position]
         self.options.append(len(possible))
         self.position += 1
-        self.probability *= float(law[possible[choice]])
+        self.probability *= float(probs[possible[choice]])
         return possible[choice]
 
 
@@ -54,25 +59,29 @@ class Sketch:
 
     def __init__(self) -> None:
         self.prefixes: list[Prefix] = [()]
-        self.parents, self.laws = [-1], [None]
+        self.parents = [-1]
+        self.proposals: list[Tensor | None] = [None]
 
-    def add(self, parent: int, token: int, law: Tensor | None = None) -> int:
-        """Append a child: chosen if law is None, else drawn from it. Returns its index."""
+    def add(self, parent: int, token: int, probs: Tensor | None = None) -> int:
+        """Append a child: sampled from `probs`, or a top-k child where it is None. Returns its index."""
         self.prefixes.append(self.prefixes[parent] + (token,))
         self.parents.append(parent)
-        self.laws.append(law)
+        self.proposals.append(probs)
         return len(self.parents) - 1
 
     def tree(self) -> DraftTree:
         """Freeze into a DraftTree, with the token 0 at the root."""
-        drawn = [law for law in self.laws if law is not None]
+        sampled = [probs for probs in self.proposals if probs is not None]
         rows, count = [], 0
-        for law in self.laws:
-            rows.append(-1 if law is None else count)
-            count += law is not None
+        for probs in self.proposals:
+            rows.append(-1 if probs is None else count)
+            count += probs is not None
         tokens = [0] + [prefix[-1] for prefix in self.prefixes[1:]]
         return DraftTree(
-            torch.tensor(tokens), torch.tensor(self.parents), torch.tensor(rows), torch.stack(drawn) if drawn else None
+            torch.tensor(tokens),
+            torch.tensor(self.parents),
+            torch.tensor(rows),
+            torch.stack(sampled) if sampled else None,
         )
 
 
@@ -127,39 +136,40 @@ def paths(world: World, dice: Dice, count: int = 2) -> Sketch:
     ends = [0] * count
     for _ in range(world.depth):
         for k, end in enumerate(ends):
-            law = world.draft[sketch.prefixes[end]]
-            ends[k] = sketch.add(end, dice.roll(law), law)
+            probs = world.draft[sketch.prefixes[end]]
+            ends[k] = sketch.add(end, dice.roll(probs), probs)
     return sketch
 
 
 def without_replacement(world: World, dice: Dice, count: int = 2) -> Sketch:
     """Every node samples `count` distinct children: each from q without its earlier siblings' tokens."""
 
-    def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
-        drawn = []
+    def children(_node: int, probs: Tensor) -> Children:
+        sampled: Children = []
         for _ in range(count):
-            if not bool((law > 0).any()):
+            if not bool((probs > 0).any()):
                 break
-            law = law / law.sum()
-            token = dice.roll(law)
-            drawn.append((token, law))
-            law = law.index_fill(0, torch.tensor([token]), 0)
-        return drawn
+            probs = probs / probs.sum()
+            token = dice.roll(probs)
+            sampled.append((token, probs))
+            probs = probs.index_fill(0, torch.tensor([token]), 0)
+        return sampled
 
     return _grow(world, children)
 
 
-def chosen(world: World, dice: Dice, count: int = 2) -> Sketch:
+def topk(world: World, dice: Dice, count: int = 2) -> Sketch:
     """The `count` most probable tokens under q at every node: nothing is random."""
-    return _grow(world, lambda node, law: [(x, None) for x in law.topk(count).indices.tolist()])
+    del dice
+    return _grow(world, lambda _node, probs: [(x, None) for x in probs.topk(count).indices.tolist()])
 
 
 def hybrid(world: World, dice: Dice, sampled_first: bool = True) -> Sketch:
-    """At every node the most probable token is chosen and one more is sampled from q without it."""
+    """At every node the most probable token and one sampled from q without it."""
 
-    def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
-        top = int(law.argmax())
-        rest = law.index_fill(0, torch.tensor([top]), 0)
+    def children(_node: int, probs: Tensor) -> Children:
+        top = int(probs.argmax())
+        rest = probs.index_fill(0, torch.tensor([top]), 0)
         if not bool((rest > 0).any()):
             return [(top, None)]
         rest = rest / rest.sum()
@@ -170,37 +180,37 @@ def hybrid(world: World, dice: Dice, sampled_first: bool = True) -> Sketch:
 
 
 def hybrid_sampled_last(world: World, dice: Dice) -> Sketch:
-    """As `hybrid`, with the chosen child verified first."""
+    """As `hybrid`, with the top-k child verified first."""
     return hybrid(world, dice, sampled_first=False)
 
 
 def overlapping(world: World, dice: Dice) -> Sketch:
-    """Chosen, sampled from q sharpened, sampled from q, chosen: any order, with repeats."""
+    """Top-k, sampled from q sharpened, sampled from q, top-k: any order, with repeats."""
 
-    def children(node: int, law: Tensor) -> list[tuple[int, Tensor | None]]:
-        sharp = law**2 / (law**2).sum()
-        top = law.topk(2).indices.tolist()
+    def children(node: int, probs: Tensor) -> Children:
+        sharp = probs**2 / (probs**2).sum()
+        top = probs.topk(2).indices.tolist()
         if node:
             return [(dice.roll(sharp), sharp), (top[0], None)]
-        return [(top[0], None), (dice.roll(sharp), sharp), (dice.roll(law), law), (top[1], None)]
+        return [(top[0], None), (dice.roll(sharp), sharp), (dice.roll(probs), probs), (top[1], None)]
 
     return _grow(world, children)
 
 
-def _grow(world: World, children: Callable[[int, Tensor], list[tuple[int, Tensor | None]]]) -> Sketch:
+def _grow(world: World, children: Callable[[int, Tensor], Children]) -> Sketch:
     """Breadth first to the world's depth."""
     sketch, frontier = Sketch(), [0]
     for _ in range(world.depth):
         grown = []
         for node in frontier:
-            for token, law in children(node, world.draft[sketch.prefixes[node]]):
-                grown.append(sketch.add(node, token, law))
+            for token, probs in children(node, world.draft[sketch.prefixes[node]]):
+                grown.append(sketch.add(node, token, probs))
         frontier = grown
     return sketch
 
 
 RECIPES: dict[str, Recipe] = {
-    "chosen": chosen,
+    "top-k": topk,
     "chain": chain,
     "multi": paths,
     "without replacement": without_replacement,
@@ -210,8 +220,8 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def random_world(name: str, vocabulary: int, depth: int, seed: int, **options) -> World:
-    """Dirichlet-like random tables for every prefix. options: see `_law`."""
+def random_world(name: str, vocabulary: int, depth: int, seed: int, **options: Any) -> World:
+    """Dirichlet-like random tables for every prefix. options: see `_pair`."""
     generator = torch.Generator().manual_seed(seed)
     target, draft = {}, {}
     for length in range(depth + 1):
@@ -231,15 +241,15 @@ def _pair(
     scores = torch.randn(2, vocabulary, dtype=torch.float64, generator=generator) * spread
     p, q = scores.softmax(-1)
     if zeros:
-        p, q = (_drop_one(law, generator) for law in (p, q))
+        p, q = (_drop_one(probs, generator) for probs in (p, q))
     if one_hot:
         p = torch.zeros_like(p).index_fill(0, scores[0].argmax(), 1)
     return p, p if equal else q
 
 
-def _drop_one(law: Tensor, generator: torch.Generator) -> Tensor:
-    token = torch.randint(len(law), (1,), generator=generator)
-    kept = law.index_fill(0, token, 0)
+def _drop_one(probs: Tensor, generator: torch.Generator) -> Tensor:
+    token = torch.randint(len(probs), (1,), generator=generator)
+    kept = probs.index_fill(0, token, 0)
     return kept / kept.sum()
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from hsd.layout import Slots
-from hsd.verifiers.problem import Problem, flat_rows
+from hsd.verifiers.problem import Problem, flat_rows, take_rows
 
 Nodes = slice | Tensor
 
@@ -122,7 +122,8 @@ def _try_level(problem: Problem, start: Tensor, rounds: tuple[Slots, ...]) -> _L
     """One depth, its sampled children round by round. start Float[B, N, 1]: w of each node's parent."""
     sampled_first, sampled = problem.layout.sampled_first, problem.sampled[:, :, None]
     value, mass = start * problem.p_token[:, :, None], torch.zeros_like(start)
-    measure, previous = start, slice(None)
+    measure = start
+    previous: Nodes = slice(None)
     for turn, slots in enumerate(rounds):
         nodes = _index(slots, start.device)
         left = sampled[:, nodes].to(start.dtype)  # D; 0 makes a top-k node in the range a no-op
@@ -153,14 +154,12 @@ def _index(slots: Slots, device: torch.device) -> Nodes:
 
 def _target_rows(problem: Problem, nodes: Nodes) -> Tensor:
     """p of the nodes' parents on the columns of `proposals`. A copy, Float[B, n, Vd]."""
-    rows = problem.parent_row[:, nodes]
-    return problem.p_columns.index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return take_rows(problem.p_columns, problem.parent_row[:, nodes])
 
 
 def _proposal_rows(problem: Problem, nodes: Nodes) -> Tensor:
     """d_i of the nodes. A copy, Float[B, n, Vd]."""
-    rows = problem.proposal_row[:, nodes]
-    return problem.distributions.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+    return take_rows(problem.distributions.flatten(0, 1), problem.proposal_row[:, nodes])
 
 
 def _measures_of_previous(problem: Problem, measure: Tensor, nodes: Nodes, previous: Nodes) -> Tensor:
@@ -169,7 +168,7 @@ def _measures_of_previous(problem: Problem, measure: Tensor, nodes: Nodes, previ
         return measure.expand(-1, problem.sampled[:, nodes].shape[1], -1)
     sibling = problem.topo.earlier[:, nodes][:, :, previous] & problem.sampled[:, None, previous]
     position = flat_rows(sibling.to(torch.uint8).argmax(2), measure.shape[1])
-    return measure.flatten(0, 1).index_select(0, position.flatten()).unflatten(0, position.shape)
+    return take_rows(measure.flatten(0, 1), position)
 
 
 def _without_topk(problem: Problem, measure: Tensor, nodes: Nodes) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hsd.outcome import StopDistribution
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.problem import Problem, take_rows
 from hsd.verifiers.residual import normalized, target_row
 
 
@@ -52,8 +52,7 @@ def path_excess(problem: Problem, products: Tensor) -> Tensor:
     measure = products[:, :-1, None] * problem.target[:, :-1]
     sampled = problem.sampled[:, 1:, None].to(measure.dtype)
     if problem.layout.max_draws:
-        rows = problem.proposal_row[:, 1:]
-        share = problem.distributions.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, rows.shape)
+        share = take_rows(problem.distributions.flatten(0, 1), problem.proposal_row[:, 1:])
         columns = slice(None) if batch.support is None else batch.support
         measure[:, :, columns] = measure[:, :, columns] - share * sampled
     return measure.scatter_add(2, batch.tokens[:, 1:, None], sampled - 1).clamp_(min=0)

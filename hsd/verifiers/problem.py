@@ -139,3 +139,8 @@ def flat_rows(index: Tensor, count: int) -> Tensor:
         return index
     first = torch.arange(0, len(index) * count, count, device=index.device)
     return index + first.view(-1, *(1,) * (index.dim() - 1))
+
+
+def take_rows(rows: Tensor, index: Tensor) -> Tensor:
+    """rows Float[R, C], index Int64[B, n] -> Float[B, n, C], a copy."""
+    return rows.index_select(0, index.flatten()).view(*index.shape, rows.shape[1])

@@ -10,8 +10,8 @@ def residual_not_updated(tree, target):
     return hsd.stopping_law(tree, target, "hsd").stop, target
 
 
-def chosen_treated_as_drawn_from_q(tree, target):
-    """A chosen token accepted with min(1, p / q): here q is replaced by p's own row, so all are accepted."""
+def topk_treated_as_sampled_from_q(tree, target):
+    """Every top-k token is accepted with min(1, p / q): here q is replaced by p's own row, so all are accepted."""
     law = hsd.stopping_law(tree, target, "token")
     if bool((tree.proposal_rows >= 0).any()):
         return law
@@ -30,6 +30,6 @@ def paths_only(tree, target):
     return hsd.stopping_law(tree, target, "block")
 
 
-def refuses(tree, target):
+def refuses(_tree, _target):
     """Certifies nothing."""
     raise ValueError("no tree is good enough")

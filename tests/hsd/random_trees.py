@@ -1,4 +1,4 @@
-"""Arbitrary draft trees: any order of chosen and sampled children, repeats, zeros, draft vocabularies."""
+"""Arbitrary draft trees: any order of top-k and sampled children, repeats, zeros, draft vocabularies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 import hsd
 
 
-def laws(rows: int, vocabulary: int, generator: torch.Generator, keep: int = 0) -> Tensor:
+def random_probs(rows: int, vocabulary: int, generator: torch.Generator, keep: int = 0) -> Tensor:
     """Float64[rows, vocabulary]; `keep` > 0 leaves only that many non-zero entries per row."""
     logits = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
     if keep:
@@ -26,21 +26,21 @@ def random_tree(
     keep: int = 0,
     like_target: float = 0.0,
 ) -> tuple[hsd.DraftTree, Tensor]:
-    """-> (tree, target laws Float64[nodes, vocabulary]). like_target mixes p_parent into every d_i."""
+    """-> (tree, target probs Float64[nodes, vocabulary]). like_target mixes p_parent into every d_i."""
     generator = torch.Generator().manual_seed(seed)
-    target = laws(nodes, vocabulary, generator, keep=keep)
+    target = random_probs(nodes, vocabulary, generator, keep=keep)
     columns = torch.randperm(vocabulary, generator=generator)[: support or vocabulary].sort().values
     tokens, parents, rows, proposals = [0], [-1], [-1], []
     for node in range(1, nodes):
         parents.append(node - 1 if chain else int(torch.randint(node, (1,), generator=generator)))
         if torch.rand((), generator=generator) < sampled:
-            law = laws(1, len(columns), generator, keep=min(keep, len(columns)))[0]
+            d = random_probs(1, len(columns), generator, keep=min(keep, len(columns)))[0]
             near = target[parents[-1], columns]
             if near.sum() > 0:
-                law = (1 - like_target) * law + like_target * near / near.sum()
+                d = (1 - like_target) * d + like_target * near / near.sum()
             rows.append(len(proposals))
-            proposals.append(law)
-            tokens.append(int(columns[hsd.draw(law, generator)]))
+            proposals.append(d)
+            tokens.append(int(columns[hsd.draw(d, generator)]))
         else:
             rows.append(-1)
             tokens.append(int(torch.randint(vocabulary, (1,), generator=generator)))
@@ -55,5 +55,5 @@ def random_tree(
 
 
 def residuals(law: hsd.StoppingLaw, nodes: int) -> Tensor:
-    """Float[nodes, V]: the residual law at every node."""
+    """Float[nodes, V]: the residual at every node."""
     return torch.stack([law.residual(node) for node in range(nodes)])

@@ -14,7 +14,7 @@ from torch import Tensor
 import hsd
 from hsd.verifiers import find_verifier
 from hsd.verify import _solve
-from tests.hsd.random_trees import laws
+from tests.hsd.random_trees import random_probs
 
 VOCABULARY = 7
 
@@ -27,13 +27,13 @@ def stack(
     count, nodes = len(parents), len(parents[0])
     width = 5 if support else VOCABULARY
     columns = torch.randperm(VOCABULARY, generator=generator)[:width] if support else torch.arange(VOCABULARY)
-    q = torch.stack([laws(nodes, width, generator, keep) for _ in range(count)])
+    q = torch.stack([random_probs(nodes, width, generator, keep) for _ in range(count)])
     rows = torch.where(torch.tensor(sampled), torch.randperm(nodes, generator=generator), -1)
-    drawn = columns[hsd.draw(q.gather(1, rows.clamp(min=0)[:, :, None].expand(-1, -1, width)), generator)]
+    token = columns[hsd.draw(q.gather(1, rows.clamp(min=0)[:, :, None].expand(-1, -1, width)), generator)]
     other = torch.randint(VOCABULARY, (count, nodes), generator=generator)
     ups = torch.tensor(parents)
     batch = hsd.TreeBatch(
-        torch.where(rows >= 0, drawn, other),
+        torch.where(rows >= 0, token, other),
         ups,
         hsd.ancestors_of(ups).sum(-1) - 1,
         rows,
@@ -41,7 +41,7 @@ def stack(
         columns if support and layout.max_draws else None,
         layout,
     )
-    return batch, torch.stack([laws(nodes, VOCABULARY, generator, keep) for _ in range(count)])
+    return batch, torch.stack([random_probs(nodes, VOCABULARY, generator, keep) for _ in range(count)])
 
 
 def shapes(kind: str, count: int, seed: int) -> tuple[list[list[int]], list[list[bool]], hsd.Layout]:
@@ -121,9 +121,12 @@ def test_decisions_of_a_batch_are_valid(kind: str, verifier: str) -> None:
         alone = hsd.stopping_law(batch.row(row), target[row], verifier)
         length, node = int(decision.length[row]), int(decision.node[row])
         path = decision.path[row].tolist()
-        assert path[0] == 0 and path[length] == node and set(path[length + 1 :]) <= {-1}
+        assert path[0] == 0
+        assert path[length] == node
+        assert set(path[length + 1 :]) <= {-1}
         assert [int(batch.parents[row, v]) for v in path[1 : length + 1]] == path[:length]
-        assert alone.stop[node] > 0 and alone.residual(node)[decision.token[row]] > 0
+        assert alone.stop[node] > 0
+        assert alone.residual(node)[decision.token[row]] > 0
         assert torch.allclose(decision.expected_accepted[row], alone.expected_accepted, rtol=1e-12)
 
 
@@ -152,11 +155,13 @@ def test_a_verifier_object_is_as_good_as_its_name() -> None:
 
 def test_rows_and_ancestors() -> None:
     batch, _ = stack(*shapes("hybrid", 3, 4), 4, support=True)
-    assert len(batch) == 3 and batch.ancestors() is batch.ancestors()
+    assert len(batch) == 3
+    assert batch.ancestors() is batch.ancestors()
     row = batch.row(2)
     assert torch.equal(batch.ancestors()[2], hsd.ancestors_of(row.parents))
     assert torch.equal(hsd.TreeBatch.of_one(row).depths[0], batch.depths[2])
-    assert row.layout == batch.layout and row.tokens.data_ptr() == batch.tokens[2].data_ptr()
+    assert row.layout == batch.layout
+    assert row.tokens.data_ptr() == batch.tokens[2].data_ptr()
 
 
 WRONG = {

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import hsd
-from tests.hsd.random_trees import laws, random_tree
+from tests.hsd.random_trees import random_probs, random_tree
 from tests.reference import scalar
 
 
@@ -18,18 +18,18 @@ def tensor(*values: int) -> torch.Tensor:
 
 
 def example() -> tuple[hsd.DraftTree, torch.Tensor]:
-    """The tree drawn in hsd/tree.py; nodes 1, 3 and 6 are sampled."""
+    """The tree shown in hsd/tree.py; nodes 1, 3 and 6 are sampled."""
     generator = torch.Generator().manual_seed(0)
     tree = hsd.DraftTree(
         tensor(0, 1, 2, 3, 4, 0, 1),
         tensor(-1, 0, 0, 1, 1, 2, 5),
         tensor(-1, 0, -1, 1, -1, -1, 2),
-        laws(3, 5, generator),
+        random_probs(3, 5, generator),
     )
-    return tree, laws(7, 5, generator)
+    return tree, random_probs(7, 5, generator)
 
 
-def test_topology_of_the_drawn_tree() -> None:
+def test_topology_of_the_example() -> None:
     topo = hsd.topology(example()[0].parents)
     assert topo.depth.tolist() == [0, 1, 1, 2, 2, 2, 3]
     assert topo.post.tolist() == [6, 2, 5, 0, 1, 4, 3]
@@ -52,11 +52,15 @@ def test_verify_and_decide_agree(verifier: str) -> None:
         batch = hsd.TreeBatch.of_one(tree)
         decision = hsd.decide(batch, target[None], verifier, torch.Generator().manual_seed(seed))
         decision = hsd.Decision(*(field[0] for field in decision))
-        assert path[0] == 0 and path[-1] == decision.node and len(path) == decision.length + 1
+        assert path[0] == 0
+        assert path[-1] == decision.node
+        assert len(path) == decision.length + 1
         assert decision.path.tolist()[: len(path)] == path.tolist()
         assert (decision.path[len(path) :] == -1).all()
         assert tree.parents[path[1:]].tolist() == path[:-1].tolist()
-        assert token == decision.token and token.dtype == path.dtype == torch.int64 and token.dim() == 0
+        assert token == decision.token
+        assert token.dtype == path.dtype == torch.int64
+        assert token.dim() == 0
         assert target[path[-1], token] > 0
         law = hsd.stopping_law(tree, target, verifier)
         assert law.stop[path[-1]] > 0
@@ -64,7 +68,7 @@ def test_verify_and_decide_agree(verifier: str) -> None:
 
 
 def test_draws_follow_the_law() -> None:
-    """Chi-square of 20,000 (node, token) pairs against the exact law; false alarm rate 1e-3, fixed seed."""
+    """Chi-square of 20,000 (node, token) pairs against the exact distribution; false alarm rate 1e-3, fixed seed."""
     tree, target = random_tree(5, nodes=6, vocabulary=4)
     law = hsd.stopping_law(tree, target)
     joint = torch.stack([law.stop[v] * law.residual(v) for v in range(6)]).flatten()
@@ -96,8 +100,10 @@ def test_the_scalar_loop_samples_the_same_law() -> None:
 def test_draw_shapes_and_zeros() -> None:
     probs = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
     tokens = hsd.draw(probs.expand(500, 2, 3), torch.Generator().manual_seed(0))
-    assert tokens.shape == (500, 2) and tokens.dtype == torch.int64
-    assert (tokens[:, 0] == 1).all() and set(tokens[:, 1].tolist()) == {0, 2}
+    assert tokens.shape == (500, 2)
+    assert tokens.dtype == torch.int64
+    assert (tokens[:, 0] == 1).all()
+    assert set(tokens[:, 1].tolist()) == {0, 2}
     assert hsd.draw(torch.tensor([0.0, 0.0, 3.0])) == 2
     tail = torch.full((1000,), 1e-9, dtype=torch.float64)
     tail[0] = 1.0
@@ -138,7 +144,7 @@ def test_bad_values_are_named(message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    ("field", "value"),
     [
         ("tokens", torch.zeros(7)),
         ("parents", tensor(-1, 0)),
@@ -165,33 +171,33 @@ def test_unknown_verifiers_and_branching_trees() -> None:
 def hybrid_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     """Levels of 3, 3, 2 nodes with 1, 2, 1 sampled."""
     generator = torch.Generator().manual_seed(3)
-    q = laws(4, 6, generator)
+    q = random_probs(4, 6, generator)
     parents = tensor(-1, 0, 0, 0, 1, 2, 1, 4, 4)
     rows = tensor(-1, 0, -1, -1, 1, 2, -1, 3, -1)
     tokens = torch.randint(6, (9,), generator=generator)
     return (
         hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.levels((3, 3, 2), (1, 2, 1))),
-        laws(9, 6, generator),
+        random_probs(9, 6, generator),
     )
 
 
 def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     """Three paths of three tokens."""
     generator = torch.Generator().manual_seed(4)
-    q = laws(7, 6, generator)
+    q = random_probs(7, 6, generator)
     rows = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
     tokens = torch.cat((tensor(0), hsd.draw(q[rows[1:]], generator)))
     parents = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
-    return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.paths(3, 3)), laws(10, 6, generator)
+    return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.paths(3, 3)), random_probs(10, 6, generator)
 
 
-def chosen_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
+def topk_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     """Depth 2, with a generous bound of 4, nodes in no particular order."""
     generator = torch.Generator().manual_seed(5)
     tree = hsd.DraftTree(
         tensor(0, 1, 2, 3, 4, 1), tensor(-1, 0, 1, 0, 3, 1), torch.full((6,), -1), layout=hsd.Layout.topk(4)
     )
-    return tree, laws(6, 6, generator)
+    return tree, random_probs(6, 6, generator)
 
 
 def chain_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
@@ -205,7 +211,7 @@ def fields(batch: hsd.TreeBatch) -> list[torch.Tensor]:
     return [value for value in values if value is not None]
 
 
-BUILT = {"hybrid": hybrid_tree, "multi": multi_tree, "chosen": chosen_tree, "chain": chain_tree}
+BUILT = {"hybrid": hybrid_tree, "multi": multi_tree, "top-k": topk_tree, "chain": chain_tree}
 
 
 @pytest.mark.parametrize("kind", BUILT)
@@ -242,13 +248,15 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
 def test_the_check_above_would_notice() -> None:
     tree, target = hybrid_tree()
     real = [*fields(hsd.TreeBatch.of_one(tree)), target[None]]
-    with FakeTensorMode() as mode, pytest.raises(DataDependentOutputException):
+    with FakeTensorMode() as mode:
         *fake, probs = [mode.from_tensor(field) for field in real]
-        hsd.decide(hsd.TreeBatch(*fake, None, tree.layout), probs, check=True)
+        batch = hsd.TreeBatch(*fake, None, tree.layout)
+        with pytest.raises(DataDependentOutputException):
+            hsd.decide(batch, probs, check=True)
 
 
-def test_repeats_of_a_chosen_sibling_are_padding() -> None:
-    tree, target = chosen_tree()
+def test_repeats_of_a_topk_sibling_are_padding() -> None:
+    tree, target = topk_tree()
     padded = hsd.DraftTree(
         torch.cat((tree.tokens, tensor(1, 1))),
         torch.cat((tree.parents, tensor(0, 0))),

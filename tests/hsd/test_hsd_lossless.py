@@ -12,19 +12,19 @@ SLOW = {"overlapping"}
 
 
 def pruned_by_token(world: World, dice: Dice) -> Sketch:
-    """Forbidden: the sampled child is dropped when its token looks unlikely, so its law is no longer d."""
-    sketch, law = Sketch(), world.draft[()]
-    token = dice.roll(law)
-    if law[token] == law.max():
-        sketch.add(0, token, law)
+    """Forbidden: the sampled child is dropped when its token looks unlikely, so its distribution is no longer d."""
+    sketch, q = Sketch(), world.draft[()]
+    token = dice.roll(q)
+    if q[token] == q.max():
+        sketch.add(0, token, q)
     return sketch
 
 
 def pruned_by_slot(world: World, dice: Dice) -> Sketch:
-    """Allowed: chosen children come and go with anything, even with the token that was drawn beside them."""
-    sketch, law = Sketch(), world.draft[()]
-    token = dice.roll(law)
-    child = sketch.add(0, token, law)
+    """Allowed: top-k children come and go with anything, even with the token that was sampled beside them."""
+    sketch, q = Sketch(), world.draft[()]
+    token = dice.roll(q)
+    child = sketch.add(0, token, q)
     for x in range(token):
         sketch.add(0, x)
     if token != 1:
@@ -35,7 +35,7 @@ def pruned_by_slot(world: World, dice: Dice) -> Sketch:
 
 @pytest.mark.parametrize("world_name", WORLDS)
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_joint_law_is_the_targets(recipe: str, world_name: str) -> None:
+def test_joint_distribution_is_the_targets(recipe: str, world_name: str) -> None:
     world = random_world(world_name, 3, 2, seed=23, **WORLDS[world_name])
     if recipe in SLOW and world_name in ("p == q", "one-hot p"):
         pytest.skip("seconds each: the two general worlds say more")
@@ -46,7 +46,7 @@ def test_joint_law_is_the_targets(recipe: str, world_name: str) -> None:
             assert examine(world, drafts, subject.rule).error < 1e-12, verifier
 
 
-@pytest.mark.parametrize("recipe", ["chosen", "chain", "multi"])
+@pytest.mark.parametrize("recipe", ["top-k", "chain", "multi"])
 def test_deeper_drafts(recipe: str) -> None:
     world = random_world("binary", 2, 3, seed=5, zeros=False)
     drafts = enumerate_drafts(world, RECIPES[recipe])
@@ -68,15 +68,15 @@ def test_hsd_accepts_at_least_as_much_as_token_wise(recipe: str) -> None:
         }
         bound = coverage_bound(world, drafts)
         assert accepted["token"] - 1e-12 <= accepted["hsd"] <= bound + 1e-12
-        if recipe == "chosen":
+        if recipe == "top-k":
             assert accepted["hsd"] == pytest.approx(bound, abs=1e-12)
             assert accepted["token"] == pytest.approx(bound, abs=1e-12)
 
 
-def test_on_a_chosen_tree_every_node_is_the_stop_as_often_as_the_target_leaves_the_tree_there() -> None:
+def test_on_a_topk_tree_every_node_is_the_stop_as_often_as_the_target_leaves_the_tree_there() -> None:
     """stop(v) = p(v) (1 - sum of p over its children), for hsd and token-wise alike."""
     world = random_world("random", 4, 3, seed=2)
-    (draft,) = enumerate_drafts(world, RECIPES["chosen"])
+    (draft,) = enumerate_drafts(world, RECIPES["top-k"])
     reach = torch.tensor([path_probability(world, prefix) for prefix in draft.prefixes], dtype=torch.float64)
     wanted = reach.clone().scatter_add(0, draft.tree.parents[1:], -reach[1:])
     for verifier in ("hsd", "token"):

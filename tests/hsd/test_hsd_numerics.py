@@ -1,4 +1,4 @@
-"""Large vocabularies, low precision, extreme temperatures, truncation, long paths: laws stay laws."""
+"""Large vocabularies, low precision, extreme temperatures, truncation, long paths: distributions stay distributions."""
 
 from dataclasses import replace
 
@@ -14,15 +14,17 @@ TREE_VERIFIERS = ("hsd", "token")
 PATH_VERIFIERS = ("hsd", "token", "block")
 
 
-def assert_laws(tree: hsd.DraftTree, target: torch.Tensor, verifier: str, tolerance: float = 1e-6) -> None:
-    """stop and every residual that can be used are laws; nothing with p = 0 can be emitted."""
+def assert_distributions(tree: hsd.DraftTree, target: torch.Tensor, verifier: str, tolerance: float = 1e-6) -> None:
+    """Stop and every residual that can be used are distributions; nothing with p = 0 can be emitted."""
     law = hsd.stopping_law(tree, target, verifier)
-    assert law.stop.isfinite().all() and (law.stop >= 0).all()
+    assert law.stop.isfinite().all()
+    assert (law.stop >= 0).all()
     assert abs(law.stop.sum().item() - 1) < tolerance
     depth = hsd.topology(tree.parents).depth
     assert law.expected_accepted.item() == pytest.approx((law.stop * depth).sum().item())
     bonus = residuals(law, len(tree))
-    assert bonus.isfinite().all() and (bonus >= 0).all()
+    assert bonus.isfinite().all()
+    assert (bonus >= 0).all()
     assert torch.allclose(bonus.sum(-1), torch.ones(()).to(bonus), atol=1e-5)
     assert (bonus[target == 0] == 0).all()
     below_zero = target[tree.parents.clamp(min=0), tree.tokens] == 0
@@ -40,16 +42,16 @@ def assert_laws(tree: hsd.DraftTree, target: torch.Tensor, verifier: str, tolera
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
     like_target=st.sampled_from([0.0, 0.9, 1.0]),
 )
-def test_laws_are_laws(seed, nodes, vocabulary, sampled, temperature, keep, dtype, like_target) -> None:
+def test_results_are_distributions(seed, nodes, vocabulary, sampled, temperature, keep, dtype, like_target) -> None:
     tree, target = random_tree(seed, nodes, vocabulary, sampled, like_target=like_target, keep=min(keep, vocabulary))
     target = torch.where(target > 0, target ** (1 / temperature), 0)
     target = target / target.sum(-1, keepdim=True)
     for verifier in TREE_VERIFIERS:
-        assert_laws(replace(tree, proposals=_in(tree.proposals, dtype)), target.to(dtype), verifier)
+        assert_distributions(replace(tree, proposals=_in(tree.proposals, dtype)), target.to(dtype), verifier)
 
 
 def _in(proposals, dtype):
-    """float64 stays; the others are drawn in float32 at the least, as an engine does."""
+    """float64 stays; the others are sampled in float32 at the least, as an engine does."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return None if proposals is None else proposals.to(wide)
 
@@ -65,7 +67,7 @@ def test_paths_of_32_tokens(seed, like_target, dtype) -> None:
     tree = replace(tree, proposals=tree.proposals.to(dtype))
     laws = {name: hsd.stopping_law(tree, target.to(dtype), name) for name in PATH_VERIFIERS}
     for name in PATH_VERIFIERS:
-        assert_laws(tree, target.to(dtype), name)
+        assert_distributions(tree, target.to(dtype), name)
     atol = 1e-12 if dtype == torch.float64 else 2e-6
     assert torch.allclose(laws["hsd"].stop, laws["block"].stop, rtol=0, atol=atol)
 
@@ -88,7 +90,7 @@ def test_hsd_equals_block_on_paths() -> None:
 
 
 def test_ratios_neither_underflow_nor_overflow() -> None:
-    """Joint probabilities of 1e-320 and ratios of 1e+-10 per token: still laws, still equal to float64."""
+    """Joint probabilities of 1e-320 and ratios of 1e+-10 per token: still distributions, still equal to float64."""
     vocabulary, length = 4, 32
     p = torch.tensor([1e-10, 1 - 3e-10, 1e-10, 1e-10], dtype=torch.float64)
     for tokens in ([0] * length, [1] * length, [0, 1] * (length // 2)):
@@ -102,7 +104,7 @@ def test_ratios_neither_underflow_nor_overflow() -> None:
         wide = hsd.stopping_law(tree, target, "hsd").stop
         low = replace(tree, proposals=tree.proposals.float())
         for verifier in PATH_VERIFIERS:
-            assert_laws(low, target.float(), verifier)
+            assert_distributions(low, target.float(), verifier)
         assert torch.allclose(hsd.stopping_law(low, target.float(), "hsd").stop.double(), wide, atol=1e-6)
 
 
@@ -126,13 +128,13 @@ def test_a_real_vocabulary(dtype, temperature) -> None:
     rows = torch.where(sampled, sampled.cumsum(0) - 1, -1)
     tree = hsd.DraftTree(tokens, small.parents, rows, q, support)
     for verifier in TREE_VERIFIERS:
-        assert_laws(tree, target, verifier)
+        assert_distributions(tree, target, verifier)
         wide = target.double() / target.double().sum(-1, keepdim=True)
         exact = hsd.stopping_law(tree, wide, verifier)
         assert torch.allclose(hsd.stopping_law(tree, target, verifier).stop.double(), exact.stop, atol=2e-5)
 
 
-def test_draft_law_equal_to_the_target_accepts_everything() -> None:
+def test_draft_equal_to_the_target_accepts_everything() -> None:
     for dtype in (torch.float32, torch.float64):
         tree, target = random_tree(4, 12, 1000, sampled=1.0, chain=True)
         p = target.to(dtype)

@@ -10,7 +10,7 @@ from tests.reference import scalar
 SHAPES = {
     "mixed": {},
     "all sampled": {"sampled": 1.0},
-    "all chosen": {"sampled": 0.0},
+    "all top-k": {"sampled": 0.0},
     "draft vocabulary": {"support": 4, "sampled": 0.7},
     "zeros": {"keep": 3, "sampled": 0.7},
     "p close to d": {"like_target": 1.0, "sampled": 0.8},
@@ -22,7 +22,7 @@ SHAPES = {
 
 def assert_same_law(verifier: str, tree: hsd.DraftTree, target: torch.Tensor) -> None:
     law = hsd.stopping_law(tree, target, verifier)
-    stop, residual = scalar.exact_law(verifier, scalar.from_draft(tree, target))
+    stop, residual = scalar.exact_distribution(verifier, scalar.from_draft(tree, target))
     assert torch.allclose(law.stop, torch.tensor(stop, dtype=torch.float64), rtol=0, atol=1e-12)
     emitted = law.stop[:, None] * residuals(law, len(tree))
     for node, row in enumerate(residual):
@@ -46,7 +46,7 @@ def test_path_verifiers_equal_the_scalar_reference(shape: str, verifier: str) ->
 
 
 def test_many_sampled_siblings_in_rounds() -> None:
-    """Seven draws at one node among chosen ones, repeats included."""
+    """Seven draws at one node among top-k ones, repeats included."""
     for seed in range(10):
         tree, target = random_tree(seed, nodes=12, vocabulary=4, sampled=0.6)
         flat = torch.where(torch.arange(12) > 0, 0, -1)
@@ -75,7 +75,7 @@ def test_greedy_is_hsd_and_token_on_one_hot_targets() -> None:
 
 
 def test_greedy_finds_the_longest_path_among_repeats() -> None:
-    """Two drawn siblings hold the right token; only the second has the right child."""
+    """Two sampled siblings hold the right token; only the second has the right child."""
     tree = hsd.DraftTree(
         torch.tensor([0, 1, 1, 2]), torch.tensor([-1, 0, 0, 2]), torch.tensor([-1, 0, 0, -1]), torch.full((1, 3), 1 / 3)
     )

@@ -2,7 +2,7 @@
 
 Slow on purpose, and independent of hsd/: residuals are normalised at every step, coins are tossed one by
 one. A verifier takes `flip(probability) -> bool`, so that one and the same code samples (with a random
-flip) and gives its exact law (`exact_law` plays every sequence of coin outcomes and multiplies their
+flip) and gives its exact distribution (`exact_distribution` plays every sequence of coin outcomes and multiplies their
 probabilities).
 
     hsd    branch-wise, arXiv 2601.05724 on a tree: from the leaves to the root, excess against deficiency
@@ -22,47 +22,49 @@ Flip = Callable[[float], bool]
 
 @dataclass
 class Tree:
-    """Plain lists. laws[i] is the law that token i was drawn from, or None if it was chosen."""
+    """Plain lists. proposals[i] is the distribution that token i was sampled from, None for a top-k token."""
 
     tokens: list[int]
     parents: list[int]
-    laws: list[list[float] | None]
+    proposals: list[list[float] | None]
     target: list[list[float]]
 
     def children(self, node: int) -> list[int]:
+        """In the order in which they are verified."""
         return [i for i, parent in enumerate(self.parents) if parent == node]
 
-    def law(self, node: int) -> list[float]:
-        if self.laws[node] is not None:
-            return self.laws[node]
+    def proposal(self, node: int) -> list[float]:
+        """d_i; a point mass for a top-k token."""
+        if self.proposals[node] is not None:
+            return self.proposals[node]
         return [float(x == self.tokens[node]) for x in range(len(self.target[0]))]
 
 
 def from_draft(tree, target) -> Tree:
-    """From an hsd.DraftTree and target laws Float[N, V]."""
+    """From an hsd.DraftTree and target probs Float[N, V]."""
     vocabulary = target.shape[1]
-    laws: list[list[float] | None] = []
+    proposals: list[list[float] | None] = []
     for row in tree.proposal_rows.tolist():
         if row < 0:
-            laws.append(None)
+            proposals.append(None)
             continue
-        law = [0.0] * vocabulary
+        d = [0.0] * vocabulary
         columns = range(vocabulary) if tree.support is None else tree.support.tolist()
         for token, q in zip(columns, tree.proposals[row].tolist()):
-            law[token] = q
-        laws.append(law)
-    return Tree(tree.tokens.tolist(), tree.parents.tolist(), laws, target.tolist())
+            d[token] = q
+        proposals.append(d)
+    return Tree(tree.tokens.tolist(), tree.parents.tolist(), proposals, target.tolist())
 
 
 def hsd(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
-    """The stopping node and the law of the bonus token."""
+    """The stopping node and the distribution of the bonus token."""
     return _branch(tree, flip, 0, 1.0)
 
 
 def _branch(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[float]] | None:
     r = tree.target[node]
     for child in tree.children(node):
-        d, x = tree.law(child), tree.tokens[child]
+        d, x = tree.proposal(child), tree.tokens[child]
         kept = _branch(tree, flip, child, min(1.0, w * r[x] / d[x]))
         if kept is not None:
             return kept
@@ -75,12 +77,12 @@ def _branch(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[floa
 
 
 def token(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
-    """The stopping node and the law of the bonus token."""
+    """The stopping node and the distribution of the bonus token."""
     node = 0
     while True:
         r = tree.target[node]
         for child in tree.children(node):
-            d, x = tree.law(child), tree.tokens[child]
+            d, x = tree.proposal(child), tree.tokens[child]
             if flip(min(1.0, r[x] / d[x])):
                 node = child
                 break
@@ -93,22 +95,22 @@ def token(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
 def block(tree: Tree, flip: Flip, cap_last: bool = True) -> tuple[int, list[float]]:
     """One path: node i is the draft's i-th token."""
     last = len(tree.tokens) - 1
-    capped, joint, best, law = 1.0, 1.0, 0, None
+    capped, joint, best, kept = 1.0, 1.0, 0, tree.target[0]
     for i in range(last + 1):
         if i:
             x = tree.tokens[i]
-            ratio = tree.target[i - 1][x] / tree.law(i)[x]
+            ratio = tree.target[i - 1][x] / tree.proposal(i)[x]
             capped, joint = min(1.0, capped * ratio), joint * ratio
         if i == last:
             heads, residual = capped if cap_last else min(1.0, joint), tree.target[last]
         else:
-            residual = [max(capped * a - b, 0.0) for a, b in zip(tree.target[i], tree.law(i + 1))]
+            residual = [max(capped * a - b, 0.0) for a, b in zip(tree.target[i], tree.proposal(i + 1))]
             surplus = sum(residual)
             heads = surplus / (surplus + 1 - capped) if surplus > 0 else 0.0
         if i == 0 or flip(heads):
-            best, law = i, residual
-    total = sum(law)
-    return best, [a / total for a in law] if total > 0 else tree.target[best]
+            best, kept = i, residual
+    total = sum(kept)
+    return best, [a / total for a in kept] if total > 0 else tree.target[best]
 
 
 def published(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
@@ -134,17 +136,17 @@ class _Script:
         return outcome
 
 
-def exact_law(name: str, tree: Tree) -> tuple[list[float], list[list[float] | None]]:
-    """stop[v], and the law of the bonus token at every v that can be the stop (None elsewhere)."""
+def exact_distribution(name: str, tree: Tree) -> tuple[list[float], list[list[float] | None]]:
+    """stop[v], and the distribution of the bonus token at every v that can be the stop (None elsewhere)."""
     stop: list[float] = [0.0] * len(tree.tokens)
     residuals: list[list[float] | None] = [None] * len(tree.tokens)
     script: list[bool] | None = []
     while script is not None:
         flip = _Script(script)
-        node, law = _play(name, tree, flip)
+        node, residual = _play(name, tree, flip)
         if flip.probability > 0:
             stop[node] += flip.probability
-            residuals[node] = law
+            residuals[node] = residual
         script = _next(flip.script)
     return stop, residuals
 
@@ -168,5 +170,5 @@ def _next(script: list[bool]) -> list[bool] | None:
 
 def sample(name: str, tree: Tree, rng: random.Random) -> tuple[int, int]:
     """One verification as a straightforward implementation does it: the stopping node and the bonus token."""
-    node, law = VERIFIERS[name](tree, lambda probability: rng.random() < probability)
-    return node, rng.choices(range(len(law)), weights=law)[0]
+    node, residual = VERIFIERS[name](tree, lambda probability: rng.random() < probability)
+    return node, rng.choices(range(len(residual)), weights=residual)[0]
