@@ -76,6 +76,7 @@ ROOMS = {
         "eval.runs",
     },
     "eval.report": {"eval.reports"},
+    "eval.flags": {"eval.questions", "eval.runs"},
 }
 # A tree is checked when it is built; the trainer evaluates, and evaluation reads training's settings and data.
 MUTUAL = {("hsd.checks", "hsd.tree"), ("eagle.train.evaluation", "eagle.train")}

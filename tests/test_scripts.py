@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.__main__ import build_parser
+from eval.flags import build_parser
 from eval.runs.methods import METHODS
 
 ROOT = Path(__file__).parents[1]

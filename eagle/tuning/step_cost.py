@@ -6,7 +6,7 @@
 A larger tree accepts more and takes longer; where the optimum lies depends on the machine, the pair and the sampling
 settings. The candidates alternate prompt by prompt, so that a drift of the machine reaches all of them alike. The
 acceptance length is 1 + mean E[accepted] over all steps, the cost the median wall seconds of a step. One node is plain
-decoding: it is measured for comparison and never chosen.
+decoding; where it is the fastest, it is chosen, so that drafting never makes a model slower.
 
 Two measurements can choose differently; keep the choice where a result has to be repeatable.
 """
@@ -40,14 +40,13 @@ class Point(NamedTuple):
 
 
 def choose(points: Sequence[Point]) -> Point:
-    """The budget with most tokens per second among those that draft; of equals the smallest.
+    """The budget with most tokens per second; of equals the smallest. 1 node means plain decoding.
 
-    Raises ValueError when no point drafts.
+    Raises ValueError without a point.
     """
-    drafting = [point for point in points if point.nodes > 1]
-    if not drafting:
-        raise ValueError(f"{len(points)} points, none of which drafts: expected a candidate of at least 2 nodes")
-    return max(drafting, key=lambda point: (point.tokens_per_second, -point.nodes))
+    if not points:
+        raise ValueError("no budget was measured: expected at least one point")
+    return max(points, key=lambda point: (point.tokens_per_second, -point.nodes))
 
 
 def summarise(nodes: int, depth: int, steps: Sequence[StepRecord]) -> Point:

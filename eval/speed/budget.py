@@ -4,8 +4,8 @@
     python -m eval --nodes auto ...                          does the same before it begins, and keeps the choice
 
 The measurement is `eagle.tuning.step_cost`, on bundled problems that belong to no benchmark, in the prompt format and
-under the sampling settings of the evaluation. The fastest budget that drafts is chosen. Plain decoding (1 node) is
-shown beside them and never chosen, so that a pair for which drafting is a slowdown shows it.
+under the sampling settings of the evaluation. The fastest budget is chosen. Where that is plain decoding (1 node), no
+tree is worth its cost here, and methods that draft run as plain decoding.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from eagle.tuning.step_cost import Point, choose, measure
 from eval import command
 from eval.questions import benchmarks, prompts
 from eval.reports.markdown import markdown_table
+from eval.reports.tables import speedup_text
 from eval.runs.load_models import add_model_flags, load_from_flags
 from eval.runs.methods import Decoding
 
@@ -32,7 +33,7 @@ def bundled_problems(tokenizer: Any, style: prompts.PromptFormat, count: int) ->
 
 
 def table(points: list[Point]) -> str:
-    """Markdown: a row per budget, the chosen one marked."""
+    """Markdown: a row per budget, the chosen one marked, slowdowns shown as such."""
     best, plain = choose(points), next((point for point in points if point.nodes == 1), None)
     rows = [
         [
@@ -41,7 +42,7 @@ def table(points: list[Point]) -> str:
             f"{point.tau:.2f}",
             f"{point.step_ms:.1f}",
             f"{point.tokens_per_second:.0f}",
-            f"{point.tokens_per_second / plain.tokens_per_second:.2f}x" if plain else "–",
+            speedup_text(plain and (point.tokens_per_second / plain.tokens_per_second, None, None)),
             "chosen" if point == best else "",
         ]
         for point in points
@@ -73,6 +74,10 @@ def kept_or_measured(path: Path, engine: Any, style: prompts.PromptFormat, decod
         points = measure(engine, bundled_problems(engine.tokenizer, style, PROBLEMS), seed=seed, **decoding.sampling())
         print(table(points))
         best = choose(points)
+        if best.nodes == 1:
+            print(
+                "No budget is faster than plain decoding here: methods that draft run with 1 node, as plain decoding."
+            )
         chosen = {"sampling": decoding.sampling(), "points": [p._asdict() for p in points], "chosen": best._asdict()}
         write_json(path, chosen)
         kept = best.nodes, best.depth

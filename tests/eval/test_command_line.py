@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.__main__ import build_parser, main
+from eval.__main__ import main
+from eval.flags import build_parser
 from eval.runs import load_models
 from eval.runs.methods import SAMPLING
 from eval.speed import dtypes

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from eagle import EagleModel
 from eagle.tuning import step_cost
@@ -24,11 +25,19 @@ def test_the_fastest_is_chosen_and_of_equals_the_smallest():
     assert choose([slow, fast, same]) == same
 
 
-def test_plain_decoding_is_never_chosen():
+def test_a_slowdown_is_not_chosen():
     plain, slow = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0)
-    assert choose([plain, slow]) == slow
-    with pytest.raises(ValueError, match="none of which drafts"):
-        choose([plain])
+    assert choose([plain, slow]) == plain
+    with pytest.raises(ValueError, match="no budget was measured"):
+        choose([])
+
+
+def test_one_node_is_plain_decoding(model):
+    """What `choose` returns for plain decoding is a budget that `generate` takes."""
+    ids, seeds = torch.tensor([[3, 1, 4]]), [torch.Generator().manual_seed(0) for _ in range(2)]
+    plain = model.generate(ids, 8, temperature=1.0, tree="none", generator=seeds[0])
+    one = model.generate(ids, 8, temperature=1.0, tree="hybrid", nodes=1, depth=1, generator=seeds[1])
+    assert torch.equal(plain, one)
 
 
 def test_no_steps_is_an_error_that_says_so():

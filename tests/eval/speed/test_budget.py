@@ -19,9 +19,10 @@ PAIR = Path(__file__).parents[3] / "checkpoints" / "demo"
 TOKENIZER = SimpleNamespace(chat_template="x")
 
 
-def test_plain_decoding_is_shown_beside_the_choice():
-    plain, slow = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0)
-    assert "| 0.75x | chosen |" in table([plain, slow]) and "| 1.00x |  |" in table([plain, slow])
+def test_slowdowns_are_shown_and_not_chosen():
+    plain, slow, fast = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0), Point(5, 3, 2.0, 8.0, 250.0)
+    assert "| 0.75x (slower) |  |" in table([plain, slow]) and "| 1.00x | chosen |" in table([plain, slow])
+    assert "| 1.25x | chosen |" in table([plain, slow, fast])
     assert table([slow, slow._replace(nodes=60)]).count("chosen") == 1
 
 
