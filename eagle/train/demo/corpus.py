@@ -6,12 +6,13 @@ Sources (a data directory with the layout below; licences lie beside the files):
     gsm8k/train.jsonl      question, answer        calculator marks `<<48/2=24>>` removed
     flan_cot/*_train.tsv   prompt, answer, rationale   (tab-separated, `\\n` escaped)
 Nothing marked "evaluation only" is ever opened here. Every 20th GSM8K training question (5 %) is held out: it is
-never trained on and is what settings are tuned on.
+never trained on; settings are tuned on it.
 """
 
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from eagle.files import write_text
+from eagle.train.command import run_command
 
 HOLD_OUT_EVERY = 20
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
@@ -40,16 +42,19 @@ Conversation = list[dict[str, str]]
 
 
 def conversation(question: str, answer: str) -> Conversation:
+    """One question and its answer."""
     return [{"role": "user", "content": question.strip()}, {"role": "assistant", "content": answer.strip()}]
 
 
 def read_gsm8k(path: Path) -> Iterator[Conversation]:
+    """The conversations of a GSM8K file, without calculator marks."""
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         yield conversation(record["question"], CALCULATOR_MARK.sub("", record["answer"]))
 
 
 def read_flan(path: Path) -> Iterator[Conversation]:
+    """The conversations of a FLAN file, rationales before answers."""
     for line in path.read_text(encoding="utf-8").splitlines():
         fields = [field.replace("\\n", "\n").strip() for field in line.split("\t")]
         if len(fields) == 3:
@@ -122,16 +127,26 @@ def pack(documents: list[list[int]], length: int, generator: torch.Generator) ->
     return stream[: rows * length].view(rows, length)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir")
-    parser.add_argument("out_dir")
-    args = parser.parse_args()
-    for name, conversations in demo_sources(args.data_dir).items():
+def write_sources(data_dir: str | Path, out_dir: str | Path) -> None:
+    """Write gsm8k.jsonl, flan_cot.jsonl and held_out.jsonl."""
+    for name, conversations in demo_sources(data_dir).items():
         lines = [json.dumps({"messages": item}, ensure_ascii=False) + "\n" for item in conversations]
-        write_text(Path(args.out_dir, f"{name}.jsonl"), "".join(lines))
+        write_text(Path(out_dir, f"{name}.jsonl"), "".join(lines))
         print(f"{name}.jsonl: {len(lines)} conversations")
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Write the corpus as `argv` says and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle.train.demo.corpus",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data_dir", metavar="DATA_DIR")
+    parser.add_argument("out_dir", metavar="OUT_DIR")
+    args = parser.parse_args(argv)
+    return run_command(lambda: write_sources(args.data_dir, args.out_dir))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,25 +3,27 @@
     python -m eagle.train.evaluation.compare TARGET HEAD... --data held_out.jsonl --temperatures 0 1
 
 Per head and temperature: mean E[accepted] over decoding steps, exact for each drafted tree, and its standard error over
-prompts. Prompts are what comes before the first answer of each conversation.
+prompts. A prompt is the part of a conversation before its first answer.
 """
 
 import argparse
 import statistics
+import sys
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eagle.checkpoints.load import load_head
+from eagle.train.command import run_command
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import load_examples
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
+from eagle.train.setup import load_pretrained
 
 
 def compare(args) -> list[dict]:
+    """One row per head and temperature. Raises ValueError for a target, head or file that cannot be used."""
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=dtype, device_map=args.device_map).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
+    target, tokenizer = load_pretrained(args.target, dtype, args.device_map)
     examples = load_examples(tokenizer, args.data, target.config.max_position_embeddings - args.tokens)
     rows = []
     for path in args.heads:
@@ -51,7 +53,8 @@ def compare(args) -> list[dict]:
     return rows
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Compare as `argv` says and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.train.evaluation.compare",
         description=__doc__,
@@ -69,7 +72,12 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=7)
     parser.add_argument("--device-map")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    return run_command(lambda: print_table(args))
+
+
+def print_table(args) -> None:
+    """Print the rows of `compare` as Markdown."""
     print("| head | temperature | prompts | E[accepted] |\n|---|---|---|---|")
     for row in compare(args):
         value = f"{row['expected_accepted']:.3f} +- {row['error']:.3f}"
@@ -77,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,89 +1,114 @@
-"""How good a head is on held-out conversations, without drafting a single tree.
+"""Held-out sum of min(p, q) by draft step, for a head on lists of conversations that it was not trained on.
 
-For every draft step s, over the origins of held-out answers: mean sum of min(p, q), which is 1 - TV, the probability
-that a token sampled from q is accepted; and how often p and q have the same most likely token. From the same p and q,
+    python -m eagle.train.evaluation.held_out TARGET HEAD --data F... [--json OUT.json]
 
-    E[accepted of a sampled chain] = sum_s  E[ prod_{j<s} min(1, q_j(x) / p_j(x)) * sum min(p_s, q_s) ]
-
-over texts x drawn from the target: drafting x ~ q and accepting with min(1, p / q) visits prefix x with probability
-prod min(p, q) = prod p * min(1, q / p). It is exact in expectation where the answers are the target's own samples
-(`eagle.train.data.regenerate`), a proxy on other text, and a proxy of what a tree accepts in any case.
+p and q are compared at temperature 1 at every position of the answers; where these are the target's own samples
+(`eagle.train.regenerate`), step 1 is the probability that a token sampled from q is accepted. Every list is named with
+its SHA-256, so that two numbers can be seen to come from the same text.
 """
 
+import argparse
+import sys
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from eagle.modules.head import Eagle3Head
-from eagle.train.data.conversations import Batch
+from eagle.checkpoints.load import load_head
+from eagle.files import write_json
+from eagle.train.command import run_command
+from eagle.train.data.conversations import collate, load_examples
+from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.objective.alignment import Alignment, align
-from eagle.train.objective.loss import TargetProbs
-from eagle.train.objective.unroll import unroll
+from eagle.train.data.provenance import file_digest
+from eagle.train.evaluation.acceptance import acceptance_sums, report_of, standard_errors
+from eagle.train.setup import load_pretrained
 
 
-class Report(NamedTuple):
-    """Per-step means, and E[accepted] of a sampled chain as deep as the training unrolls."""
+class HeldOut(NamedTuple):
+    """The numbers of one list. Lists have one entry per draft step."""
 
-    accepted: list[float]
-    agree: list[float]
-    chain: float
+    data: str
+    sha256: str
+    conversations: int
     positions: int
+    min_p_q: list[float]
+    standard_error: list[float]  # over conversations; NaN for a single one
+    top1_agreement: list[float]
+    chain: float  # E[accepted] of a sampled chain as deep as `steps`
 
 
-class StepComparison(NamedTuple):
-    """One step at the valid origins: sum of min(p, q), ratio q(x) / p(x) of the token that follows, agreement."""
-
-    accepted: Tensor
-    ratio: Tensor
-    agree: Tensor
-
-
-def compare_step(logits: Tensor, target: TargetProbs, following: Tensor, support: Tensor | None) -> StepComparison:
-    """Draft logits [M, Vd], target probs of the same rows, and the tokens Int64[M] that follow them in the text."""
-    q, p = logits.float().softmax(-1), target.probs * target.mass[:, None]
-    if support is None:
-        column, inside = following, torch.ones_like(following, dtype=torch.bool)
-    else:
-        column = torch.searchsorted(support, following).clamp(max=len(support) - 1)
-        inside = support[column] == following
-    pick = column[:, None]
-    ratio = (q.gather(1, pick) / p.gather(1, pick).clamp(min=1e-30)).squeeze(1).clamp(max=1) * inside
-    return StepComparison(torch.minimum(p, q).sum(-1), ratio, (q.argmax(-1) == p.argmax(-1)).float())
-
-
-def chain_accepted(
-    head: Eagle3Head, features: Tensor, batch: Batch, where: Alignment, target: TargetProbs, steps: int
-) -> Tensor:
-    """[steps, 4] sums over origins: valid, sum min(p, q), agreement, probability that this draft token is accepted."""
-    survive = torch.ones(where.origins.shape, device=features.device)
-    sums, support = [], head.support()
-    following = torch.nn.functional.pad(batch.tokens, (0, steps + 2))
-    for step, hidden in enumerate(unroll(head, features, batch.tokens, where.origins, steps)):
-        rows = where.rows_of_step(step)
-        valid = rows >= 0
-        tokens = following.gather(1, where.origins + step + 2)[valid]
-        found = compare_step(head.logits(hidden[valid]), target.rows(rows[valid]), tokens, support)
-        reached = survive[valid]
-        per_origin = torch.stack([torch.ones_like(reached), found.accepted, found.agree, reached * found.accepted])
-        sums.append(per_origin.sum(1))
-        survive = torch.zeros_like(survive).masked_scatter(valid, reached * found.ratio)
-    return torch.stack(sums)
-
-
-@torch.no_grad()
-def evaluate(head: Eagle3Head, source: OnlineFeatures, batches: list[Batch], steps: int) -> Report:
-    total = torch.zeros(steps, 4)
-    for batch in batches:
-        where = align(batch.answer)
-        features = source(batch)
-        probs = source.probs(features.last, where.predicted, head.support())
-        total += chain_accepted(head, features.taps, batch, where, probs, steps).cpu()
-    count = total[:, 0].clamp(min=1)
-    return Report(
-        accepted=[round(value, 4) for value in (total[:, 1] / count).tolist()],
-        agree=[round(value, 4) for value in (total[:, 2] / count).tolist()],
-        chain=round((total[:, 3].sum() / count[0]).item(), 4),
-        positions=int(count[0]),
+def held_out(args: argparse.Namespace) -> list[HeldOut]:
+    """One result per file of `args.data`. Raises ValueError for a target, head or file that cannot be used."""
+    for name in ("steps", "batch_tokens", "max_length"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected at least 1")
+    digests = [file_digest(path) for path in args.data]
+    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    target, tokenizer = load_pretrained(args.target, dtype)
+    target = target.to("cuda" if torch.cuda.is_available() else "cpu")
+    head = load_head(args.head, target.config, dtype=dtype)
+    head.bind_embeddings(target.get_input_embeddings())
+    head = head.to(target.device).eval()
+    source, longest = (
+        OnlineFeatures(target, head.config.taps),
+        min(args.max_length, target.config.max_position_embeddings),
     )
+    found = []
+    for path, digest in zip(args.data, digests, strict=True):
+        examples = load_examples(tokenizer, [path], longest)
+        plan = batches_of(examples, list(range(len(examples))), args.batch_tokens)
+        batches = (collate([examples[i] for i in rows]).to(target.device) for rows in plan)
+        sums = acceptance_sums(head, source, batches, args.steps)
+        report, errors = report_of(sums), [round(error, 4) for error in standard_errors(sums)]
+        numbers = (len(examples), report.positions, report.accepted, errors, report.agree, report.chain)
+        found.append(HeldOut(path, digest, *numbers))
+    return found
+
+
+def table(results: list[HeldOut]) -> str:
+    """A Markdown table, and the digests below it."""
+    steps = len(results[0].min_p_q)
+    names = ["data", "conversations", "positions", *(f"step {step}" for step in range(1, steps + 1)), "chain"]
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for r in results:
+        means = [f"{mean:.3f} +- {error:.3f}" for mean, error in zip(r.min_p_q, r.standard_error, strict=True)]
+        lines.append(
+            "| " + " | ".join([r.data, str(r.conversations), str(r.positions), *means, f"{r.chain:.3f}"]) + " |"
+        )
+    return "\n".join([*lines, "", *(f"sha256 {r.sha256}  {r.data}" for r in results)])
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print the table and write the JSON file, if one is named."""
+    results = held_out(args)
+    print(table(results))
+    if args.json:
+        rows = [row._asdict() for row in results]
+        for row in rows:  # JSON has no NaN
+            row["standard_error"] = [None if error != error else error for error in row["standard_error"]]
+        settings = {"target": args.target, "head": args.head, "dtype": args.dtype, "max_length": args.max_length}
+        write_json(args.json, {**settings, "results": rows})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as `argv` says and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle.train.evaluation.held_out",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="directory or hub id of the target model")
+    add("head", metavar="HEAD", help="directory or hub id of the head")
+    add("--data", nargs="+", required=True, metavar="F", help="JSONL lists that were not trained on")
+    add("--steps", type=int, default=7, help="draft steps")
+    add("--max-length", type=int, default=2048, help="longer conversations are cut")
+    add("--batch-tokens", type=int, default=2048, help="padded tokens of one forward")
+    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of target and head")
+    add("--json", metavar="OUT", help="write the numbers there as well")
+    args = parser.parse_args(argv)
+    return run_command(lambda: report(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eagle.train.demo.corpus import HOLD_OUT_EVERY, demo_conversations, demo_sources
+from eagle.train.demo.corpus import HOLD_OUT_EVERY, demo_conversations, demo_sources, main
 
 
 @pytest.fixture
@@ -35,3 +35,12 @@ def test_marks_are_removed_and_rationales_come_first(data_dir):
 def test_another_directory(tmp_path):
     with pytest.raises(ValueError, match="expected gsm8k/train.jsonl"):
         demo_sources(tmp_path)
+
+
+def test_the_command_writes_three_files(data_dir, tmp_path, capsys):
+    assert main([str(data_dir), str(tmp_path / "out")]) == 0
+    lines = {path.stem: path.read_text().splitlines() for path in (tmp_path / "out").iterdir()}
+    assert {name: len(rows) for name, rows in lines.items()} == {"gsm8k": 42, "flan_cot": 1, "held_out": 3}
+    assert "held_out.jsonl: 3 conversations" in capsys.readouterr().out
+    assert main([str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert "error: data directory" in capsys.readouterr().err
