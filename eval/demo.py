@@ -22,8 +22,9 @@ from transformers.utils import logging
 from eagle.checkpoints.fetch import fetch
 from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names
 from eval import __main__ as evaluation
-from eval import command
+from eval import command, flags
 from eval.jsonl import write_whole
+from eval.questions import benchmarks
 from eval.reports import report
 from eval.runs import load_models
 from eval.speed import dtypes
@@ -79,7 +80,7 @@ def dtype_of(pair: str, output: Path) -> list[str]:
 def answer(pair: str, output: Path, arguments: list[str], more: list[str]) -> list[Path]:
     """Answer one question set by all methods; the answer files."""
     fixed = ["--pair", pair, "--methods", *METHODS, "--output", str(output), *SETTINGS]
-    options = evaluation.build_parser().parse_args([*fixed, *arguments, *more])
+    options = flags.build_parser().parse_args([*fixed, *arguments, *more])
     return evaluation.evaluate(options, load, []).files
 
 
@@ -99,8 +100,8 @@ def show(path: Path, questions: dict[int, str], position: int) -> None:
 
 def questions_of(arguments: list[str]) -> dict[int, str]:
     """The first turn of every question, by question_id."""
-    options, _ = evaluation.build_parser().parse_known_args(arguments)
-    found = evaluation.benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
+    options, _ = flags.build_parser().parse_known_args(arguments)
+    found = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     return {question.question_id: question.turns[0] for question in found.questions}
 
 
