@@ -123,6 +123,7 @@ class SamplingTransform:
     """
 
     def __init__(self, settings: SamplingParams, processors: Sequence[Processor] = ()):
+        """`processors`: (prefixes Int64[R, T], scores Float32[R, V]) -> scores."""
         self.settings, self.processors = settings, tuple(processors)
         self._penalty: list[Processor] = []
         if settings.needs_prefix:

@@ -1,0 +1,1 @@
+"""What users call: `EagleModel`, and `EaModel` with EAGLE's own names."""

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import GeneratedRow, sequences_of
+from eagle.tuning.step_cost import Point, bundled_prompts, choose, measure
 
-AUTOMATIC = 40  # total_token=-1: the smallest budget that EAGLE's automatic choice considers
+PROMPTS, TOKENS = 2, 16  # what total_token=-1 measures each budget on
 
 
 class EaModel:
@@ -30,14 +31,15 @@ class EaModel:
     training = False
 
     def __init__(self, model: EagleModel, total_token: int, depth: int, top_k: int):
-        """Wrap a loaded pair; arguments as for `from_pretrained`."""
+        """Wrap a loaded pair; arguments as for `from_pretrained`. With total_token=-1 budgets are measured here."""
         self.model = model
         self.tokenizer = model.tokenizer
         self.base_model = model.target.model
         self.config = self.base_model.config
-        self.nodes = AUTOMATIC if total_token == -1 else total_token
-        self.depth = depth + 1
-        self.top_k = top_k
+        self.nodes, self.depth, self.top_k = total_token, depth + 1, top_k
+        if total_token == -1:
+            best = measured_budget(model)
+            self.nodes, self.depth = best.nodes, best.depth
 
     @classmethod
     def from_pretrained(
@@ -57,7 +59,9 @@ class EaModel:
     ) -> "EaModel":
         """Load a pair.
 
-        total_token     rows of the target's scoring forward, the root included; -1: a fixed, conservative 40
+        total_token     rows of the target's scoring forward, the root included; -1: the budget, `depth` included, that
+                        gives most tokens per second here, measured for some seconds (`eagle.tuning.step_cost`). Two
+                        measurements can differ, and seeded samples with them
         depth, top_k    shape of EAGLE's tree, as there
         threshold, low_cpu_mem_usage    accepted for old scripts, without effect
         the others      as for `EagleModel.from_pretrained`
@@ -169,6 +173,12 @@ class EaModel:
         if is_llama3:
             ids.add(self.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
         return sorted(ids)
+
+
+def measured_budget(model: EagleModel) -> Point:
+    """The fastest budget of `eagle.tuning.step_cost.CANDIDATES` at temperature 1, from a few short answers."""
+    prompts = bundled_prompts(model.tokenizer)[:PROMPTS]
+    return choose(measure(model, prompts, max_new_tokens=TOKENS))
 
 
 def _finish(input_ids: Tensor, rows: Iterator[GeneratedRow], log: bool) -> Any:

@@ -225,40 +225,39 @@ def instance(name: str, value: Any, kind: type) -> Any:
 
 # --- names -----------------------------------------------------------------------------------------------------------
 
-OF_CONFIG = (
-    "do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens max_length stop_strings "
-    "num_return_sequences eos_token_id pad_token_id return_dict_in_generate"
-).split()
+
+def _at(neutral: tuple, names: str) -> dict[str, tuple]:
+    return dict.fromkeys(names.split(), neutral)
+
+
+OF_CONFIG = frozenset(
+    _at(
+        (),
+        "do_sample temperature top_k top_p min_p repetition_penalty max_new_tokens max_length stop_strings "
+        "num_return_sequences eos_token_id pad_token_id return_dict_in_generate",
+    )
+)
 # Names of `transformers` that are not supported, with the values at which they change nothing.
 NEUTRAL: dict[str, tuple] = {
-    **dict.fromkeys(
-        "early_stopping output_attentions output_hidden_states output_scores output_logits token_healing "
-        "remove_invalid_values low_memory use_mtp synced_gpus".split(),
-        (False,),
+    **_at(
+        (0,), "min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff"
     ),
-    **dict.fromkeys(
-        "min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff "
-        "diversity_penalty penalty_alpha assistant_ensemble_weight".split(),
-        (0,),
-    ),
-    **dict.fromkeys(
-        "num_beams num_beam_groups typical_p top_h encoder_repetition_penalty guidance_scale".split(), (1,)
-    ),
-    "length_penalty": (0, 1),
-    "use_cache": (True,),
-    "renormalize_logits": (False, True),
-    **dict.fromkeys(
-        "bad_words_ids constraints dola_layers exponential_decay_length_penalty force_words_ids forced_bos_token_id "
-        "forced_eos_token_id max_time sequence_bias suppress_tokens begin_suppress_tokens watermarking_config "
-        "prefix_allowed_tokens_fn assistant_model assistant_tokenizer negative_prompt_ids custom_generate "
-        "negative_prompt_attention_mask".split(),
-        (),
-    ),
+    **_at((0,), "diversity_penalty penalty_alpha assistant_ensemble_weight"),
+    **_at((1,), "num_beams num_beam_groups typical_p top_h encoder_repetition_penalty guidance_scale"),
+    **_at((False,), "early_stopping output_attentions output_hidden_states output_scores output_logits token_healing"),
+    **_at((False,), "remove_invalid_values low_memory use_mtp synced_gpus"),
+    **_at((True,), "use_cache"),
+    **_at((0, 1), "length_penalty"),
+    **_at((False, True), "renormalize_logits"),
+    **_at((), "bad_words_ids constraints dola_layers exponential_decay_length_penalty force_words_ids max_time"),
+    **_at((), "forced_bos_token_id forced_eos_token_id sequence_bias suppress_tokens begin_suppress_tokens"),
+    **_at((), "watermarking_config prefix_allowed_tokens_fn assistant_model assistant_tokenizer custom_generate"),
+    **_at((), "negative_prompt_ids negative_prompt_attention_mask"),
 }
 REQUIRED = {"tree", "verifier", "nodes", "depth", "beta"}  # None is refused
 
 
-def _supported(name: str, value: Any, source: str) -> str | None:
+def _unsupported(name: str, value: Any, source: str) -> str | None:
     """Why a setting of `transformers` cannot be followed; None where it changes nothing or is none of these."""
     if name not in NEUTRAL or value is None or any(value == neutral for neutral in NEUTRAL[name]):
         return None
@@ -274,7 +273,7 @@ def check_names(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in known:
             continue
-        reason = _supported(name, value, "")
+        reason = _unsupported(name, value, "")
         if reason is None and name not in NEUTRAL:
             near = difflib.get_close_matches(name, [*known, "input_ids", "streamer"], n=1)
             reason = f"generate() has no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -324,7 +323,7 @@ def resolve_arguments(given: Mapping[str, Any], file: Mapping[str, Any]) -> Gene
 def _of_config(config: GenerationConfig) -> dict[str, Any]:
     values = stated(config)
     for name, value in values.items():
-        reason = _supported(name, value, "generation_config.")
+        reason = _unsupported(name, value, "generation_config.")
         if reason:
             raise ValueError(reason)
     return {name: value for name, value in values.items() if name in OF_CONFIG}
@@ -332,7 +331,7 @@ def _of_config(config: GenerationConfig) -> dict[str, Any]:
 
 def _warn_about(file: Mapping[str, Any]) -> None:
     for name, value in file.items():
-        reason = _supported(name, value, "the model's generation_config.json has ")
+        reason = _unsupported(name, value, "the model's generation_config.json has ")
         if reason:
             warnings.warn(reason, stacklevel=5)
 

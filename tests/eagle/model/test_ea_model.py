@@ -6,6 +6,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from eagle import EagleModel, EaModel, save_head
+from eagle.model import ea_model
+from eagle.tuning.step_cost import Point
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 9, 1, 5, 20]])
@@ -85,3 +87,18 @@ def test_an_ordinary_draft_model_from_disk(paths):
     model = EagleModel.from_pretrained(paths[0], draft_model_path=paths[0])
     out = model.generate(PROMPT, 30, temperature=0, tree="chain", depth=4, return_dict_in_generate=True).rows[0]
     assert all(step.accepted == 4 for step in out.steps[:-1])
+
+
+def test_an_automatic_budget_is_the_fastest_of_the_measured_ones(paths, monkeypatch):
+    asked = []
+
+    def measured(model, prompts, max_new_tokens):
+        asked.append((type(model), len(prompts), max_new_tokens))
+        return [Point(1, 1, 1.0, 1.0, 900.0), Point(9, 4, 2.0, 3.0, 700.0), Point(21, 5, 3.0, 4.0, 800.0)]
+
+    monkeypatch.setattr(ea_model, "measure", measured)
+    monkeypatch.setattr(ea_model, "bundled_prompts", lambda tokenizer: [[1], [2], [3]])
+    automatic = EaModel.from_pretrained(base_model_path=paths[0], ea_model_path=paths[1], total_token=-1)
+    assert asked == [(EagleModel, ea_model.PROMPTS, ea_model.TOKENS)]
+    assert (automatic.nodes, automatic.depth) == (21, 5)
+    assert automatic.eagenerate(PROMPT, max_new_tokens=10).shape == (1, 16)
