@@ -1,11 +1,13 @@
 """Loading what a run measures: the target with its drafter, and the flags that every command names them by."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from transformers.utils import logging
 
 from eagle import EagleModel
 from eagle.checkpoints.fingerprint import fingerprint
@@ -80,6 +82,8 @@ def load(
 
     Raises ValueError and OSError as `EagleModel.from_pretrained` does.
     """
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()  # `transformers`' own, for every weight
     return EagleModel.from_pretrained(
         base_model_path,
         ea_model_path=ea_model_path,

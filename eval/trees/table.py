@@ -240,7 +240,8 @@ def one_temperature(
         head, *rows = [value for _, value in jsonl.lines(path)] or [asked_for]
         if head != asked_for:
             raise ValueError(f"{path} was measured with other settings ({head}); choose another --output")
-        for row in rows[: len(questions)]:
+        for number, row in enumerate(rows[: len(questions)], start=2):
+            check_row(row, {name(*cell) for cell in cells}, f"{path}, line {number}")
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
         if not path.stat().st_size:
@@ -257,6 +258,13 @@ def one_temperature(
             lambda row: jsonl.append(file, row, path),
             options.quiet,
         )
+
+
+def check_row(row: Any, names: set[str], place: str) -> None:
+    """ValueError for a line that is not one question's states."""
+    good = isinstance(row, dict) and row.keys() == names and all(isinstance(values, list) for values in row.values())
+    if not good or not all(isinstance(x, int | float) for values in row.values() for x in values):
+        raise ValueError(f"{place}: expected a list of numbers for each of {', '.join(sorted(names))}; remove the line")
 
 
 def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argparse.Namespace, output: Path) -> None:

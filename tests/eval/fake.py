@@ -25,13 +25,14 @@ class FakeTokenizer:
     eos_token_id = END
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt, **_):
-        assert not tokenize and add_generation_prompt
+        assert not tokenize
+        assert add_generation_prompt
         return "".join(f"<{message['role']}>{message['content']}" for message in messages) + "<assistant>"
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_) -> dict[str, list[int]]:
         return {"input_ids": [ALPHABET.index(letter) for letter in text if letter in ALPHABET]}
 
-    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+    def decode(self, tokens: list[int], **_) -> str:
         return "".join(ALPHABET[token] for token in tokens if token != END)
 
 
@@ -61,9 +62,6 @@ class FakeEngine:
         self,
         input_ids,
         max_new_tokens,
-        temperature,
-        top_p,
-        top_k,
         tree,
         verifier,
         generator,
@@ -72,7 +70,7 @@ class FakeEngine:
     ) -> Output:
         assert return_dict_in_generate
         time.sleep(float(os.environ.get("FAKE_DELAY", "0")))
-        prompt = self.tokenizer.decode(input_ids[0].tolist(), True)
+        prompt = self.tokenizer.decode(input_ids[0].tolist())
         self.asked.append((prompt, tree, verifier))
         if "explode" in prompt:
             raise RuntimeError("out of memory, or so")

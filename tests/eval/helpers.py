@@ -1,12 +1,17 @@
 """Small things several tests of the harness need."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from eval.__main__ import main
 from tests.eval.fake import load
 
+ROOT = Path(__file__).parents[2]
 VOLATILE = ("answer_id", "tstamp", "session")
 
 
@@ -36,6 +41,23 @@ def records(path: Path) -> list[dict[str, Any]]:
     """The records of an answer file without what differs between two equal runs."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in entry.items() if key not in VOLATILE} for entry in found]
+
+
+def started(output: Path, answers_first: int = 3) -> subprocess.Popen:
+    """A run in another process, after it has finished some answers."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.eval.fake", *arguments(output)],
+        env={**os.environ, "FAKE_DELAY": "0.05"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    first = output / "plain.jsonl"
+    while not first.is_file() or first.read_bytes().count(b"\n") < answers_first:
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.01)
+    return running
 
 
 def numbers(output: Path) -> list[Any]:

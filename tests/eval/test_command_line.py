@@ -23,7 +23,7 @@ ONE = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "target"
 
 
 @pytest.mark.parametrize(
-    "more, message",
+    ("more", "message"),
     [
         ([], "no place for the answers; pass --answer-file"),
         (["--methods", "plain"], "--methods needs --output DIR"),
@@ -51,8 +51,26 @@ def test_drafting_needs_a_drafter(capsys):
 
 def test_eagle_s_flag_names():
     options = build_parser().parse_args(
-        "--bench-name mt_bench --base-model-path B --ea-model-path H --total-token 60 --depth 7 --top-k 10 "
-        "--temperature 0 --max-new-token 1024 --answer-file F".split()
+        [
+            "--bench-name",
+            "mt_bench",
+            "--base-model-path",
+            "B",
+            "--ea-model-path",
+            "H",
+            "--total-token",
+            "60",
+            "--depth",
+            "7",
+            "--top-k",
+            "10",
+            "--temperature",
+            "0",
+            "--max-new-token",
+            "1024",
+            "--answer-file",
+            "F",
+        ]
     )
     assert (options.bench, options.nodes, options.depth, options.width) == ("mt_bench", 60, 7, 10)
     assert options.max_new_tokens == 1024
@@ -63,7 +81,8 @@ def test_one_method_one_file(tmp_path, capsys):
     assert main([*ONE, "--tree", "topk", "--verifier", "token", "--answer-file", str(place)], load=load) == 0
     assert len(records(place)) == 16
     meta = json.loads((tmp_path / "answers" / "one.meta.json").read_text())
-    assert meta["settings"]["method"] == "topk+token" and meta["settings"]["template"].startswith("tokenizer:")
+    assert meta["settings"]["method"] == "topk+token"
+    assert meta["settings"]["template"].startswith("tokenizer:")
     assert meta["sessions"][0]["hardware"]["threads"] == torch.get_num_threads()
     assert "python -m eval.reports" in capsys.readouterr().out
 
@@ -109,7 +128,8 @@ def test_the_real_engine_from_disk(pair, tmp_path):
     assert done.returncode == 0, done.stderr
     (section,) = json.loads((tmp_path / "report.json").read_text())["sections"]
     for row in section["rows"]:
-        assert row["n"] == 2 and not row["errors"], row["errors"]
+        assert not row["errors"], row["errors"]
+        assert row["n"] == 2
         assert row["method"] == "plain" or row["same_as_plain"] == [2, 2], row["method"]
     assert "| hybrid+hsd |" in done.stdout
 
@@ -144,7 +164,8 @@ def test_an_ordinary_draft_model(pair, tmp_path):
     (section,) = json.loads((tmp_path / "report.json").read_text())["sections"]
     rows = {row["method"]: row for row in section["rows"]}
     assert rows["chain+block"]["tau"][0] == pytest.approx(4.0)
-    assert rows["transformers-assisted"]["tokens"] == 17 and not rows["transformers-assisted"]["errors"]
+    assert rows["transformers-assisted"]["tokens"] == 17
+    assert not rows["transformers-assisted"]["errors"]
 
 
 def test_a_model_s_own_sampling_file_decides_nothing(pair, tmp_path):

@@ -6,7 +6,9 @@ from eval import provenance
 def test_a_session_says_what_made_it():
     found = provenance.provenance(["eval", "--bench", "gsm8k"])
     assert found["argv"] == ["eval", "--bench", "gsm8k"]
-    assert found["versions"]["torch"] and found["hardware"]["cores"] and found["hardware"]["cpu"]
+    assert found["versions"]["torch"]
+    assert found["hardware"]["cores"]
+    assert found["hardware"]["cpu"]
     assert set(found["git"]) == {"commit", "dirty"}
 
 

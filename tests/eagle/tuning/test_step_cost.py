@@ -53,8 +53,10 @@ def model():
 
 def test_a_tiny_pair_is_measured(model):
     plain, drafted = measure(model, [[3, 1, 4], [1, 5]], max_new_tokens=8, candidates=(PLAIN, (5, 3)))
-    assert (plain.nodes, plain.tau) == (1, 1.0) and (drafted.nodes, drafted.depth) == (5, 3)
-    assert 1 < drafted.tau <= 4 and drafted.step_ms > 0
+    assert (plain.nodes, plain.tau) == (1, 1.0)
+    assert (drafted.nodes, drafted.depth) == (5, 3)
+    assert 1 < drafted.tau <= 4
+    assert drafted.step_ms > 0
     assert drafted.tokens_per_second == pytest.approx(1e3 * drafted.tau / drafted.step_ms)
 
 
@@ -66,7 +68,7 @@ def test_sampling_settings_reach_the_model(model):
     assert sampled != cut
 
 
-@pytest.mark.parametrize("prompts, candidates", [([], ((5, 3),)), ([[1]], ())])
+@pytest.mark.parametrize(("prompts", "candidates"), [([], ((5, 3),)), ([[1]], ())])
 def test_nothing_to_measure_is_refused(model, prompts, candidates):
     with pytest.raises(ValueError, match="at least one of each"):
         measure(model, prompts, candidates=candidates)
@@ -82,10 +84,11 @@ def test_bundled_prompts_use_the_chat_template():
         chat_template = "x"
 
         def apply_chat_template(self, chat, tokenize, add_generation_prompt):
-            assert not tokenize and add_generation_prompt
+            assert not tokenize
+            assert add_generation_prompt
             return f"<user>{chat[0]['content']}"
 
-        def __call__(self, text, add_special_tokens=True):
+        def __call__(self, text, **_):
             return {"input_ids": [ord(letter) for letter in text]}
 
     ids = step_cost.bundled_prompts(Tokenizer())

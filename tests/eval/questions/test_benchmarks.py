@@ -38,14 +38,16 @@ def test_the_sample_is_whole():
     assert all(reference_number(question.reference) >= 0 for question in found.questions)
 
 
-def test_gsm8k_falls_back_to_the_sample_and_says_so(data, capsys):
+@pytest.mark.usefixtures("data")
+def test_gsm8k_falls_back_to_the_sample_and_says_so(capsys):
     found = benchmarks.load("gsm8k")
-    assert found.protocol == "sample" and found.source == "gsm8k/sample"
+    assert found.protocol == "sample"
+    assert found.source == "gsm8k/sample"
     assert "python -m eval.questions.downloads gsm8k/test.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "bench, protocol, path",
+    ("bench", "protocol", "path"),
     [
         ("gsm8k", "full", "gsm8k/test.jsonl"),
         ("gsm8k", "eagle80", "eagle80/gsm8k.jsonl"),
@@ -53,7 +55,8 @@ def test_gsm8k_falls_back_to_the_sample_and_says_so(data, capsys):
         ("humaneval", None, "humaneval/HumanEval.jsonl.gz"),
     ],
 )
-def test_a_missing_file_names_the_command(data, bench, protocol, path):
+@pytest.mark.usefixtures("data")
+def test_a_missing_file_names_the_command(bench, protocol, path):
     with pytest.raises(downloads.MissingDataError, match=f"run `python -m eval.questions.downloads {path}`"):
         benchmarks.load(bench, protocol)
 
@@ -71,7 +74,8 @@ def test_humaneval_is_asked_not_run(data, monkeypatch):
     task = {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass\n"}
     put(data, monkeypatch, "humaneval/HumanEval.jsonl.gz", gzip.compress(as_lines([task])))
     (question,) = benchmarks.load("humaneval").questions
-    assert question.turns == ("Complete the code I provided.\n\ndef f():\n",) and question.category == "code"
+    assert question.turns == ("Complete the code I provided.\n\ndef f():\n",)
+    assert question.category == "code"
 
 
 def test_a_changed_file_is_refused(data, monkeypatch):
@@ -149,7 +153,7 @@ def test_bad_files_are_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (("gsm9k",), "benchmark 'gsm9k' is not known; expected one of gsm8k"),
         (("gsm8k", "eagle81"), "protocol 'eagle81' is not known for gsm8k; expected one of full, eagle80"),
@@ -175,7 +179,8 @@ def test_unknown_data_file_lists_the_known():
         downloads.read("gsm8k/valid.jsonl")
 
 
-def test_download_is_checked_and_kept(data, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("data")
+def test_download_is_checked_and_kept(monkeypatch, tmp_path):
     origin = tmp_path / "origin.jsonl"
     origin.write_bytes(as_lines(NUMBERED[:3]))
     item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(url=origin.as_uri())
@@ -188,14 +193,16 @@ def test_download_is_checked_and_kept(data, monkeypatch, tmp_path):
     assert len(benchmarks.load("gsm8k", "full").questions) == 3
 
 
-def test_unreachable_download_is_an_error_with_a_remedy(data, monkeypatch, tmp_path):
+@pytest.mark.usefixtures("data")
+def test_unreachable_download_is_an_error_with_a_remedy(monkeypatch, tmp_path):
     item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(url=(tmp_path / "nothing").as_uri())
     monkeypatch.setitem(downloads.KNOWN, item.path, item)
     with pytest.raises(downloads.MissingDataError, match="set HSD_DATA"):
         downloads.download(item.path)
 
 
-def test_the_command_lists_and_downloads(data, monkeypatch, tmp_path, capsys):
+@pytest.mark.usefixtures("data")
+def test_the_command_lists_and_downloads(monkeypatch, tmp_path, capsys):
     origin = tmp_path / "origin.jsonl"
     origin.write_bytes(as_lines(NUMBERED[:3]))
     item = downloads.KNOWN["gsm8k/test.jsonl"]._replace(

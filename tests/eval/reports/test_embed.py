@@ -13,11 +13,14 @@ def test_a_marked_table_is_rewritten(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text(MARK)
     assert embed.main(["--check", str(page)]) == 1
-    assert page.read_text() == MARK and "out of date" in capsys.readouterr().out
+    assert page.read_text() == MARK
+    assert "out of date" in capsys.readouterr().out
     assert embed.main([str(page)]) == 0
     assert embed.main(["--check", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "| hybrid+hsd | 3" in text
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| hybrid+hsd | 3" in text
 
 
 def test_a_missing_report_is_named(tmp_path, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def test_wilson_by_hand():
 
 
 @pytest.mark.parametrize(
-    "text, number",
+    ("text", "number"),
     [
         ("She has 3.\n#### 18", 18),
         ("#### 1,234", 1234),

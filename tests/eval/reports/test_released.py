@@ -37,7 +37,10 @@ def test_by_hand(tmp_path, capsys):
     second = write(tmp_path / "b.jsonl", [(50, 10, 1.0), (100, 20, 1.0)])
     assert main([first, second]) == 0
     text = capsys.readouterr().out
-    assert "| a.jsonl | 2 | 2.80 [" in text and "| 1.80 [" in text and "| 112.0 [" in text and "| 72.0 | 1 |" in text
+    assert "| a.jsonl | 2 | 2.80 [" in text
+    assert "| 1.80 [" in text
+    assert "| 112.0 [" in text
+    assert "| 72.0 | 1 |" in text
     assert "| b.jsonl | 2 | 5.00 [5.00, 5.00] | 4.00 [4.00, 4.00] | 75.0 [50.0, 100.0] | 60.0 | – |" in text
     assert "mean of the questions' own tau: +1.63 +- 0.63" in text
 
@@ -50,7 +53,7 @@ def test_our_answer_files_are_in_that_format(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content, message",
+    ("content", "message"),
     [
         ('{"question_id": 1, "choices": [{"turns": ["x"]}]}\n', "question 1: no 'new_tokens'"),
         ("", "no questions in it"),

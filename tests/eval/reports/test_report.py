@@ -100,7 +100,8 @@ def test_the_page_needs_nothing_else(mt_bench):
 def test_json_holds_the_numbers(mt_bench):
     (section,) = json.loads((mt_bench / "report.json").read_text())["sections"]
     rows = {row["method"]: row for row in section["rows"]}
-    assert rows["plain"]["tau"][0] == 1.0 and rows["plain"]["n"] == 5
+    assert rows["plain"]["tau"][0] == 1.0
+    assert rows["plain"]["n"] == 5
     assert rows["hybrid+hsd"]["errors"] == {"84": "RuntimeError: out of memory, or so"}
     assert section["sessions"][0]["versions"]["torch"]
     assert {(pair["first"], pair["second"]) for pair in section["pairs"]} == {
@@ -140,12 +141,15 @@ def test_published_numbers_stand_beside_their_own_setting_only():
             )
         ]
     )
-    assert section["published"] == [] and "published" not in tables.headline(section).header
+    assert section["published"] == []
+    assert "published" not in tables.headline(section).header
 
 
 def test_published_numbers_all_have_a_source_and_a_definition():
     for row in json.loads(summary.PUBLISHED.read_text()):
-        assert row["source"] and row["definition"] and isinstance(row["confirmed"], bool), row
+        assert row["source"], row
+        assert row["definition"], row
+        assert isinstance(row["confirmed"], bool), row
         assert row["method"] in summary.METHODS
 
 
@@ -201,7 +205,8 @@ def test_fastchat_reads_the_answers(mt_bench):
     assert sorted(found["topk+hsd"]) == [81, 82, 83, 85, 86]
     one = found["topk+hsd"][81]
     assert {"question_id", "answer_id", "model_id", "choices", "tstamp"} <= set(one)
-    assert one["choices"][0]["index"] == 0 and len(one["choices"][0]["turns"]) == 2
+    assert one["choices"][0]["index"] == 0
+    assert len(one["choices"][0]["turns"]) == 2
 
 
 @pytest.mark.browser

@@ -3,12 +3,8 @@
 import errno
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,9 +16,8 @@ from eval.__main__ import main
 from eval.reports import report
 from eval.runs import answers
 from tests.eval.fake import FakeEngine
-from tests.eval.helpers import arguments, evaluate, records
+from tests.eval.helpers import arguments, evaluate, records, started
 
-ROOT = Path(__file__).parents[3]
 FILES = ("plain.jsonl", "topk+token.jsonl", "hybrid+hsd.jsonl")
 
 
@@ -31,22 +26,6 @@ def unbroken(tmp_path_factory):
     output = tmp_path_factory.mktemp("unbroken")
     assert evaluate(output) == 0
     return output
-
-
-def started(output: Path, delay: str = "0.05", answers_first: int = 3) -> subprocess.Popen:
-    """A run in another process that has finished some answers."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "tests.eval.fake", *arguments(output)],
-        env={**os.environ, "FAKE_DELAY": delay},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    while not (output / FILES[0]).is_file() or (output / FILES[0]).read_bytes().count(b"\n") < answers_first:
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.01)
-    return running
 
 
 # --- two processes -------------------------------------------------------------------------------------------------

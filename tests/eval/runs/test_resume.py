@@ -1,20 +1,14 @@
 """A run that is cut anywhere and continued gives what an unbroken run gives; so do shards."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
 from eval.reports import report
 from eval.runs import answers
-from tests.eval.helpers import arguments, evaluate, numbers, records
+from tests.eval.helpers import evaluate, numbers, records, started
 
-ROOT = Path(__file__).parents[3]
 FILES = ("plain.jsonl", "topk+token.jsonl", "hybrid+hsd.jsonl")
 
 
@@ -46,13 +40,7 @@ def test_cut_files_are_completed(unbroken, tmp_path, seed):
 
 
 def test_kill_9(unbroken, tmp_path):
-    command = [sys.executable, "-m", "tests.eval.fake", *arguments(tmp_path)]
-    running = subprocess.Popen(
-        command, env={**os.environ, "FAKE_DELAY": "0.05"}, stderr=subprocess.PIPE, text=True, cwd=ROOT
-    )
-    while not (tmp_path / FILES[0]).is_file() or (tmp_path / FILES[0]).read_bytes().count(b"\n") < 3:
-        assert running.poll() is None, running.stderr.read()
-        time.sleep(0.01)
+    running = started(tmp_path)
     running.send_signal(signal.SIGKILL)
     running.wait()
     before = len(records(tmp_path / FILES[0]))
@@ -61,7 +49,7 @@ def test_kill_9(unbroken, tmp_path):
     assert [records(tmp_path / name) for name in FILES] == [records(unbroken / name) for name in FILES]
 
 
-def test_a_finished_run_asks_nothing(unbroken, capsys):
+def test_a_finished_run_asks_nothing(unbroken):
     before = [(unbroken / name).read_bytes() for name in FILES]
     assert evaluate(unbroken) == 0
     assert [(unbroken / name).read_bytes() for name in FILES] == before
@@ -70,7 +58,8 @@ def test_a_finished_run_asks_nothing(unbroken, capsys):
 def test_other_settings_are_refused_by_name(unbroken, capsys):
     assert evaluate(unbroken, "--seed", "5") == 2
     message = capsys.readouterr().err
-    assert "seed was 0, is now 5" in message and "--fresh" in message
+    assert "seed was 0, is now 5" in message
+    assert "--fresh" in message
 
 
 def test_fresh_starts_over(tmp_path):

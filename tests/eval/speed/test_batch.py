@@ -21,10 +21,12 @@ def test_rows_by_batch_size_and_method(pair_flags, tmp_path, capsys):
         (3, "hybrid+hsd"),
     ]
     for row in rows:
-        assert 0 < row["tokens"] <= 18 and row["tokens_per_second"] > 0
+        assert 0 < row["tokens"] <= 18
+        assert row["tokens_per_second"] > 0
         assert row["speedup"] == pytest.approx(1) or row["method"] != "plain"
         assert row["tau"] == 1 if row["method"] == "plain" else 1 < row["tau"] <= 3
-    assert written["settings"]["nodes"] == 5 and "git" in written["origin"]
+    assert written["settings"]["nodes"] == 5
+    assert "git" in written["origin"]
     assert capsys.readouterr().out.count("| hybrid+hsd |") == 2
 
 
@@ -36,7 +38,8 @@ def test_sizes_below_one_are_refused(capsys):
 
 def test_padding_is_on_the_right():
     ids, mask = batch.padded([[5, 6, 7], [8]])
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_the_demo_pair_is_the_default():

@@ -21,7 +21,8 @@ TOKENIZER = SimpleNamespace(chat_template="x")
 
 def test_slowdowns_are_shown_and_not_chosen():
     plain, slow, fast = Point(1, 1, 1.0, 5.0, 200.0), Point(9, 4, 1.5, 10.0, 150.0), Point(5, 3, 2.0, 8.0, 250.0)
-    assert "| 0.75x (slower) |  |" in table([plain, slow]) and "| 1.00x | chosen |" in table([plain, slow])
+    assert "| 0.75x (slower) |  |" in table([plain, slow])
+    assert "| 1.00x | chosen |" in table([plain, slow])
     assert "| 1.25x | chosen |" in table([plain, slow, fast])
     assert table([slow, slow._replace(nodes=60)]).count("chosen") == 1
 
@@ -49,7 +50,7 @@ def test_a_damaged_choice_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "flag, remedy", [("--nodes", "run python -m eval.speed.budget first"), ("--dtype", "pass --dtype")]
+    ("flag", "remedy"), [("--nodes", "run python -m eval.speed.budget first"), ("--dtype", "pass --dtype")]
 )
 def test_several_processes_do_not_choose_apart(tmp_path, monkeypatch, capsys, flag, remedy):
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -64,11 +65,14 @@ def test_bundled_problems_are_prompts_of_the_evaluation():
     engine = load(str(PAIR / "target"), None, "float32")
     style = prompt_format(engine.tokenizer, "")
     first, second = budget.bundled_problems(engine.tokenizer, style, 2)
-    assert first != second and "How many" in engine.tokenizer.decode(first)
+    assert first != second
+    assert "How many" in engine.tokenizer.decode(first)
 
 
 def test_the_command_prints_every_candidate(pair_flags, capsys, monkeypatch):
     monkeypatch.setattr(budget, "measure", functools.partial(budget.measure, candidates=((1, 1), (5, 3))))
     assert budget.main([*pair_flags, "--problems", "1", "--tokens", "4"]) == 0
     table = capsys.readouterr().out
-    assert "| 1 | 1 | 1.00 |" in table and "| 5 | 3 |" in table and table.count("chosen") == 1
+    assert "| 1 | 1 | 1.00 |" in table
+    assert "| 5 | 3 |" in table
+    assert table.count("chosen") == 1

@@ -13,7 +13,8 @@ def test_rows_by_variant(pair_flags, tmp_path, capsys):
     assert step_time.main([*pair_flags, *TINY, "--trees", "topk", "hybrid", "--output", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "step_time.json").read_text())["rows"]
     assert [row["tree"] for row in rows] == ["none", "topk", "hybrid"]
-    assert rows[0]["plain_steps"] == 1 and all(row["step"] > 0 and row["floor"] > 0 and row["n"] == 2 for row in rows)
+    assert rows[0]["plain_steps"] == 1
+    assert all(row["step"] > 0 and row["floor"] > 0 and row["n"] == 2 for row in rows)
     assert (tmp_path / "step_time.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.count("| hybrid | 5 | 80 |") == 1
 
@@ -24,7 +25,7 @@ def test_random_weights_of_a_known_shape(capsys):
 
 
 @pytest.mark.parametrize(
-    "flags, message",
+    ("flags", "message"),
     [
         (["--context", "20"], "--context 20: expected more than"),
         (["--output", "FILE/below"], "cannot be written"),

@@ -8,7 +8,8 @@ from eval.trees import draw
 def test_a_picture_is_written(pair_flags, tmp_path, capsys):
     path = tmp_path / "tree.png"
     assert draw.main([*pair_flags, "--nodes", "6", "--depth", "2", "--output", str(path)]) == 0
-    assert path.read_bytes().startswith(b"\x89PNG") and str(path) in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert str(path) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["file/tree.png", "folder"])

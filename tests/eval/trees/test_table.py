@@ -32,6 +32,15 @@ def test_other_settings_are_refused(pair_flags, tmp_path, capsys):
     assert "was measured with other settings" in capsys.readouterr().err
 
 
+def test_a_damaged_line_is_named(pair_flags, tmp_path, capsys):
+    assert table.main(flags(pair_flags, tmp_path)) == 0
+    place = tmp_path / "states_T1.jsonl"
+    first, _, third = place.read_bytes().splitlines(keepends=True)
+    place.write_bytes(first + b'{"topk+token@4": 3}\n' + third)
+    assert table.main(flags(pair_flags, tmp_path)) == 2
+    assert f"{place}, line 2: expected a list of numbers for each of" in capsys.readouterr().err
+
+
 def test_two_runs_cannot_write_one_file(pair_flags, tmp_path, capsys):
     with jsonl.open_locked(tmp_path / "states_T1.jsonl"):
         assert table.main(flags(pair_flags, tmp_path)) == 2
