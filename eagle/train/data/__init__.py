@@ -1,0 +1,1 @@
+"""Training data: files, answers sampled from the target, the target's features."""

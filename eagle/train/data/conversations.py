@@ -35,10 +35,10 @@ ROLES = {
 
 
 class Example(NamedTuple):
-    """One conversation: token ids, and for each whether the assistant said it. Five bytes a token once loaded."""
+    """One conversation: token ids, and for each whether it is the assistant's. Five bytes a token once loaded."""
 
     ids: Sequence[int]
-    answer: Sequence[bool]
+    answer: Sequence[bool] | bytes
 
     def drafted(self) -> int:
         """How many tokens drafting could predict here: answer tokens that follow an answer token."""
@@ -62,6 +62,7 @@ class Batch(NamedTuple):
     lengths: Tensor  # Int64[B]
 
     def to(self, device) -> "Batch":
+        """The batch on a device."""
         return Batch(*(field.to(device) for field in self))
 
 

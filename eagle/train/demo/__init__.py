@@ -1,0 +1,1 @@
+"""The demo pair's corpus and target."""

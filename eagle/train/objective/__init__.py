@@ -1,0 +1,1 @@
+"""What a head is trained for: alignment, unrolling, loss."""
