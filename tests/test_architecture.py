@@ -96,7 +96,8 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> set[str]:
     """Dotted names that a file imports anywhere, also inside functions; `from hsd import verify` counts as hsd.verify
-    where that is a module."""
+    where that is a module.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -132,7 +132,7 @@ def test_law_of_the_first_tokens(model, text, tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "tree, verifier",
+    ("tree", "verifier"),
     [
         ("hybrid", "hsd"),
         ("hybrid", "token"),

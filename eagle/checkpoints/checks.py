@@ -37,7 +37,7 @@ def check_vocabulary_map(d2t: Tensor, t2d: Tensor, config: HeadConfig) -> None:
         if tensor.is_floating_point() or tensor.is_complex():
             raise ValueError(f"tensor {name}: expected integers, found {tensor.dtype}")
     ids, size = d2t.long() + torch.arange(len(d2t)), config.vocab_size
-    if ids.numel() and not (0 <= ids.min() and ids.max() < size):
+    if ids.numel() and not (ids.min() >= 0 and ids.max() < size):
         bad = int(((ids < 0) | (ids >= size)).nonzero()[0])
         raise ValueError(
             f"tensor d2t: draft token {bad} maps to target token {int(ids[bad])}, outside 0..{size - 1}; "

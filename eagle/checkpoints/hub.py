@@ -25,7 +25,7 @@ def locked_revision(repository: str, lock_file: Path) -> str:
     text = lock_file.read_text(encoding="utf-8") if lock_file.is_file() else ""
     pinned = dict(line.split() for line in text.splitlines() if line.strip())
     if repository not in pinned:
-        commit = HfApi().model_info(repository).sha
+        commit = str(HfApi().model_info(repository).sha)
         write_whole(lock_file, text + f"{repository} {commit}\n")
         return commit
     return pinned[repository]

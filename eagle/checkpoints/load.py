@@ -9,8 +9,9 @@ Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong s
 import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -46,7 +47,7 @@ def locate(path_or_hub_id: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def naming(path_or_hub_id: str | Path):
+def naming(path_or_hub_id: str | Path) -> Iterator[None]:
     """Every ValueError raised inside says which head it is about."""
     try:
         yield
@@ -54,7 +55,7 @@ def naming(path_or_hub_id: str | Path):
         raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -85,7 +86,8 @@ def read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return tensors
     except Exception as error:  # each library has its own; the reader needs the file's name with all of them
         raise ValueError(
             f"{path}: cannot be read as tensors ({type(error).__name__}: {str(error).splitlines()[0]}); "
@@ -118,9 +120,10 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def read_checkpoint(directory: Path, target_config) -> tuple[HeadConfig, dict[str, Tensor]]:
+def read_checkpoint(directory: Path, target_config: Any) -> tuple[HeadConfig, dict[str, Tensor]]:
     """config.json and tensors, not compared yet. `target_config` None: its layer count, which default taps follow
-    from, is not known."""
+    from, is not known.
+    """
     tensors = canonical(read_tensors(directory))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layers = target_config.num_hidden_layers if target_config is not None else None
@@ -145,7 +148,7 @@ def build_head(config: HeadConfig, tensors: dict[str, Tensor], dtype: torch.dtyp
 
 def load_head(
     path_or_hub_id: str | Path,
-    target_config,
+    target_config: Any,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     taps: tuple[int, int, int] | None = None,
@@ -163,7 +166,7 @@ def load_head(
         if taps is not None:
             config = dataclasses.replace(config, taps=tuple(taps))
         if rope_theta is not None:
-            rope = {**config.rope_parameters, "rope_theta": float(rope_theta)}
+            rope = {**(config.rope_parameters or {}), "rope_theta": float(rope_theta)}
             config = dataclasses.replace(config, rope_parameters=rope)
         check_target(config, text_config)
         head = build_head(config, tensors, dtype)

@@ -35,7 +35,7 @@ class CausalLMDrafter:
     def window(self, more: int = 0) -> int:
         return self.lm.window(more)
 
-    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None = None) -> Tensor:
+    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None = None) -> Tensor:  # noqa: ARG002  a head's
         self.lineage.clear()
         forward = self.lm.extend if self.lm.longest else self.lm.prefill
         return forward(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]

@@ -110,7 +110,8 @@ class GraphRunner:
 
     def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function(*inputs, generator=)` as a callable of the inputs that runs, records or replays it, as the open
-        step has it. On a replay the inputs are ignored: they lie where they lay when it was recorded."""
+        step has it. On a replay the inputs are ignored: they lie where they lay when it was recorded.
+        """
         return lambda *inputs: self._run(phase, lambda: function(*inputs, generator=self.backend.generator))
 
     def _run(self, phase: str, function: Callable[[], Any]) -> Any:

@@ -10,7 +10,7 @@ Shapes: B batch, N nodes, R rows, T tokens of the longest prefix, K depth, V voc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class SamplingParams:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         rules = {
             "temperature": (0 <= self.temperature < math.inf, "a finite number of at least 0 (0 is greedy)"),
             "top_k": (self.top_k >= 0, "a count of tokens, 0 for no limit"),
@@ -136,7 +136,7 @@ class SamplingTransform:
         return self.settings.needs_prefix or bool(self.processors)
 
     @property
-    def identity(self) -> tuple:
+    def identity(self) -> tuple[Any, ...]:
         """Settings and the processors themselves: what makes two transforms equal."""
         return self.settings, *map(id, self.processors)
 

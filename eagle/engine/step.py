@@ -38,7 +38,8 @@ class Drafted(NamedTuple):
 class Outcome(NamedTuple):
     """A step's decision. path Int64[B, K+1] (nodes, padded with 0), accepted Int64[B], tokens Int64[B, K+1] (accepted
     tokens, then the bonus token, then padding), expected Float[B] (E[accepted]), finite Bool[B] (whether the row's
-    target distributions were), replaced Bool[B] (whether a draft distribution of the step was not finite)."""
+    target distributions were), replaced Bool[B] (whether a draft distribution of the step was not finite).
+    """
 
     path: Tensor
     accepted: Tensor
@@ -50,7 +51,8 @@ class Outcome(NamedTuple):
 
 class StepResult(NamedTuple):
     """One row's step on the host: token ids (accepted ones and the bonus), E[accepted], rows scored, whether all target
-    distributions were finite and whether a draft distribution was replaced."""
+    distributions were finite and whether a draft distribution was replaced.
+    """
 
     tokens: list[int]
     expected_accepted: float
@@ -185,7 +187,8 @@ class Decoder:
         self, state: DecodingState, scores: Scores, outcome: Outcome, generator: torch.Generator | None = None
     ) -> Tensor:
         """Keep the accepted path in the cache, its tokens and auxiliary hidden states for the next draft, and pack what
-        the host reads."""
+        the host reads.
+        """
         del generator
         counts, aux, target = outcome.accepted + 1, scores.aux, self.target
         target.commit(outcome.path.to(target.device), counts.to(target.device))
@@ -208,7 +211,8 @@ class Decoder:
 
     def _open(self, state: DecodingState) -> Phases:
         """The phases of this step: replayed ones once shapes repeat. Their key is everything on the host that decides
-        what a step does."""
+        what a step does.
+        """
         if self.graphs is None or self._replayed is None or not state.begun:
             return self._eager
         target, drafter = self.target, self.drafter
@@ -229,7 +233,8 @@ class Decoder:
 
 def pack(outcome: Outcome) -> Tensor:
     """Everything the host reads of a step in one tensor, Float64[B, 4 + K+1]: accepted, E[accepted], finite, replaced,
-    tokens."""
+    tokens.
+    """
     columns = (outcome.accepted, outcome.expected, outcome.finite, outcome.replaced)
     return torch.cat([torch.stack([column.double() for column in columns], 1), outcome.tokens], 1)
 
@@ -245,7 +250,8 @@ def read_back(packed: Tensor, nodes: int) -> list[StepResult]:
 
 def finite_rows(logits: Tensor) -> Tensor:
     """[B, ..., V] -> Bool[B]: False where some position has NaN, plus infinity, or no finite entry (minus infinity is a
-    masked token). The largest entry shows all three."""
+    masked token). The largest entry shows all three.
+    """
     return logits.amax(-1).isfinite().flatten(1).all(1)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, StopStringCriteria
 from typing_extensions import Unpack
 
-from eagle.checkpoints.load import check_target, load_head
+from eagle.checkpoints.checks import check_target
+from eagle.checkpoints.load import load_head
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner

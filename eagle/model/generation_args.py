@@ -73,8 +73,8 @@ class GenerateArguments(TypedDict, total=False):
     max_length: int | None
     stop_strings: str | Sequence[str] | None
     tokenizer: Any
-    logits_processor: Sequence[Callable] | None
-    stopping_criteria: Sequence[Callable] | None
+    logits_processor: Sequence[Callable[..., Any]] | None
+    stopping_criteria: Sequence[Callable[..., Any]] | None
     num_return_sequences: int | None
     eos_token_id: int | Sequence[int] | Tensor | None
     pad_token_id: int | Tensor | None
@@ -107,8 +107,8 @@ class GenerationArgs:
     pad_token_id: int | None
     stop_strings: tuple[str, ...]
     tokenizer: Any
-    logits_processor: tuple[Callable, ...]
-    stopping_criteria: tuple[Callable, ...]
+    logits_processor: tuple[Callable[..., Any], ...]
+    stopping_criteria: tuple[Callable[..., Any], ...]
     num_return_sequences: int
     attention_mask: Tensor | None
     seed: int | None
@@ -209,7 +209,7 @@ def token_id(name: str, value: Any) -> int:
     return next(iter(found))
 
 
-def callables(name: str, value: Any) -> tuple[Callable, ...]:
+def callables(name: str, value: Any) -> tuple[Callable[..., Any], ...]:
     """Several functions, as in `LogitsProcessorList` and `StoppingCriteriaList`."""
     if not isinstance(value, list | tuple) or not all(map(callable, value)):
         raise fault(name, value, "a list of callables, for example a LogitsProcessorList or StoppingCriteriaList")
@@ -226,7 +226,7 @@ def instance(name: str, value: Any, kind: type) -> Any:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-def _at(neutral: tuple, names: str) -> dict[str, tuple]:
+def _at(neutral: tuple[Any, ...], names: str) -> dict[str, tuple[Any, ...]]:
     return dict.fromkeys(names.split(), neutral)
 
 
@@ -238,7 +238,7 @@ OF_CONFIG = frozenset(
     )
 )
 # Names of `transformers` that are not supported, with the values at which they change nothing.
-NEUTRAL: dict[str, tuple] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     **_at(
         (0,), "min_length min_new_tokens no_repeat_ngram_size encoder_no_repeat_ngram_size epsilon_cutoff eta_cutoff"
     ),

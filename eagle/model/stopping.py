@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ class CriteriaStopping(Stopping):
     device     where the criteria get the token ids
     """
 
-    criteria: Sequence[Callable]
+    criteria: Sequence[Callable[..., Any]]
     device: torch.device
 
     def emit(self, row: GeneratedRow, tokens: list[int]) -> list[int]:

@@ -199,7 +199,8 @@ class Eagle3Head(nn.Module):
 
     def forward(self, hidden: Tensor, tokens: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """g or h [B, n, D], the *next* tokens Int64[B, n], positions Int64[B, n] -> h [B, n, D], which the next
-        draft step continues from and `logits` reads."""
+        draft step continues from and `logits` reads.
+        """
         hidden = self.midlayer(hidden, self.embed(tokens), self.rotary(hidden, position_ids), attend)
         return self.norm(hidden) if self.config.norm_output else hidden
 

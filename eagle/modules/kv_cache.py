@@ -147,7 +147,7 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to do: the buffer exists."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
         """Write new keys and values [B, G, n, E]; all that the forward sees, each [B, G, stop - first, E]."""
         window, buffer = self.window, self.window.buffer
         if window.positions is None:
@@ -160,7 +160,7 @@ class _Layer(CacheLayerMixin):
         """0: asked for only where no mask is passed, when a prompt is read into an empty cache."""
         return 0
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:  # noqa: ARG002  the base class's parameter
         """Slots that the forward sees, and their offset."""
         return self.window.stop - self.window.first, 0
 

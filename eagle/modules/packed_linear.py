@@ -24,12 +24,12 @@ HINT = 8  # rows the packing is made for
 
 def packed(weight: Tensor) -> Tensor:
     """W [out, in] -> its packed copy, opaque: for `packed_product` alone."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)  # noqa: SLF001
 
 
 def packed_product(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in] and a packed W -> x W^T [..., out]"""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: SLF001
 
 
 class PackedLinear:
@@ -55,7 +55,7 @@ class PackedLinear:
 
 def version_of(weight: Tensor) -> tuple[int, int]:
     """Changes when a weight is replaced or written to. Inference tensors do not count their writes."""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""A stock `transformers` causal LM as the target: read a prompt, score a tree, commit the accepted path.
+r"""A stock `transformers` causal LM as the target: read a prompt, score a tree, commit the accepted path.
 
 A tree is scored in one forward. Node i sees the committed tokens and its ancestors, at position length + depth:
 
@@ -103,7 +103,7 @@ class CachedLM:
     @property
     def attention(self) -> str:
         """The attention that the model is set to, by the name `transformers` has for it."""
-        return self.config._attn_implementation
+        return self.config._attn_implementation  # noqa: SLF001  transformers has no public name for it
 
     def reserve(self, batch: int, scratch: int, capacity: int, slack: int) -> None:
         """Empty cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; reused if it fits.

@@ -17,7 +17,7 @@ Shapes: B batch, H heads, G key/value heads, n nodes, S scratch slots, C committ
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,23 +69,25 @@ def by_torch(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale
 def by_flex(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Part:
     """FlexAttention, compiled on a GPU."""
 
-    def within(score: Tensor, row: Tensor, head: Tensor, node: Tensor, slot: Tensor) -> Tensor:
+    def within(score: Tensor, row: Tensor, _head: Tensor, _node: Tensor, slot: Tensor) -> Tensor:
         return torch.where(slot < lengths[row], score, -torch.inf)
 
-    attend = _flex(query.device.type == "cuda")
-    return Part(*attend(query, keys, values, score_mod=within, scale=scale, enable_gqa=True, return_lse=True))
+    attend, with_lse = _flex(query.device.type == "cuda")
+    output, aux = attend(query, keys, values, score_mod=within, scale=scale, enable_gqa=True, return_aux=with_lse)
+    return Part(output, aux.lse)
 
 
 @cache
-def _flex(compiled: bool):
-    from torch.nn.attention.flex_attention import flex_attention
+def _flex(compiled: bool) -> tuple[Any, Any]:
+    """The operator, and what to ask it for beside the output."""
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    return torch.compile(flex_attention) if compiled else flex_attention, AuxRequest(lse=True)
 
 
 def by_flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Part:
     """flash-attn, reading the cache where it lies; half precision."""
-    from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
+    from flash_attn import flash_attn_with_kvcache
 
     output, lse = flash_attn_with_kvcache(
         *(x.transpose(1, 2) for x in (query, keys, values)),

@@ -1,1 +1,0 @@
-"""Training of draft heads, and of the demo target."""

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -88,7 +87,6 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept for resuming
 
     def __post_init__(self) -> None:
-        """Check choices and ranges."""
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
         for words, fits, names in RANGES:
@@ -151,7 +149,7 @@ KINDS = {
 
 def kind_of(setting: dataclasses.Field) -> str:
     """The annotation as it is written: "int", "list[str]", "float | None"."""
-    return setting.type.__name__ if isinstance(setting.type, type) and not get_args(setting.type) else str(setting.type)
+    return setting.type.__name__ if isinstance(setting.type, type) else str(setting.type)
 
 
 def check_kind(setting: dataclasses.Field, value) -> None:

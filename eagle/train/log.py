@@ -60,19 +60,20 @@ class TrainingLog:
         self.window = torch.zeros(unroll + 1, 4, device=accelerator.device)
         if progress.window and accelerator.is_main_process:
             self.window += torch.tensor(progress.window, device=accelerator.device)
-        self.kept: list[dict] = []  # rows that were logged before the checkpoint
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self.kept = [row for row in whole_rows(self.path) if row["step"] <= progress.step]
-        for row in self.kept:
-            self.take_evaluation(row)
+            self.trim()
         # disable=None: shown on a terminal only
         hidden = None if accelerator.is_main_process else True
         self.bar = tqdm(total=total, initial=progress.step, disable=hidden)
 
-    def begin(self) -> None:
+    def trim(self) -> None:
         """Drop what was logged after the checkpoint that this run continues from, and a last line cut short."""
-        if self.accelerator.is_main_process and self.path.exists():
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.kept))
+        kept = [row for row in whole_rows(self.path) if row["step"] <= self.progress.step]
+        for row in kept:
+            self.take_evaluation(row)
+        if self.accelerator.is_main_process:
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def take_evaluation(self, row: dict) -> None:
         """Remember the last evaluation's step and value, and the best value."""

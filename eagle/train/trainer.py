@@ -28,7 +28,6 @@ from eagle.train.distributed import build_accelerator, check_launch, training_de
 from eagle.train.evaluation.acceptance import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
-from eagle.train.lock import only_writer
 from eagle.train.log import TrainingLog
 from eagle.train.objective.alignment import Objective, align
 from eagle.train.progress import Progress, checkpoint_root, read_progress
@@ -228,17 +227,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the first limit, then evaluate, save and plot.
 
-        A run that was stopped in between continues; one that is finished is left alone. Raises ValueError where another
-        process is writing the output.
+        A run that was stopped in between continues; one that is finished is left alone.
         """
-        main = self.accelerator.is_main_process
-        with only_writer(Path(self.config.output, ".lock")) if main else contextlib.nullcontext():
-            self.log.begin()
-            self.train()
-            self.finish()
-
-    def train(self) -> None:
-        """Optimizer steps up to the first limit."""
         config, filled = self.config, False
         for rows in self.batches():
             share = self.share_done()
@@ -258,6 +248,7 @@ class Trainer:
             if step % config.save_every == 0:
                 self.save()
         self.log.bar.close()
+        self.finish()
 
     def finish(self) -> None:
         """The last evaluation, `last/` and the curves, unless `finished.json` says that this step has them."""

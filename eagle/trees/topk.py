@@ -33,7 +33,12 @@ def frontier_sizes(settings: TreeSettings) -> list[int]:
 
 
 def build(
-    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
+    drafter: Drafter,
+    root: Tensor,
+    logits: Tensor,
+    settings: TreeSettings,
+    probs: DraftProbs,
+    draw: Draw,  # noqa: ARG001
 ) -> TreeBatch:
     """root Int64[B], draft logits after it [B, Vd]. Candidates are ranked by q at temperature 1, as published.
 

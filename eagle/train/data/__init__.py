@@ -1,1 +1,0 @@
-"""Training data: files, answers sampled from the target, the target's features."""

@@ -35,7 +35,7 @@ ROLES = {
 
 
 class Example(NamedTuple):
-    """One conversation: token ids, and for each whether it is the assistant's. Five bytes a token once loaded."""
+    """One conversation: token ids, and for each whether the assistant said it. Five bytes a token once loaded."""
 
     ids: Sequence[int]
     answer: Sequence[bool] | bytes
@@ -62,7 +62,6 @@ class Batch(NamedTuple):
     lengths: Tensor  # Int64[B]
 
     def to(self, device) -> "Batch":
-        """The batch on a device."""
         return Batch(*(field.to(device) for field in self))
 
 

@@ -32,7 +32,6 @@ from eagle.train.data.overlap import RUN, Overlap
 from eagle.train.data.provenance import Journal, Sidecar, file_digest, target_digests
 from eagle.train.data.sampler import Request, Sampler, seed_of
 from eagle.train.data.self_prompts import PromptWriter
-from eagle.train.lock import only_writer
 from eagle.train.setup import load_pretrained
 
 WINDOW = 1024  # conversations among which similar prompt lengths are put beside each other
@@ -160,12 +159,6 @@ def first_prompts(tokenizer, conversations: list, numbers: Iterable[int], args) 
 def regenerate(args: argparse.Namespace) -> None:
     """Sample what is missing of the output. Raises ValueError for settings, data or an output that do not fit."""
     check(args)
-    with only_writer(f"{args.output}.lock"):
-        sample_missing(args)
-
-
-def sample_missing(args: argparse.Namespace) -> None:
-    """`regenerate`, as the only process that writes the output."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"auto": "bf16" if has_bf16(device) else "fp32"}.get(args.dtype, args.dtype)
     conversations = read_messages(args.data)[: args.limit]

@@ -1,1 +1,0 @@
-"""The demo pair's corpus and target."""

@@ -1,4 +1,4 @@
-"""The demo pair's training text: where it comes from, what is set aside, how it becomes token ids.
+r"""The demo pair's training text: where it comes from, what is set aside, how it becomes token ids.
 
     python -m eagle.train.demo.corpus DATA_DIR OUT_DIR    gsm8k.jsonl, flan_cot.jsonl, held_out.jsonl for eagle.train
 

@@ -146,9 +146,7 @@ def one_step(model: LlamaForCausalLM, optimizer: Optimizer, batch: Tensor, lr: f
 
 def export(model: LlamaForCausalLM, tokenizer, run: Run, output: str) -> None:
     """Write a bf16 copy in the Hugging Face layout, with the tokenizer and the curve."""
-    exported = copy.deepcopy(model)
-    torch.nn.Module.to(exported, torch.bfloat16)
-    exported.save_pretrained(output)
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
     write_text(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in run.curve))
 

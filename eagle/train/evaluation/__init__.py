@@ -1,1 +1,0 @@
-"""How good a head is: on held-out text, and by drafted trees."""

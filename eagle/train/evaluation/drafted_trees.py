@@ -8,6 +8,7 @@ on the same prompts and the same random numbers.
 import torch
 
 from eagle.model.eagle_model import EagleModel
+from eagle.model.outputs import GenerateOutput
 from eagle.modules.head import Eagle3Head
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example
@@ -46,6 +47,7 @@ class TreeEvaluation:
                 generator=generator,
                 return_dict_in_generate=True,
             )
+            assert isinstance(answer, GenerateOutput)
             found.append([step.expected_accepted for step in answer.rows[0].steps])
         return found
 

@@ -1,1 +1,0 @@
-"""What a head is trained for: alignment, unrolling, loss."""

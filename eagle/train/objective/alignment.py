@@ -68,9 +68,8 @@ class Objective(nn.Module):
     def forward(
         self, features: Tensor, batch: Batch, where: Alignment, target: TargetProbs, acceptance_weight: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Weighted loss summed over positions, and per-step sums [steps, 4].
-
-        The sums are of positions, cross-entropy, sum of min(p, q), top-1 agreement.
+        """Weighted loss summed over positions, and per-step sums [steps, 4]: positions, cross-entropy, sum of
+        min(p, q), top-1 agreement.
         """
         total, sums = features.new_zeros((), dtype=torch.float32), []
         states = unroll(self.head, features, batch.tokens, where.origins, self.steps, self.checkpointing)

@@ -64,8 +64,6 @@ class UnrolledAttention:
         self.values: list[Tensor] = []
 
     def at(self, step: int) -> Attend:
-        """The attention function of a step; it records the step's keys and values."""
-
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if step == len(self.keys):  # not when gradient checkpointing replays the step
                 self.keys.append(k)

@@ -54,7 +54,7 @@ def test_a_masked_token_is_no_fault():
 
 @pytest.mark.parametrize("value", BAD_ROWS.values(), ids=BAD_ROWS)
 @pytest.mark.parametrize(
-    "name, settings, verifier",
+    ("name", "settings", "verifier"),
     [
         ("hybrid", TreeSettings(7, 3, 2, 0.6), "hsd"),
         ("hybrid", TreeSettings(7, 3, 2, 0.6), "token"),
@@ -88,7 +88,7 @@ def nan_head() -> EagleModel:
 
 
 @pytest.mark.parametrize(
-    "tree, verifier", [("hybrid", "hsd"), ("chain", "block"), ("multi", "token"), ("topk", "token")]
+    ("tree", "verifier"), [("hybrid", "hsd"), ("chain", "block"), ("multi", "token"), ("topk", "token")]
 )
 def test_a_nan_head_emits_possible_tokens_and_says_so_once(tree, verifier):
     engine = nan_head()

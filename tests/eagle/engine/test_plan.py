@@ -11,7 +11,7 @@ SAMPLED, GREEDY = SamplingTransform(SamplingParams(1.0)), SamplingTransform(Samp
 
 
 @pytest.mark.parametrize(
-    "tree, verifier, settings, words",
+    ("tree", "verifier", "settings", "words"),
     [
         ("hybrid", "block", TreeSettings(), ["block", "hybrid", "chain"]),
         ("topk", "published", TreeSettings(), ["published", "topk", "one path"]),
@@ -25,7 +25,7 @@ SAMPLED, GREEDY = SamplingTransform(SamplingParams(1.0)), SamplingTransform(Samp
     ],
 )
 def test_refusals_name_the_value_and_the_remedy(tree, verifier, settings, words):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=words[0]) as caught:
         Plan.resolve(tree, verifier, settings, SAMPLED)
     assert all(word in str(caught.value) for word in words), caught.value
 

@@ -18,7 +18,7 @@ def test_plain_and_tempered():
 
 
 @pytest.mark.parametrize(
-    "settings, kept",
+    ("settings", "kept"),
     [
         (SamplingParams(top_k=2), 2),
         (SamplingParams(top_p=0.8), 2),

@@ -1,5 +1,6 @@
 """The engine with its preallocated caches against a simple one that keeps nothing, and what must not change from step
-to step: addresses, the number of tensors, memory."""
+to step: addresses, the number of tensors, memory.
+"""
 
 import gc
 

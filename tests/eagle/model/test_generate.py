@@ -32,7 +32,7 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("nodes, depth", [(2, 1), (8, 3), (60, 7)])
+@pytest.mark.parametrize(("nodes", "depth"), [(2, 1), (8, 3), (60, 7)])
 def test_temperature_0_is_greedy_decoding(model, target, tree, nodes, depth):
     out = model.generate(PROMPT, 40, temperature=0, tree=tree, nodes=nodes, depth=depth)
     assert torch.equal(out, greedy(target, PROMPT, 40))

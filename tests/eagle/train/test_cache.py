@@ -26,12 +26,12 @@ def test_size_is_known_before_and_refused_without_room(settings, tmp_path, monke
     assert "feature cache" in capsys.readouterr().out
 
     full = module.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: full)
     with pytest.raises(ValueError, match="GB are free"):
         Trainer(settings(tmp_path / "b", feature_cache=str(tmp_path / "other")))
 
 
-def test_an_interrupted_cache_is_completed_and_another_one_refused(settings, tmp_path):
+def test_an_interrupted_cache_is_completed_and_another_one_refused(settings, tmp_path, monkeypatch):
     directory = tmp_path / "cache"
     trainer = Trainer(settings(tmp_path / "a", feature_cache=str(directory)))
     first = trainer.cache
@@ -47,6 +47,6 @@ def test_an_interrupted_cache_is_completed_and_another_one_refused(settings, tmp
 
 def test_files_that_another_machine_kept_to_itself(settings, tmp_path, monkeypatch):
     """As if each of two machines had a disk of its own: what was written cannot be seen."""
-    monkeypatch.setattr(module, "write_file", lambda *_: None)
+    monkeypatch.setattr(module, "write_file", lambda path, write: None)
     with pytest.raises(ValueError, match="features-00000.safetensors.*file system that all machines see"):
         Trainer(settings(tmp_path / "a", feature_cache=str(tmp_path / "cache"))).run()

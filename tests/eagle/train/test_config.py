@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
     ],
 )
 def test_bad_settings(settings, words):
-    with pytest.raises(ValueError, match=words[0]) as error:
+    with pytest.raises(ValueError, match=re.escape(words[0])) as error:
         from_dict(settings)
     assert all(word in str(error.value) for word in words), error.value
 

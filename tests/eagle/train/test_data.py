@@ -83,9 +83,9 @@ BAD = {
 
 @pytest.mark.parametrize(("record", "words"), BAD.values(), ids=BAD)
 def test_bad_lines_are_named(tokenizer, tmp_path, record, words):
-    with pytest.raises(ValueError, match=words[0]) as error:
+    with pytest.raises(ValueError, match="d.jsonl") as error:
         load_examples(tokenizer, write(tmp_path / "d.jsonl", {"messages": messages()}, record), 128)
-    assert all(word in str(error.value) for word in [*words, "d.jsonl"]), error.value
+    assert all(word in str(error.value) for word in words), error.value
 
 
 def test_another_encoding_names_the_line(tokenizer, tmp_path):

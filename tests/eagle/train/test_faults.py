@@ -9,7 +9,6 @@ import pytest
 from eagle.train import __main__ as command
 from eagle.train import checkpoint
 from eagle.train import trainer as trainer_module
-from eagle.train.lock import only_writer
 from eagle.train.log import finite, whole_rows
 from eagle.train.trainer import Trainer
 from tests.eagle.train.conftest import losses, read_log
@@ -42,8 +41,7 @@ def nan_at_step_six(monkeypatch):
     monkeypatch.setattr(Trainer, "losses", losses)
 
 
-@pytest.mark.usefixtures("nan_at_step_six")
-def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(settings, tmp_path, capsys, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(settings, tmp_path, capsys, monkeypatch, nan_at_step_six):
     config = settings(tmp_path, steps=9, save_every=2, keep=1, log_every=1)
     status, error = run(capsys, config)
     assert status == 2
@@ -78,7 +76,7 @@ def test_a_run_killed_between_its_last_step_and_its_end(settings, tmp_path, monk
     """The last checkpoint is there, the last evaluation, `last/` or the curves are not."""
     config = settings(tmp_path / "killed", steps=6, save_every=3, eval_every=100)
 
-    def dies(*_, **__):
+    def dies(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer_module, killed_in, dies)
@@ -136,26 +134,13 @@ def test_a_checkpoint_cut_short_is_named(settings, tmp_path, capsys, name):
 
 
 def test_a_full_disk_names_the_file(settings, tmp_path, capsys, monkeypatch):
-    def full(*_, **__):
+    def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     status, error = run(capsys, settings(tmp_path, steps=4, save_every=2))
     assert status == 2
     assert "head.safetensors: cannot be written ([Errno 28] No space left on device)" in error
-
-
-def test_a_second_run_on_the_same_output_is_refused(settings, tmp_path, capsys):
-    """It neither trains nor touches the first one's log."""
-    first = settings(tmp_path, steps=4, save_every=2)
-    Trainer(first).run()
-    log = (tmp_path / "log.jsonl").read_text() + '{"step": 5, "loss": 1.0}\n'  # the first one is past its checkpoint
-    (tmp_path / "log.jsonl").write_text(log)
-    with only_writer(tmp_path / ".lock"):
-        status, error = run(capsys, settings(tmp_path, steps=9, save_every=2))
-    assert status == 2
-    assert "another process is writing here" in error
-    assert (tmp_path / "log.jsonl").read_text() == log
 
 
 def test_one_conversation_is_not_enough(settings, tiny_data, tmp_path, capsys):

@@ -54,7 +54,7 @@ def test_batches_too_small_for_the_parts(settings, tmp_path):
 def test_the_best_head_is_the_one_with_most_accepted(tiny_target, settings, tmp_path, monkeypatch):
     """Not the one with the smallest loss, which falls all along."""
     values = iter([2.5, 3.0, 2.0])
-    monkeypatch.setattr(TreeEvaluation, "expected_accepted", lambda *_: next(values))
+    monkeypatch.setattr(TreeEvaluation, "expected_accepted", lambda trial, head: next(values))
     trainer = Trainer(settings(tmp_path, steps=30, eval_every=10, save_every=10, keep=3, eval_prompts=1))
     trainer.run()
     assert next(values, None) is None

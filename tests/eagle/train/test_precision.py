@@ -47,7 +47,7 @@ def test_what_is_named_stays(given):
 
 def test_a_run_keeps_what_was_decided(settings, tmp_path, monkeypatch):
     """A checkpoint of a run in float32 is not continued in bfloat16 because the machine is another one."""
-    monkeypatch.setattr("eagle.train.config.has_bf16", lambda _: False)
+    monkeypatch.setattr("eagle.train.config.has_bf16", lambda device: False)
     Trainer(settings(tmp_path, precision="auto", steps=2, save_every=2)).run()
     state = json.loads((tmp_path / "checkpoints/step-00000002/state.json").read_text())
     assert state["config"]["precision"] == "no"
@@ -70,7 +70,7 @@ def test_bf16_trains(settings, tmp_path):
 
 def test_regenerate_decides_before_it_compares(monkeypatch, tiny_target, tiny_data, tmp_path):
     """`auto` and the name it stands for are the same run."""
-    monkeypatch.setattr(regenerate, "has_bf16", lambda _: False)
+    monkeypatch.setattr(regenerate, "has_bf16", lambda device: False)
     output = tmp_path / "o.jsonl"
     common = ["--target", tiny_target, "--data", tiny_data, "--output", output, "--minutes", "0"]
     for dtype in ([], ["--dtype", "fp32"]):

@@ -65,7 +65,7 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
     whole = [path.name for path in checkpoint.directories(tmp_path / "checkpoints")]
     assert whole == ["step-00000008", "step-00000010"]
 
-    def dies(*_):
+    def dies(*args):
         raise OSError("disk full")
 
     monkeypatch.setattr(checkpoint.torch, "save", dies)
@@ -73,9 +73,7 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
         Trainer(settings(tmp_path, steps=14, save_every=4)).run()
     monkeypatch.undo()
     assert [path.name for path in checkpoint.directories(tmp_path / "checkpoints")] == whole
-    half = tmp_path / "checkpoints/.step-00000012.tmp"  # as kill -9 leaves one
-    half.mkdir(exist_ok=True)
-    (half / "state.json").write_text("{")
+    assert (tmp_path / "checkpoints/.step-00000012.tmp").exists()
     Trainer(settings(tmp_path, steps=14, save_every=4)).run()
     assert len(losses(tmp_path)) == 14
     assert [path.name for path in checkpoint.directories(tmp_path / "checkpoints")] == [
@@ -118,6 +116,6 @@ def test_other_data_under_the_same_name_is_refused(settings, tiny_data, tmp_path
 
 def test_processes_that_see_other_checkpoints(settings, tmp_path, monkeypatch):
     """As if a second machine, without the first one's disk, had found none."""
-    monkeypatch.setattr("accelerate.Accelerator.gather", lambda _, steps: torch.tensor([*steps.tolist(), 8]))
+    monkeypatch.setattr("accelerate.Accelerator.gather", lambda accelerator, steps: torch.tensor([*steps.tolist(), 8]))
     with pytest.raises(ValueError, match=r"steps \[0, 8\].*file system that all machines see"):
         Trainer(settings(tmp_path))

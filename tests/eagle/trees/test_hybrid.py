@@ -127,7 +127,7 @@ def test_slot_values_add_up_to_the_mass_that_passes():
 
 
 @pytest.mark.parametrize("tree", ["hybrid"])
-@pytest.mark.parametrize("nodes, depth", [(8, 3), (20, 5)])
+@pytest.mark.parametrize(("nodes", "depth"), [(8, 3), (20, 5)])
 def test_temperature_zero_is_topk(model, tree, nodes, depth):
     ours, theirs = (generate(model, tree=name, nodes=nodes, depth=depth, temperature=0.0) for name in (tree, "topk"))
     assert ours.new_tokens == theirs.new_tokens

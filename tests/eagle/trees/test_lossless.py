@@ -37,7 +37,7 @@ def trees_of(name, settings, draft):
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
-@pytest.mark.parametrize("name, vocab, nodes, depth, width, beta", CASES)
+@pytest.mark.parametrize(("name", "vocab", "nodes", "depth", "width", "beta"), CASES)
 @pytest.mark.parametrize("zeros", [0.0, 0.3])
 def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zeros, verifier):
     target, draft = Table(vocab, seed=1, zeros=zeros), Table(vocab, seed=2, zeros=zeros)
@@ -49,7 +49,7 @@ def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zero
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
-@pytest.mark.parametrize("vocab, settings", SHAPED)
+@pytest.mark.parametrize(("vocab", "settings"), SHAPED)
 @pytest.mark.parametrize("zeros", [0.0, 0.4])
 def test_growing_levels_and_other_powers_of_q_are_lossless(vocab, settings, zeros, verifier):
     target, draft = Table(vocab, seed=8, zeros=zeros), Table(vocab, seed=9, zeros=zeros)

@@ -86,7 +86,7 @@ def test_looking_at_trees_changes_nothing(model):
 
 def test_a_plan_needs_room(model):
     probe = probe_of(model)
-    with pytest.raises(ValueError, match="reserve"):
+    with pytest.raises(ValueError, match="reserve"):  # noqa: PT012  the plan is refused within the walk
         for _ in probe.states(PROMPT, 12, torch.Generator().manual_seed(2)):
             probe.draft("hybrid", TreeSettings(60, 7))
 
@@ -109,7 +109,7 @@ def test_the_pictures_weights_are_those_of_verification(model):
     assert all(law.stop[node].item() <= weight + 1e-5 for node, weight in enumerate(weights) if node)
 
 
-@pytest.mark.parametrize("tree, verifier", [("hybrid", "hsd"), ("topk", "token"), ("chain", "block")])
+@pytest.mark.parametrize(("tree", "verifier"), [("hybrid", "hsd"), ("topk", "token"), ("chain", "block")])
 def test_a_picture_is_written(model, tmp_path, tree, verifier):
     generator = torch.Generator().manual_seed(4)
     drafted = draw_tree.draft_step(model, PROMPT, SamplingParams(1.0), tree, SETTINGS, verifier, 2, generator)
