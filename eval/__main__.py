@@ -178,7 +178,7 @@ def kept(runs: list[runner.MethodRun]) -> str:
     """What an interrupted run leaves, and how to continue."""
     count = sum(len(run.answers.done) for run in runs)
     if not count:
-        return "No answer was finished; run the command again."
+        return "Nothing was answered, earlier answers are untouched; run the command again."
     files = ", ".join(str(run.answers.path) for run in runs if run.answers.done)
     return f"{count} answers are kept in {files}; the same command (without --fresh) goes on from there."
 

@@ -21,7 +21,7 @@ def run(work: Callable[[], int | None], kept: Callable[[], str] | None = None) -
         print(f"error: {one_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print(f"\ninterrupted. {kept() if kept else 'Nothing was written; run the command again.'}", file=sys.stderr)
+        print(f"\ninterrupted. {kept() if kept else 'Run the command again.'}", file=sys.stderr)
         return INTERRUPTED
 
 

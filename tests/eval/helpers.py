@@ -43,18 +43,18 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in entry.items() if key not in VOLATILE} for entry in found]
 
 
-def started(output: Path, answers_first: int = 3) -> subprocess.Popen:
-    """A run in another process, after it has finished some answers."""
+def started(output: Path, seconds: float) -> subprocess.Popen:
+    """A run in another process that takes so long per answer, after its first answer by `plain`."""
     running = subprocess.Popen(
         [sys.executable, "-m", "tests.eval.fake", *arguments(output)],
-        env={**os.environ, "FAKE_DELAY": "0.05"},
+        env={**os.environ, "FAKE_DELAY": str(seconds)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
     first = output / "plain.jsonl"
-    while not first.is_file() or first.read_bytes().count(b"\n") < answers_first:
+    while not first.is_file() or not first.read_bytes().count(b"\n"):
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.01)
     return running

@@ -32,10 +32,10 @@ def unbroken(tmp_path_factory):
 
 
 def test_fresh_leaves_a_running_run_alone(unbroken, tmp_path, capsys):
-    running = started(tmp_path)
+    running = started(tmp_path, 0.05)
     assert evaluate(tmp_path, "--fresh") == 2
     assert "another run is writing this file" in capsys.readouterr().err
-    assert running.wait(60) == 0, running.stderr.read()
+    assert running.wait(300) == 0, running.stderr.read()
     assert [records(tmp_path / name) for name in FILES] == [records(unbroken / name) for name in FILES]
 
 
@@ -266,9 +266,9 @@ def test_a_run_on_a_full_disk_keeps_what_it_has(unbroken, tmp_path, capsys, monk
 
 
 def test_an_interrupt_says_what_is_kept_and_how_to_continue(unbroken, tmp_path):
-    running = started(tmp_path)
+    running = started(tmp_path, 0.4)
     running.send_signal(signal.SIGINT)
-    assert running.wait(60) == 130
+    assert running.wait(300) == 130
     said = running.stderr.read()
     kept = sum(len(records(tmp_path / name)) for name in FILES)
     assert f"interrupted. {kept} answers are kept in {tmp_path / FILES[0]}" in said

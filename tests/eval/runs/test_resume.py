@@ -40,11 +40,11 @@ def test_cut_files_are_completed(unbroken, tmp_path, seed):
 
 
 def test_kill_9(unbroken, tmp_path):
-    running = started(tmp_path)
+    running = started(tmp_path, 0.4)
     running.send_signal(signal.SIGKILL)
     running.wait()
     before = len(records(tmp_path / FILES[0]))
-    assert 3 <= before < 16
+    assert 1 <= before < 16
     assert evaluate(tmp_path) == 0
     assert [records(tmp_path / name) for name in FILES] == [records(unbroken / name) for name in FILES]
 
