@@ -57,6 +57,9 @@ ROOMS = {
     "eagle.train": {"eagle.checkpoints", "eagle.files", "eagle.modules", "eagle.train.evaluation"},
     "eagle.train.evaluation": {"eagle.checkpoints", "eagle.files", "eagle.model", "eagle.modules", "eagle.train"},
     "eagle.convert": {"eagle.checkpoints"},
+    # where people talk to a model
+    "eagle.serve": {"eagle.checkpoints", "eagle.model", "eagle.model.outputs", "eagle.trees"},
+    "eagle.chat": {"eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees"},
     # benchmarks
     "eval.clock": set(),
     "eval.command": set(),

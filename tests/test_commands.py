@@ -25,11 +25,13 @@ PASSED_ON = {"--help"}
 # The test that runs each command on something tiny: file below tests/, function. It calls main or starts the module.
 TRIED_IN = {
     "hsd.audit": ("hsd/test_hsd_audit.py", "test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy"),
+    "eagle.chat": ("eagle/test_chat.py", "test_piped"),
     "eagle.checkpoints.convert": ("eagle/checkpoints/test_convert.py", "test_command_line"),
     "eagle.checkpoints.fetch": (
         "eagle/checkpoints/test_fetch.py",
         "test_a_target_is_fetched_converted_and_fetched_once",
     ),
+    "eagle.serve": ("eagle/serve/test_server.py", "test_ctrl_c_ends_every_process"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
     "eagle.train.data.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),

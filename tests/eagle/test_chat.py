@@ -1,0 +1,98 @@
+"""python -m eagle.chat on the demo pair."""
+
+import io
+import re
+import sys
+
+import pytest
+
+from eagle import EagleModel, chat
+
+PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
+ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EagleModel.from_pretrained(*PAIR)
+
+
+@pytest.fixture
+def talk(model):
+    return chat.Chat(model, dict(ARGUMENTS), io.StringIO(), io.StringIO())
+
+
+def generated(model, messages) -> str:
+    ids = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    new = model.generate(ids, **ARGUMENTS)[0, ids.shape[1] :]
+    return model.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_the_second_answer_is_given_to_the_whole_conversation(model, talk):
+    messages = [{"role": "user", "content": "What is 2 + 3?"}]
+    messages += [{"role": "assistant", "content": generated(model, messages)}, {"role": "user", "content": "And 4?"}]
+    second = generated(model, messages)
+    talk.answer("What is 2 + 3?")
+    talk.answer("And 4?")
+    assert talk.out.getvalue() == messages[1]["content"] + "\n" + second + "\n"
+    assert talk.messages == [*messages, {"role": "assistant", "content": second}]
+
+
+def test_commands(talk):
+    talk.answer("Hello")
+    for line in ("/reset", "/temperature 0.5", "/tree topk", "/verifier token", "/help"):
+        assert talk.command(line)
+    assert talk.messages == []
+    assert {"temperature": 0.5, "tree": "topk", "verifier": "token"}.items() <= talk.arguments.items()
+    assert not talk.command("/exit")
+
+
+@pytest.mark.parametrize(
+    "line", ["/temperature warm", "/temperature -1", "/temperature nan", "/tree oak", "/verifier x"]
+)
+def test_a_wrong_value_changes_nothing_and_is_explained(talk, line):
+    before = dict(talk.arguments)
+    assert talk.command(line)
+    assert talk.arguments == before
+    assert "expected" in talk.log.getvalue()
+
+
+def test_an_interrupted_answer_stays_in_the_conversation_and_frees_the_model(model, talk):
+    class Interrupting(io.StringIO):
+        def write(self, text):
+            if self.tell() > 4:
+                self.write = super().write
+                raise KeyboardInterrupt
+            return super().write(text)
+
+    talk.out = Interrupting()
+    talk.arguments["max_new_tokens"] = 40
+    talk.answer("What is 2 + 3?")
+    assert "interrupted" in talk.log.getvalue()
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+    assert talk.answer("And 4?") is not None
+
+
+def test_a_conversation_that_fills_the_context(talk):
+    assert talk.answer("word " * 3000) is None
+    assert talk.messages == []
+    assert "context" in talk.log.getvalue()
+
+
+def test_colors_change_with_the_step_and_control_characters_go(talk):
+    talk.color = True
+    row = talk.answer("What is 2 + 3?")
+    colors = re.findall("\x1b\\[3[0-9]m", talk.out.getvalue())
+    assert 1 < len(colors) <= len(row.steps) + 1
+    assert chat.printable("a\x1b[2Jb\r\n\tc\u202e") == "a[2Jb\n\tc"
+
+
+def test_piped(monkeypatch, capsys):
+    """Answers on stdout, without colors; everything else on stderr."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/temperature 0\nHello\n\n/exit\nnot reached\n"))
+    chat.main(["--pair", "demo", "--max-new-tokens", "6"])
+    out, log = capsys.readouterr()
+    assert out.count("\n") == out.rstrip("\n").count("\n") + 1
+    assert "\x1b" not in out + log
+    assert re.search(r"acceptance length [\d.]+ \| [\d.]+ tok/s \| plain [\d.]+ tok/s \| \d+ tokens", log)
+    assert log.count("acceptance length") == 1
