@@ -6,6 +6,9 @@ FastChat answers every error with status 400 and a sentence; here a full queue i
 that does not answer any more is dropped from the controller when a request meets it, instead of a minute later.
 """
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import aiohttp
 import uvicorn
 from fastapi import Request
@@ -13,7 +16,6 @@ from fastapi.responses import JSONResponse
 from fastchat.constants import ErrorCode
 from fastchat.protocol import openai_api_protocol as protocol
 from fastchat.serve import openai_api_server as server
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES = 1 << 20  # of a request's body
 MOST_CHOICES = 16  # `n` of one request
@@ -86,10 +88,10 @@ _fastchat_checks = server.check_requests
 class SizeLimit:
     """Refuses bodies of more than `most` bytes with 413, whatever their header states."""
 
-    def __init__(self, app: ASGIApp, most: int):
+    def __init__(self, app: Callable[..., Awaitable[None]], most: int):
         self.app, self.most = app, most
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -104,9 +106,9 @@ class SizeLimit:
             response.status_code = 413
             await response(scope, receive, send)
             return
-        first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def replay() -> Message:
+        async def replay() -> dict[str, Any]:
             return first.pop() if first else await receive()
 
         await self.app(scope, replay, send)

@@ -35,6 +35,7 @@ class PromptFormat:
             name="eagle",
             system_template=self.mark("system") + "\n{system_message}",
             system_message="",
+            messages=[],
             roles=(self.mark("user"), self.mark("assistant")),
             sep_style=SeparatorStyle.CHATML,
             sep=self._end,

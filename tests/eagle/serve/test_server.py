@@ -154,7 +154,9 @@ def test_a_bad_request_is_refused_with_a_sentence(server, name):
 
 
 def test_requests_that_are_too_large_or_no_json(server):
-    status, answer = post(f"{server.API}/chat/completions", {"model": "demo", "messages": "x" * 30000})
+    status, answer = post(
+        f"{server.API}/chat/completions", {"model": "demo", "messages": [{"role": "user", "content": "x" * 30000}]}
+    )
     assert (status, "20000" in answer["error"]["message"]) == (413, True)
     assert post(f"{server.API}/chat/completions", b"{nonsense")[0] == 400
 
