@@ -190,6 +190,7 @@ def decoding_rate(row: GeneratedRow) -> float:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -204,6 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = build_parser()
     options = parser.parse_args(argv)
     interactive, color = sys.stdin.isatty() and sys.stdout.isatty(), sys.stdout.isatty()

@@ -20,6 +20,7 @@ from eagle.serve.options import add_model_arguments, drafting_arguments, load_mo
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -36,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def model_name(options: argparse.Namespace) -> str:
+    """What requests call the model."""
     return options.model_name or options.pair or Path(options.base_model_path or "model").name
 
 
@@ -90,6 +92,7 @@ def serve_all(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = build_parser()
     options = parser.parse_args(arguments)

@@ -51,9 +51,11 @@ async def worker_address(model: str) -> str:
 async def answers(address: str) -> bool:
     """Whether a worker is there."""
     try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
-            async with session.post(f"{address}/worker_get_status") as response:
-                return response.status == 200
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+            session.post(f"{address}/worker_get_status") as response,
+        ):
+            return response.status == 200
     except (aiohttp.ClientError, TimeoutError):
         return False
 
@@ -92,6 +94,7 @@ class SizeLimit:
         self.app, self.most = app, most
 
     async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
+        """Read the whole body, then answer or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -209,12 +209,13 @@ def test_a_full_queue_refuses(server):
         try:
             return len(chat(server, n=16, max_tokens=1).choices)
         except openai.RateLimitError as error:
-            assert "try again later" in str(error)
-            return 0
+            return str(error)
 
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(ask, range(6)))
-    assert set(answers) == {0, 16}
+    refused = [answer for answer in answers if answer != 16]
+    assert 0 < len(refused) < 6
+    assert all("try again later" in answer for answer in refused)
     wait_until_free(server)
 
 
