@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("hsd", "eagle", "eval")
 TEXTS = [
-    *(ROOT / name for name in ("README.md", "checkpoints/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "checkpoints/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "scripts").glob("*.sh")),
 ]

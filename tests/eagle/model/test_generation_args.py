@@ -182,7 +182,7 @@ BAD = [
     *(("pad_token_id", value, "pad_token_id=.*: expected") for value in ("0", 1.5, [1, 2], [])),
     *(("stop_strings", value, "stop_strings=.*: expected") for value in (3, "", ["a", ""], ["a", 3])),
     *(("attention_mask", value, "attention_mask=.*: expected a torch.Tensor") for value in ([[1, 1]], 1, "1")),
-    *(("generator", value, "generator=.*: expected a torch.*Generator") for value in (0, "0", object())),
+    *(("generator", value, "generator=.*: expected a torch.*Generator") for value in (0, "0", [])),
     *(("seed", value, "seed=.*: expected") for value in (-1, 1.5, "0", 2**63, True)),
     *(("graphs", value, "graphs=.*: expected True or False") for value in (1, "yes")),
     *(("do_sample", value, "do_sample=.*: expected True or False") for value in (1, "yes")),
@@ -196,7 +196,7 @@ BAD = [
     ("input_id", 1, "did you mean 'input_ids'?"),
     ("num_beams", 4, "num_beams=4: not supported"),
     ("bad_words_ids", [[1]], "bad_words_ids=.*: not supported"),
-    ("assistant_model", object(), "assistant_model=.*: not supported"),
+    ("assistant_model", [], "assistant_model=.*: not supported"),
     ("generation_config", GenerationConfig(num_beams=4), "generation_config.num_beams=4: not supported"),
     ("generation_config", GenerationConfig(no_repeat_ngram_size=3), "no_repeat_ngram_size=3: not supported"),
 ]  # fmt: skip
