@@ -6,6 +6,7 @@ ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 
 from eagle.checkpoints.load import load_head, save_head
 from eagle.engine.sampling import SamplingParams
+from eagle.model.custom_generate import custom_generate
 from eagle.model.ea_model import EaModel
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import GeneratedRow, GenerateOutput, StepRecord
@@ -17,6 +18,7 @@ __all__ = [
     "GeneratedRow",
     "SamplingParams",
     "StepRecord",
+    "custom_generate",
     "load_head",
     "save_head",
 ]
