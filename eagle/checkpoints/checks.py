@@ -27,8 +27,15 @@ def check_tensors(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor])
             raise ValueError(f"tensor {name}: expected shape {list(expected[name].shape)}, found {list(tensor.shape)}")
         if name not in VOCABULARY_MAP and tensor.dtype not in FLOATS:
             raise ValueError(f"tensor {name}: expected float32, bfloat16 or float16, found {tensor.dtype}")
-        if name not in VOCABULARY_MAP and not tensor.isfinite().all():
-            raise ValueError(f"tensor {name}: holds NaN or infinite values")
+    check_finite(tensors)
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for NaN or infinite values, which a cast to a smaller dtype makes as well."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and name not in VOCABULARY_MAP and not tensor.isfinite().all():
+            remedy = "; load it as float32 or bfloat16" if tensor.dtype == torch.float16 else ""
+            raise ValueError(f"tensor {name}: holds NaN or infinite values in {tensor.dtype}{remedy}")
 
 
 def check_vocabulary_map(d2t: Tensor, t2d: Tensor, config: HeadConfig) -> None:

@@ -8,6 +8,7 @@
 A flag that is on and not known here could change what the head computes, so it is refused, not ignored.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 
@@ -45,11 +46,14 @@ NEUTRAL = {
     "partial_rotary_factor": 1.0,
 }
 ANGELSLIM_THETA = 10000.0
+LARGEST_SIZE, LARGEST_NUMBER = 2**31, 1e30  # what no head reaches and every tensor operation can still hold
 
 
 def family_of(config: Mapping) -> str:
     """Which of the four families wrote this config.json, recognised by its keys."""
     architectures = config.get("architectures") or []
+    if not isinstance(architectures, list):
+        raise ValueError(f"config.json: architectures is {architectures!r}; expected a list of class names")
     if "speculators_model_type" in config or "transformer_layer_config" in config:
         return "speculators"
     if "LlamaForCausalLMEagle3" in architectures:
@@ -101,7 +105,14 @@ def rope_parameters(settings: Mapping) -> dict:
     known = ["default", *ROPE_INIT_FUNCTIONS]
     if rope["rope_type"] not in known:
         raise ValueError(f"config.json: rope type is {rope['rope_type']!r}; known: {', '.join(known)}")
-    rope["rope_theta"] = float(number(given, "rope_theta", number(settings, "rope_theta", 10000.0)))
+    for key, value in rope.items():
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, (int, float)) and not math.isfinite(entry):
+                raise ValueError(
+                    f"config.json: {key} is {value!r} in its rope settings; expected positive finite numbers"
+                )
+    positive_number(rope, "factor", 1.0)
+    rope["rope_theta"] = float(positive_number(given, "rope_theta", positive_number(settings, "rope_theta", 10000.0)))
     return rope
 
 
@@ -110,7 +121,7 @@ def read_taps(config: Mapping, target_layers: int | None) -> tuple[int, ...]:
     key = "eagle_aux_hidden_state_layer_ids"
     ids, nested = config.get(key), mapping(config, "eagle_config").get(key)
     for given in (ids, nested):
-        if given and not (isinstance(given, list) and all(type(i) is int for i in given)):
+        if given is not None and not (isinstance(given, list) and all(type(i) is int for i in given)):
             raise ValueError(f"config.json: {key} is {given!r}; expected a list of three layer numbers")
     if ids:
         return tuple(ids)
@@ -141,20 +152,22 @@ def layer_settings(config: Mapping, family: str) -> dict:
     return {**defaults, "head_dim": None, "num_key_value_heads": None, "rope_parameters": None, **nested}
 
 
-def number(settings: Mapping, key: str, default: float) -> float:
-    """A positive number; `default` where there is none."""
+def positive_number(settings: Mapping, key: str, default: float, where: str = "config.json") -> float:
+    """A positive finite number; `default` where there is none."""
     value = settings.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
-        raise ValueError(f"config.json: {key} is {value!r}; expected a positive number")
-    return default if value is None else value
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < LARGEST_NUMBER:
+        raise ValueError(f"{where}: {key} is {value!r}; expected a positive finite number")
+    return value
 
 
 def size(settings: Mapping, key: str, default: int | None = None) -> int:
     """A positive integer; where there is none `default`, which None means that there must be one."""
     value = settings.get(key)
     value = default if value is None else value
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ValueError(f"config.json: {key} is {value!r}; expected a positive integer")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < LARGEST_SIZE:
+        raise ValueError(f"config.json: {key} is {value!r}; expected a positive integer below {LARGEST_SIZE}")
     return value
 
 
@@ -164,7 +177,10 @@ def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int
     q = shapes.get("midlayer.self_attn.q_proj.weight", (0, 0))
     o = shapes.get("midlayer.self_attn.o_proj.weight", (0, 0))
     agreed = q[0] // heads if q[0] == o[-1] and q[0] > 0 and q[0] % heads == 0 else None
-    return size(settings, "head_dim", agreed or size(settings, "hidden_size") // heads)
+    found = size(settings, "head_dim", agreed or size(settings, "hidden_size") // heads)
+    if found % 2:
+        raise ValueError(f"config.json: head_dim is {found}; expected an even number, which rotary positions need")
+    return found
 
 
 def read_config(config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_layers: int | None = None) -> HeadConfig:
@@ -196,7 +212,7 @@ def read_config(config: Mapping, shapes: Mapping[str, tuple[int, ...]], target_l
         taps=read_taps(config, target_layers),
         target_hidden_size=size(config, "target_hidden_size", hidden),
         max_position_embeddings=size(layer, "max_position_embeddings", 2048),
-        rms_norm_eps=number(layer, "rms_norm_eps", 1e-6),
+        rms_norm_eps=positive_number(layer, "rms_norm_eps", 1e-6),
         rope_parameters=family_rope(layer, family),
         own_embeddings="embed_tokens.weight" in shapes,
         **flags,

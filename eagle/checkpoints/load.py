@@ -8,7 +8,7 @@ Nothing is loaded partly: a tensor that is missing, unexpected or of the wrong s
 
 import contextlib
 import dataclasses
-import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from eagle.checkpoints.checks import check_target, check_tensors, check_vocabulary_map, drop_identity_map
-from eagle.checkpoints.formats import read_config
+from eagle.checkpoints.checks import check_finite, check_target, check_tensors, check_vocabulary_map, drop_identity_map
+from eagle.checkpoints.formats import positive_number, read_config
 from eagle.checkpoints.layouts import safeailab_config
-from eagle.files import write_file, write_json
+from eagle.checkpoints.weight_files import read_tensors
+from eagle.files import read_json, write_file, write_json
 from eagle.modules.head import Eagle3Head, HeadConfig, Rotary
 
 WANTED = ("*.json", "*.safetensors", "*.bin")
@@ -53,57 +54,6 @@ def naming(path_or_hub_id: str | Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"draft head {str(path_or_hub_id)!r}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path.name} is missing in {str(path.parent)!r}") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The files that hold the tensors; safetensors wins over pickle, an index over a single file."""
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = directory / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ValueError(f"{index}: weight_map is {weight_map!r}; expected the file of every tensor")
-            return [directory / name for name in sorted(set(weight_map.values()))]
-        single = directory / f"{stem}.{suffix}"
-        if single.is_file():
-            return [single]
-    raise ValueError("expected model.safetensors or pytorch_model.bin, found neither")
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
-    except Exception as error:  # each library has its own; the reader needs the file's name with all of them
-        raise ValueError(
-            f"{path}: cannot be read as tensors ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "it may be cut short, a Git LFS pointer, or a pickle with code in it, which is never executed"
-        ) from error
-
-
-def read_tensors(directory: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, under the names they have on disk."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(directory):
-        loaded = read_file(path)
-        if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-            raise ValueError(f"{path}: expected a flat dictionary of tensors")
-        tensors.update(loaded)
-    return tensors
 
 
 def canonical_name(name: str) -> str:
@@ -141,8 +91,11 @@ def build_head(config: HeadConfig, tensors: dict[str, Tensor], dtype: torch.dtyp
         tensors = {**tensors, "d2t": tensors["d2t"].long(), "t2d": tensors["t2d"].bool()}
     dtype = dtype or tensors["fc.weight"].dtype
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    check_finite(tensors)
     head.load_state_dict(tensors, assign=True)
     head.rotary = Rotary(config.rotary_config())
+    if not (head.rotary.inv_freq.isfinite().all() and math.isfinite(head.rotary.attention_scaling)):
+        raise ValueError(f"rope_parameters {config.rope_parameters}: they give frequencies that are not finite")
     return head
 
 
@@ -166,7 +119,8 @@ def load_head(
         if taps is not None:
             config = dataclasses.replace(config, taps=tuple(taps))
         if rope_theta is not None:
-            rope = {**(config.rope_parameters or {}), "rope_theta": float(rope_theta)}
+            theta = positive_number({"rope_theta": rope_theta}, "rope_theta", 1.0, "load_head")
+            rope = {**(config.rope_parameters or {}), "rope_theta": float(theta)}
             config = dataclasses.replace(config, rope_parameters=rope)
         check_target(config, text_config)
         head = build_head(config, tensors, dtype)

@@ -73,7 +73,8 @@ class HeadConfig:
                 rope_parameters=dict(rope),
             )
         except (KeyError, StrictDataclassError) as error:
-            raise ValueError(f"rope_parameters {rope}: {error.args[0]}") from error
+            reason = " ".join(str(error.args[0]).split())
+            raise ValueError(f"rope_parameters {rope}: {reason}") from error
 
 
 def default_taps(num_layers: int) -> tuple[int, int, int]:

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from eagle.checkpoints.load import read_json
-from eagle.files import write_file, write_json
+from eagle.files import read_json, write_file, write_json
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, collate, digest
 from eagle.train.data.features import Features, OnlineFeatures

@@ -6,10 +6,12 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import eagle
-from eagle.checkpoints.load import load_head, read_json, save_head
+from eagle.checkpoints.load import load_head, save_head
+from eagle.files import read_json
+from eagle.model.loading import LoadOptions, load_lm
 from eagle.modules.head import Eagle3Head, HeadConfig
 
 LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
@@ -331,7 +333,7 @@ BAD_CONFIGS = {
     "no size": ({"hidden_size": None}, ["hidden_size"]),
     "number as text": ({"draft_vocab_size": "24"}, ["draft_vocab_size", "'24'", "positive integer"]),
     "head_dim as text": ({"head_dim": "8"}, ["head_dim", "'8'"]),
-    "eps as text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps", "positive number"]),
+    "eps as text": ({"rms_norm_eps": "1e-5"}, ["rms_norm_eps", "positive finite number"]),
     "flag as text": ({"norm_output": "false"}, ["norm_output", "'false'", "true or false"]),
     "groups": ({"num_key_value_heads": 3}, ["num_key_value_heads", "3", "divisor of 4"]),
     "draft vocabulary": ({"draft_vocab_size": 50}, ["draft_vocab_size", "50", "at most", "40"]),
@@ -341,8 +343,30 @@ BAD_CONFIGS = {
     "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ["rope_parameters", "full_att"]),
     "part of the rotary": ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),
     "rope text": ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "object"]),
-    "theta": ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'", "positive number"]),
+    "theta": ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'", "positive finite number"]),
     "another model": ({"architectures": ["OPTForCausalLM"]}, ["architectures", "OPTForCausalLM", "SpecForge"]),
+    "eps NaN": ({"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan", "positive finite number"]),
+    "eps infinite": ({"rms_norm_eps": float("inf")}, ["rms_norm_eps is inf", "positive finite number"]),
+    "theta NaN": ({"rope_theta": float("nan")}, ["rope_theta is nan", "positive finite number"]),
+    "rope factor 0": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 0}},
+        ["factor is 0", "positive finite number"],
+    ),
+    "rope factor NaN": (
+        {"rope_scaling": {"rope_type": "linear", "factor": float("nan")}},
+        ["factor is nan", "positive finite number"],
+    ),
+    "long rope": (
+        {"rope_scaling": {"rope_type": "longrope", "short_factor": [0.0] * 4, "long_factor": [1.0] * 4}},
+        ["rope"],
+    ),
+    "flag as a number": ({"norm_output": 1}, ["norm_output is 1", "true or false"]),
+    "architectures as a number": ({"architectures": 3}, ["architectures is 3", "list"]),
+    "architectures as a text": ({"architectures": "LlamaForCausalLM"}, ["architectures is 'LlamaForCausalLM'", "list"]),
+    "a huge size": ({"intermediate_size": 10**30}, ["intermediate_size", "positive integer"]),
+    "a taps list of booleans": ({"eagle_aux_hidden_state_layer_ids": [True, 4, 5]}, ["layer_ids", "list"]),
+    "taps as a number": ({"eagle_aux_hidden_state_layer_ids": 3}, ["layer_ids is 3", "list"]),
+    "odd head_dim": ({"head_dim": 7}, ["head_dim", "even"]),
     "a flag without its tensors": ({"norm_before_fc": True}, ["missing", "input_norm.weight"]),
 }
 
@@ -376,6 +400,80 @@ def test_another_targets_head(saved):
     wider = LlamaConfig(hidden_size=64, vocab_size=VOCABULARY, num_hidden_layers=LAYERS)
     with pytest.raises(ValueError, match=r"hidden size.*32.*64"):
         load_head(saved, wider)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_git_lfs_pointer_is_named(saved, name):
+    (saved / "model.safetensors").unlink()
+    (saved / name).write_bytes(LFS)
+    with pytest.raises(ValueError) as error:
+        load_head(saved, TARGET)
+    assert str(error.value) == (
+        f"draft head '{saved}': {saved / name}: a Git LFS pointer, not the weights (12345 bytes); run `git lfs pull`"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02", b"PK\x03\x04", b"not a checkpoint", b"\x00" * 64])
+def test_a_bad_pickle_shows_none_of_torchs_advice(saved, content):
+    (saved / "model.safetensors").unlink()
+    (saved / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ValueError, match="pytorch_model.bin: cannot be read as tensors") as error:
+        load_head(saved, TARGET)
+    assert "weights_only" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["../elsewhere.safetensors", "/etc/passwd", "sub/x.safetensors", "", 3, None])
+def test_an_index_may_name_files_beside_it_only(saved, place):
+    (saved / "model.safetensors").rename(saved.parent / "elsewhere.safetensors")
+    index = {"weight_map": {"fc.weight": place, "norm.weight": place}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.json: weight_map names .* expected the name of a file beside it"):
+        load_head(saved, TARGET)
+
+
+def test_an_index_through_a_link_out_of_the_folder(saved):
+    """The hub's cache links to its blobs: a link is followed, whatever it points to, as it is for a single file."""
+    (saved / "model.safetensors").rename(saved.parent / "blob")
+    (saved / "part.safetensors").symlink_to(saved.parent / "blob")
+    index = {"weight_map": dict.fromkeys(load_file(saved.parent / "blob"), "part.safetensors")}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_head(saved, TARGET).config.taps == (2, 4, 5)
+
+
+def test_a_shard_that_is_missing_is_named(saved):
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"fc.weight": "part.safetensors"}}))
+    with pytest.raises(ValueError, match=r"part\.safetensors.* is missing"):
+        load_head(saved, TARGET)
+
+
+def test_values_that_a_cast_makes_infinite_are_refused(tmp_path):
+    """bfloat16 reaches 3e38, float16 65,504: what is finite in the file must be so in the dtype that is computed in."""
+    head = random_head().to(torch.bfloat16)
+    with torch.no_grad():
+        head.fc.weight[0, 0] = 1e6
+    save_head(head, tmp_path, LAYERS)
+    assert load_head(tmp_path, TARGET).fc.weight[0, 0] > 9e5
+    with pytest.raises(ValueError, match=r"tensor fc\.weight: .* in torch\.float16; load it as float32 or bfloat16"):
+        load_head(tmp_path, TARGET, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "[" * 100_000, "\ufeff{}", '{"hidden_size": 1e999}'])
+def test_a_damaged_config(saved, text):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        load_head(saved, TARGET)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_are_checked_like_the_file(saved):
+    with pytest.raises(ValueError, match="rope_theta is nan"):
+        load_head(saved, TARGET, rope_theta=float("nan"))
+    with pytest.raises(ValueError, match="taps"):
+        load_head(saved, TARGET, taps=(1, 2))
 
 
 class Harmful:
@@ -424,3 +522,46 @@ def test_a_save_that_dies_leaves_the_old_head(saved, monkeypatch):
     after = load_head(saved, TARGET).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert sorted(p.name for p in saved.iterdir()) == ["config.json", "model.safetensors"]
+
+
+# --- targets -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(tmp_path):
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
+    return tmp_path / "target"
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1], ids=["nothing", "half a length", "half a header", "one byte less"])
+def test_a_truncated_target_is_one_sentence_with_the_file(target, kept):
+    path = target / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        ValueError, match=r"target '.*target': .*model\.safetensors.*(end inside|expected \d+)"
+    ) as error:
+        load_lm(str(target), LoadOptions(torch.float32, None, "sdpa"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_target_that_is_a_git_lfs_pointer_or_has_no_config(target):
+    options = LoadOptions(torch.float32, None, "sdpa")
+    assert load_lm(str(target), options).config.hidden_size == 16
+    (target / "config.json").write_text('{"hidden_size": ')
+    with pytest.raises(ValueError, match=r"config\.json: not JSON .* cut short"):
+        load_lm(str(target), options)
+    (target / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):
+        load_lm(str(target), options)
+    (target / "config.json").write_text("{}")
+    (target / "model.safetensors").write_bytes(LFS)
+    with pytest.raises(ValueError, match="a Git LFS pointer"):
+        load_lm(str(target), options)
