@@ -176,7 +176,8 @@ def head_dim_of(settings: Mapping, shapes: Mapping[str, tuple[int, ...]]) -> int
     heads = size(settings, "num_attention_heads")
     q = shapes.get("midlayer.self_attn.q_proj.weight", (0, 0))
     o = shapes.get("midlayer.self_attn.o_proj.weight", (0, 0))
-    agreed = q[0] // heads if q[0] == o[-1] and q[0] > 0 and q[0] % heads == 0 else None
+    known = len(q) == len(o) == 2  # whatever else they are, the comparison of shapes will name it
+    agreed = q[0] // heads if known and q[0] == o[1] and q[0] > 0 and q[0] % heads == 0 else None
     found = size(settings, "head_dim", agreed or size(settings, "hidden_size") // heads)
     if found % 2:
         raise ValueError(f"config.json: head_dim is {found}; expected an even number, which rotary positions need")

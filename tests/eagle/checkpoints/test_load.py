@@ -309,6 +309,7 @@ BAD_TENSORS = {
     "missing map": ({"t2d": None}, ["t2d", "missing"]),
     "unexpected": ({"midlayer.self_attn.q_norm.weight": torch.ones(8)}, ["q_norm", "unexpected"]),
     "shape": ({Q: torch.zeros(31, 2 * WIDTH)}, [Q, "32, 64", "31, 64"]),
+    "no dimensions": ({Q: torch.zeros(())}, [Q, "32, 64", "[]"]),
     "transposed": ({"fc.weight": torch.zeros(3 * WIDTH, WIDTH)}, ["fc.weight", "32, 96", "96, 32"]),
     "integers": ({"fc.weight": torch.zeros(WIDTH, 3 * WIDTH, dtype=torch.int8)}, ["fc.weight", "int8"]),
     "not finite": ({"norm.weight": torch.full((WIDTH,), float("nan"))}, ["norm.weight", "NaN"]),
