@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hsd
+from hsd.audit.worlds import RECIPES, enumerate_drafts, random_world
 from tests.hsd.random_trees import random_tree, residuals
 from tests.reference import scalar
 
@@ -20,9 +21,11 @@ SHAPES = {
 }
 
 
-def assert_same_law(verifier: str, tree: hsd.DraftTree, target: torch.Tensor) -> None:
+def assert_same_distribution(
+    verifier: str, tree: hsd.DraftTree, target: torch.Tensor, reference: str | None = None
+) -> None:
     law = hsd.stopping_law(tree, target, verifier)
-    stop, residual = scalar.exact_distribution(verifier, scalar.from_draft(tree, target))
+    stop, residual = scalar.exact_distribution(reference or verifier, scalar.from_draft(tree, target))
     assert torch.allclose(law.stop, torch.tensor(stop, dtype=torch.float64), rtol=0, atol=1e-12)
     emitted = law.stop[:, None] * residuals(law, len(tree))
     for node, row in enumerate(residual):
@@ -35,14 +38,14 @@ def assert_same_law(verifier: str, tree: hsd.DraftTree, target: torch.Tensor) ->
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
 def test_equals_the_scalar_reference(shape: str, verifier: str) -> None:
     for seed in range(25):
-        assert_same_law(verifier, *random_tree(seed, **SHAPES[shape]))
+        assert_same_distribution(verifier, *random_tree(seed, **SHAPES[shape]))
 
 
 @pytest.mark.parametrize("shape", ["path", "path of a draft vocabulary", "root only"])
 @pytest.mark.parametrize("verifier", ["block", "published"])
 def test_path_verifiers_equal_the_scalar_reference(shape: str, verifier: str) -> None:
     for seed in range(25):
-        assert_same_law(verifier, *random_tree(seed, **SHAPES[shape]))
+        assert_same_distribution(verifier, *random_tree(seed, **SHAPES[shape]))
 
 
 def test_many_sampled_siblings_in_rounds() -> None:
@@ -51,8 +54,8 @@ def test_many_sampled_siblings_in_rounds() -> None:
         tree, target = random_tree(seed, nodes=12, vocabulary=4, sampled=0.6)
         flat = torch.where(torch.arange(12) > 0, 0, -1)
         # A common parent: every node becomes a child of the root.
-        assert_same_law("hsd", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
-        assert_same_law("token", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
+        assert_same_distribution("hsd", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
+        assert_same_distribution("token", hsd.DraftTree(tree.tokens, flat, tree.proposal_rows, tree.proposals), target)
 
 
 def test_greedy_is_hsd_and_token_on_one_hot_targets() -> None:
@@ -82,3 +85,19 @@ def test_greedy_finds_the_longest_path_among_repeats() -> None:
     target = torch.eye(3)[[1, 2, 2, 0]]
     assert hsd.verify(tree, target, "greedy").path.tolist() == [0, 2, 3]
     assert hsd.verify(tree, target, "hsd").path.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_hsd_is_traversal_verification(shape: str) -> None:
+    """Same stopping distribution and same residuals on every tree, not only on average over drafts."""
+    for seed in range(8):
+        assert_same_distribution("hsd", *random_tree(seed, **SHAPES[shape]), reference="traversal")
+
+
+@pytest.mark.parametrize("recipe", ["multi", "without replacement", "hybrid", "overlapping"])
+def test_hsd_is_traversal_verification_on_every_draft_of_a_world(recipe: str) -> None:
+    world = random_world("random", 3, 2, seed=7)
+    drafts = enumerate_drafts(world, RECIPES[recipe])
+    assert len(drafts) > 3
+    for draft in drafts[:: max(1, len(drafts) // 20)]:
+        assert_same_distribution("hsd", draft.tree, draft.target, reference="traversal")

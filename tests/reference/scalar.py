@@ -8,6 +8,8 @@ probabilities).
     hsd    branch-wise, arXiv 2601.05724 on a tree: from the leaves to the root, excess against deficiency
     token  recursive rejection sampling, arXiv 2305.09781: from the root to a leaf
     block  block verification, arXiv 2403.10444: one path, forward scan, the last head wins
+    traversal  arXiv 2505.12398: the first leaf of the tree is accepted with p_alpha or deleted, which updates the
+               residual and p_alpha of its parent and then p_alpha of all that is left below the parent
     published  block, but the full draft is accepted by its uncapped joint ratio, as HSD's released code does
 """
 
@@ -118,7 +120,38 @@ def published(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
     return block(tree, flip, cap_last=False)
 
 
-VERIFIERS = {"hsd": hsd, "token": token, "block": block, "published": published}
+def traversal(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """Traversal verification, one deletion at a time; r and p of a node are the paper's residual target and p_alpha."""
+    alive = set(range(len(tree.tokens)))
+    r, p = [list(row) for row in tree.target], [1.0] * len(tree.tokens)
+
+    def refresh(node: int) -> None:
+        for child in tree.children(node):
+            if child in alive:
+                x = tree.tokens[child]
+                p[child] = min(1.0, p[node] * r[node][x] / tree.proposal(child)[x])
+                refresh(child)
+
+    refresh(0)
+    while True:
+        node = 0
+        while below := [child for child in tree.children(node) if child in alive]:
+            node = below[0]
+        if node == 0 or flip(p[node]):
+            return node, r[node]
+        alive.remove(node)
+        parent, d = tree.parents[node], tree.proposal(node)
+        excess = [max(p[parent] * a - b, 0.0) for a, b in zip(r[parent], d)]
+        total = sum(excess)
+        if total > 0:
+            r[parent] = [e / total for e in excess]
+            p[parent] = min(1.0, total / (total + 1 - p[parent]))
+        else:
+            p[parent] = 0.0 / (1 - p[parent])  # nothing left of a certain node: only after a rejection of probability 0
+        refresh(parent)
+
+
+VERIFIERS = {"traversal": traversal, "hsd": hsd, "token": token, "block": block, "published": published}
 
 
 class _Script:
