@@ -176,7 +176,7 @@ class EaModel:
 
 
 def measured_budget(model: EagleModel) -> Point:
-    """The fastest budget of `eagle.tuning.step_cost.CANDIDATES` at temperature 1, from a few short answers."""
+    """The fastest measured budget at temperature 1, from a few short answers; 1 node is plain decoding."""
     prompts = bundled_prompts(model.tokenizer)[:PROMPTS]
     return choose(measure(model, prompts, max_new_tokens=TOKENS))
 

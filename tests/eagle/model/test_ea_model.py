@@ -89,16 +89,18 @@ def test_an_ordinary_draft_model_from_disk(paths):
     assert all(step.accepted == 4 for step in out.steps[:-1])
 
 
-def test_an_automatic_budget_is_the_fastest_of_the_measured_ones(paths, monkeypatch):
+@pytest.mark.parametrize(("plain", "want"), [(750.0, (21, 5)), (900.0, (1, 1))])
+def test_an_automatic_budget_is_the_fastest_of_the_measured_ones(paths, monkeypatch, plain, want):
+    """Plain decoding included, where no tree is faster."""
     asked = []
 
     def measured(model, prompts, max_new_tokens):
         asked.append((type(model), len(prompts), max_new_tokens))
-        return [Point(1, 1, 1.0, 1.0, 900.0), Point(9, 4, 2.0, 3.0, 700.0), Point(21, 5, 3.0, 4.0, 800.0)]
+        return [Point(1, 1, 1.0, 1.0, plain), Point(9, 4, 2.0, 3.0, 700.0), Point(21, 5, 3.0, 4.0, 800.0)]
 
     monkeypatch.setattr(ea_model, "measure", measured)
     monkeypatch.setattr(ea_model, "bundled_prompts", lambda tokenizer: [[1], [2], [3]])
     automatic = EaModel.from_pretrained(base_model_path=paths[0], ea_model_path=paths[1], total_token=-1)
     assert asked == [(EagleModel, ea_model.PROMPTS, ea_model.TOKENS)]
-    assert (automatic.nodes, automatic.depth) == (21, 5)
+    assert (automatic.nodes, automatic.depth) == want
     assert automatic.eagenerate(PROMPT, max_new_tokens=10).shape == (1, 16)

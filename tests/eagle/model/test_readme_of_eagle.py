@@ -41,7 +41,7 @@ def test_it_runs(monkeypatch):
     assert output.startswith(model.tokenizer.decode(input_ids[0]))
     assert input_ids.shape[1] < output_ids.shape[1] <= input_ids.shape[1] + 24
     assert output_ids.device == input_ids.device
-    assert model.nodes > 1
+    assert model.nodes >= 1  # 1: plain decoding, where no tree was faster
     parts = list(model.ea_generate(input_ids, temperature=0.0, max_new_tokens=8))
     assert torch.equal(parts[-1], model.eagenerate(input_ids, temperature=0.0, max_new_tokens=8, hsd=True))
     assert parts[-1].shape == model.naivegenerate(input_ids, temperature=0.0, max_new_tokens=8).shape
