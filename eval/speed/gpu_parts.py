@@ -190,11 +190,15 @@ def gpu_tests(findings: Findings, at: Setting) -> None:
 
 def recorded_trees() -> Iterator[tuple[str, hsd.DraftTree, Tensor]]:
     """(name, tree, target probs) of every tree that the golden tests recorded."""
-    tensors = load_file(RECORDED_TREES) if RECORDED_TREES.is_file() else {}
-    for name in sorted({key.split(".")[0] for key in tensors}):
-        part = {field: tensors.get(f"{name}.{field}") for field in ("proposals", "support")}
-        required = [tensors[f"{name}.{field}"] for field in ("tokens", "parents", "proposal_rows")]
-        yield f"recorded {name}", hsd.DraftTree(*required, **part), tensors[f"{name}.target_probs"]
+    found = load_file(RECORDED_TREES) if RECORDED_TREES.is_file() else {}
+    for name in sorted({key.split(".")[0] for key in found}):
+        tokens, parents, rows = (found[f"{name}.{field}"] for field in ("tokens", "parents", "proposal_rows"))
+        proposals, support = found.get(f"{name}.proposals"), found.get(f"{name}.support")
+        yield (
+            f"recorded {name}",
+            hsd.DraftTree(tokens, parents, rows, proposals, support),
+            found[f"{name}.target_probs"],
+        )
 
 
 def random_trees(at: Setting) -> Iterator[tuple[str, hsd.DraftTree, Tensor]]:
@@ -208,10 +212,10 @@ def random_trees(at: Setting) -> Iterator[tuple[str, hsd.DraftTree, Tensor]]:
 
 def placed(tree: hsd.DraftTree, device: torch.device, dtype: torch.dtype) -> hsd.DraftTree:
     """The same tree on a device, its draft distributions in `dtype`."""
-    move = lambda x: None if x is None else x.to(device)
     proposals = None if tree.proposals is None else tree.proposals.to(device, dtype)
-    where = (move(tree.tokens), move(tree.parents), move(tree.proposal_rows))
-    return hsd.DraftTree(*where, proposals, move(tree.support), tree.layout)
+    support = None if tree.support is None else tree.support.to(device)
+    tokens, parents, rows = (x.to(device) for x in (tree.tokens, tree.parents, tree.proposal_rows))
+    return hsd.DraftTree(tokens, parents, rows, proposals, support, tree.layout)
 
 
 def verifiers_for(tree: hsd.DraftTree) -> list[str]:
@@ -254,7 +258,8 @@ def graph_tokens(engine: EagleModel, prompts: list[list[int]], tree: str, temper
         "return_dict_in_generate": True,
         "eos_token_id": [],
     }
-    rows = engine.generate(ids, tree=tree, **common, **decoding, **options).rows
+    output: Any = engine.generate(ids, tree=tree, **common, **decoding, **options)
+    rows = output.rows
     return [[row.new_tokens for row in rows], torch.rand(3, generator=generator, device=engine.device).tolist()]
 
 

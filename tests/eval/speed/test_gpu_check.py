@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from eval.provenance import REPOSITORY
-from eval.speed import gpu_check
+from eval.speed import gpu_check, gpu_parts
 from eval.speed.gpu_check import Part
 
 FINDINGS = {"summary": "two rows", "skipped": None, "rows": [{"a": 1}, {"a": 2}], "notes": ["n"], "checks": []}
@@ -73,18 +73,34 @@ def test_the_limits_fit_into_nine_minutes():
     assert sum(part.seconds for part in gpu_check.PARTS) <= gpu_check.WHOLE_SECONDS < 540
 
 
-def test_a_dry_run_of_two_parts(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_of_one_part(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu_check.main([str(tmp_path / "out"), "--dry-run", "--parts", "exactness", "pairs"]) == 0
+    assert gpu_check.main([str(tmp_path / "out"), "--dry-run", "--parts", "exactness"]) == 0
     written = json.loads((tmp_path / "out" / "results.json").read_text())
-    exactness, pairs = written["parts"]
-    assert written["dry_run"] and {exactness["status"], pairs["status"]} == {"ok"}
-    assert any(row["tree"] == "recorded hybrid" for row in exactness["rows"])
-    assert exactness["checks"][0]["met"] and max(row["stop"] for row in exactness["rows"]) <= 1e-5
-    rows = [(row["pair"], row["method"], row["temperature"]) for row in pairs["rows"]]
-    assert rows[:6] == [("demo", name, t) for t in (0.0, 1.0) for name in ("plain", "topk+token", "hybrid+hsd")]
-    assert "demo: 1 of 1 problems" in pairs["checks"][0]["found"]
+    (part,) = written["parts"]
+    assert written["dry_run"] and part["status"] == "ok" and part["checks"][0]["met"]
+    assert any(row["tree"] == "recorded hybrid" for row in part["rows"])
+    assert max(row["stop"] for row in part["rows"]) <= 1e-5
     assert "no bar of speed is judged" in capsys.readouterr().out
+
+
+def test_the_demo_pair_end_to_end(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(gpu_parts, "pair_names", lambda: ["demo"])
+    gpu_parts.run_here("pairs", tmp_path / "pairs.json", tmp_path, dry=True)
+    found = gpu_check.read_findings(tmp_path / "pairs.json")
+    rows = [(row["pair"], row["method"], row["temperature"]) for row in found["rows"]]
+    assert rows == [("demo", name, t) for t in (0.0, 1.0) for name in ("plain", "topk+token", "hybrid+hsd")]
+    assert [check["met"] for check in found["checks"]] == [True]
+    assert "demo: 1 of 1 problems" in found["checks"][0]["found"]
+
+
+def test_a_verifier_that_differs_on_the_device_misses_the_bar(tmp_path, monkeypatch, threads):
+    """The comparison can fail: the device's distribution is that of another verifier."""
+    law = gpu_parts.hsd.stopping_law
+    wrong = lambda tree, probs, name: law(tree, probs, "token" if probs.dtype == torch.float32 else name)
+    monkeypatch.setattr(gpu_parts.hsd, "stopping_law", wrong)
+    gpu_parts.run_here("exactness", tmp_path / "exactness.json", tmp_path, dry=True)
+    assert gpu_check.read_findings(tmp_path / "exactness.json")["checks"][0]["met"] is False
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
