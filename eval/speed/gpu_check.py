@@ -15,6 +15,7 @@ Exit code 0 where no part failed, ran out of time or missed a bar, else 1.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -74,10 +75,8 @@ CommandOf = Callable[[Part, Path], Sequence[str]]
 
 def stop(process: subprocess.Popen) -> None:
     """End a process and everything it started; it leads its own process group."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

@@ -170,7 +170,8 @@ class TestRecorder:
 def gpu_tests(findings: Findings, at: Setting) -> None:
     """Every test file that marks a test `gpu`, by pytest in this process."""
     if find_spec("pytest") is None:
-        return findings.set(skipped="pytest is not installed")
+        findings.set(skipped="pytest is not installed")
+        return
     import pytest
 
     files = [path for path in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
