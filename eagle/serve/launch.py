@@ -109,6 +109,7 @@ def free_port(host: str, preferred: int = 0) -> int:
     """`preferred` where it is free on `host`, else any free port."""
     for port in (preferred, 0):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do: closed connections linger
             try:
                 probe.bind((host, port))
             except OSError:

@@ -5,7 +5,7 @@ All work on the model happens in one thread. A stream whose client left is close
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -96,7 +96,7 @@ class Worker(BaseModelWorker):
         except ValueError:
             return {"count": 0, "error_code": 0}
 
-    async def answer(self, params: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def answer(self, params: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """FastChat's chunks of one request: the whole text so far, usage and, in the last one, the finish reason.
 
         Closing the iterator ends the generation. Raises RequestError before the first chunk.
@@ -151,7 +151,7 @@ def failure(error: Exception) -> dict[str, Any]:
     return {"text": str(error) or type(error).__name__, "error_code": int(code)}
 
 
-async def safely(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+async def safely(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any], None]:
     """The chunks; an exception becomes the last one."""
     try:
         async for one in chunks:
@@ -159,7 +159,7 @@ async def safely(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[st
     except Exception as error:
         yield failure(error)
     finally:
-        await chunks.aclose()  # type: ignore[attr-defined]
+        await chunks.aclose()
 
 
 def build_app(worker: Worker) -> FastAPI:
