@@ -5,7 +5,7 @@
 #
 # what       writes OUT/summary.txt, OUT/results.json and OUT/log.txt; docs/gpu.md says how to read them
 # hardware   one GPU with 24 GB or more (the Llama-3.1-8B shape in bfloat16); --dry-run: any CPU, tiny sizes
-# time       9 minutes at most on a GPU, each part with a limit of its own; the dry run about one minute on one core
+# time       9 minutes at most on a GPU, each part with a limit of its own; the dry run about 95 s of processor time
 # network    none with --no-setup, which uses PYTHON (default python3) as it is: torch, transformers and safetensors
 #            are needed, what else is missing is reported. Without --no-setup scripts/setup.sh may install packages
 set -euo pipefail

@@ -29,7 +29,6 @@ from eval import command
 from eval.jsonl import check_writable, write_whole
 from eval.provenance import provenance
 from eval.reports.markdown import markdown_table
-from eval.reports.plots import PHASE_COLORS, png, pyplot
 from eval.runs.answers import PHASES
 from eval.runs.load_models import DTYPES, add_model_flags, load_from_flags
 from eval.speed.roofline import Floor, measure_rates, step_floor
@@ -162,7 +161,9 @@ def table(rows: list[dict]) -> str:
 
 
 def picture(rows: list[dict]) -> bytes:
-    """Stacked bars by phase, the floor as a mark."""
+    """Stacked bars by phase, the floor as a mark. Needs matplotlib, which a GPU machine may lack."""
+    from eval.reports.plots import PHASE_COLORS, png, pyplot
+
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
     colors = {**PHASE_COLORS, "host": "#444444"}
     left = [0.0] * len(rows)
