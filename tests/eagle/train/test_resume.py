@@ -73,7 +73,10 @@ def test_half_a_checkpoint_is_not_read(settings, tmp_path, monkeypatch):
         Trainer(settings(tmp_path, steps=14, save_every=4)).run()
     monkeypatch.undo()
     assert [path.name for path in checkpoint.directories(tmp_path / "checkpoints")] == whole
-    assert (tmp_path / "checkpoints/.step-00000012.tmp").exists()
+    half = tmp_path / "checkpoints/.step-00000012.tmp"
+    assert not half.exists()
+    half.mkdir()  # what a kill in the middle of writing leaves
+    (half / "head.safetensors").write_bytes(b"half")
     Trainer(settings(tmp_path, steps=14, save_every=4)).run()
     assert len(losses(tmp_path)) == 14
     assert [path.name for path in checkpoint.directories(tmp_path / "checkpoints")] == [
