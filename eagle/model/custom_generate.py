@@ -54,8 +54,8 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     def decode(
         model: Any,
         input_ids: Tensor,
-        logits_processor: Sequence[Callable] = (),
-        stopping_criteria: Sequence[Callable] = (),
+        logits_processor: Sequence[Callable[..., Any]] = (),
+        stopping_criteria: Sequence[Callable[..., Any]] = (),
         generation_config: GenerationConfig | None = None,
         tree: str | None = None,
         verifier: str | None = None,
@@ -105,7 +105,7 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     return decode
 
 
-def sampling_of(processors: Sequence[Callable], do_sample: bool) -> dict[str, Any]:
+def sampling_of(processors: Sequence[Callable[..., Any]], do_sample: bool) -> dict[str, Any]:
     """Keywords of `EagleModel.generate` that make the distribution the prepared processors make.
 
     A repetition penalty first and the standard warpers last become settings; what is between them stays a processor. In
@@ -134,7 +134,7 @@ def _ignores_the_prompt(penalty: RepetitionPenaltyLogitsProcessor) -> bool:
     return isinstance(getattr(penalty, "prompt_ignore_length", None), int)
 
 
-def ends_of(criteria: Sequence[Callable], prompt_length: int) -> dict[str, Any]:
+def ends_of(criteria: Sequence[Callable[..., Any]], prompt_length: int) -> dict[str, Any]:
     """Keywords of `EagleModel.generate` that stop where the prepared criteria stop."""
     lengths = [criterion.max_length for criterion in criteria if isinstance(criterion, MaxLengthCriteria)]
     ends = [token for c in criteria if isinstance(c, EosTokenCriteria) for token in c.eos_token_id.tolist()]

@@ -3,12 +3,11 @@
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, StopStringCriteria
-from typing_extensions import Unpack
 
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head

@@ -4,6 +4,7 @@ A part gets a `Findings` to write to and a `Setting` that says where and how lar
 that a part that is stopped or crashes leaves what it measured.
 """
 
+import importlib
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -172,7 +173,7 @@ def gpu_tests(findings: Findings, at: Setting) -> None:
     if find_spec("pytest") is None:
         findings.set(skipped="pytest is not installed")
         return
-    import pytest
+    pytest = importlib.import_module("pytest")  # only where it is installed: no dependency of the package
 
     files = [path for path in sorted((REPOSITORY / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     names = [str(path.relative_to(REPOSITORY)) for path in files]
