@@ -3,9 +3,9 @@ r"""A stock `transformers` causal LM as the target: read a prompt, score a tree,
 A tree is scored in one forward. Node i sees the committed tokens and its ancestors, at position length + depth:
 
         0            tree mask      0 1 2 3 4 5 6      position - length
-       / \\               0         1 . . . . . .      0
+       / \               0         1 . . . . . .      0
       1   2               1         1 1 . . . . .      1
-     / \\   \\             2         1 . 1 . . . .      1
+     / \   \             2         1 . 1 . . . .      1
     3   4   5             3         1 1 . 1 . . .      2
             |             4         1 1 . . 1 . .      2
             6             5         1 . 1 . . 1 .      2
@@ -17,7 +17,7 @@ Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabu
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,26 @@ class Scores(NamedTuple):
 
     logits: Tensor
     aux: Tensor | None
+
+
+def states_to_keep(taps: Sequence[int]) -> list[int] | bool:
+    """What to ask a model for as `output_hidden_states`, so that `layer_inputs` finds the inputs of these layers.
+
+    A list chooses among layer inputs in transformers 5.24 and among layer outputs in 5.17: both are kept.
+    The input of layer 0 is no layer's output, so all states are kept for it.
+    """
+    return sorted({*taps, *(tap - 1 for tap in taps)}) if min(taps) > 0 else True
+
+
+def layer_inputs(states: Sequence[Tensor], taps: Sequence[int], layers: int, like: Tensor) -> Tensor:
+    """The inputs [B, n, D] of the layers `taps`, concatenated [B, n, A], on the device of `like`.
+
+    `states` has the inputs of `layers` layers and the last one's output, or the outputs alone (see `states_to_keep`).
+    """
+    shift = layers + 1 - len(states)
+    if shift not in (0, 1):
+        raise ValueError(f"the target returned {len(states)} hidden states; expected {layers + 1} or {layers}")
+    return torch.cat([states[tap - shift].to(like.device) for tap in taps], dim=-1)
 
 
 def check_supported(config) -> None:
@@ -162,7 +182,7 @@ class CachedLM:
         **options,
     ) -> Scores:
         if self.taps:
-            options["output_hidden_states"] = list(self.taps)  # only these are kept
+            options["output_hidden_states"] = states_to_keep(self.taps)
         out = self.model.model(
             input_ids=tokens,
             position_ids=positions,
@@ -175,7 +195,7 @@ class CachedLM:
         if logits_at is not None:
             index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
             hidden = hidden.gather(1, index)
-        aux = torch.cat([out.hidden_states[i].to(hidden.device) for i in self.taps], dim=-1) if self.taps else None
+        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, hidden) if self.taps else None
         return Scores(self._output(hidden), aux)
 
     def _float_mask(self, visible: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagle.modules.target import layer_inputs, states_to_keep
 from eagle.train.data.conversations import Batch
 from eagle.train.objective.loss import TargetProbs, target_probs
 
@@ -30,9 +31,11 @@ class OnlineFeatures:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Features:
         """Features of every position; right padding needs no mask under causal attention."""
-        out = self.target.model(input_ids=batch.tokens, use_cache=False, output_hidden_states=list(self.taps))
+        keep = states_to_keep(self.taps)
+        out = self.target.model(input_ids=batch.tokens, use_cache=False, output_hidden_states=keep)
         last = out.last_hidden_state
-        return Features(torch.cat([out.hidden_states[tap].to(last.device) for tap in self.taps], dim=-1), last)
+        layers = self.target.config.num_hidden_layers
+        return Features(layer_inputs(out.hidden_states, self.taps, layers, last), last)
 
     @torch.no_grad()
     def probs(self, last: Tensor, predicted: Tensor, support: Tensor | None) -> TargetProbs:

@@ -4,7 +4,7 @@ r"""The demo pair's training text: where it comes from, what is set aside, how i
 
 Sources (a data directory with the layout below; licences lie beside the files):
     gsm8k/train.jsonl      question, answer        calculator marks `<<48/2=24>>` removed
-    flan_cot/*_train.tsv   prompt, answer, rationale   (tab-separated, `\\n` escaped)
+    flan_cot/*_train.tsv   prompt, answer, rationale   (tab-separated, `\n` escaped)
 Nothing marked "evaluation only" is ever opened here. Every 20th GSM8K training question (5 %) is held out: it is
 never trained on; settings are tuned on it.
 """
