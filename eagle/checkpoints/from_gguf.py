@@ -49,10 +49,14 @@ def quiet_transformers() -> Iterator[None]:
 def read_tokenizer(gguf: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file, with its own pre-tokenizer and a pad token."""
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-    kind = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    fields = GGUFReader(gguf).fields
+    kind = fields.get("tokenizer.ggml.pre")
     make = PRE_TOKENIZERS.get(kind.contents()) if kind is not None else None
     if make is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = make()
+    pad = fields.get("tokenizer.ggml.padding_token_id")
+    if pad is not None:  # transformers 5.17 does not read it
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(int(pad.contents()))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
