@@ -11,16 +11,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
-from eagle.files import write_file
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows has no fcntl: there, nothing stops two runs from writing the same file
-    fcntl = None
+from eagle import files
 
 
 @contextmanager
@@ -39,7 +32,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write `content` so that `path` holds either all of it or what it held before. Raises OSError naming the file."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     with naming(path):
-        write_file(path, lambda temporary: temporary.write_bytes(data))
+        files.write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def check_writable(path: Path) -> None:
@@ -83,12 +76,7 @@ def recover(path: Path) -> None:
 
 def lock(file: BinaryIO, path: Path) -> None:
     """Claim an open file for this process until it is closed or the process ends. ValueError where another has it."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ValueError(f"{path}: another run is writing this file; wait for it, or choose another file") from error
+    files.lock(file, f"{path}: another run is writing this file; wait for it, or choose another file")
 
 
 def open_locked(path: Path) -> BinaryIO:
