@@ -9,7 +9,7 @@ from eagle.engine.sampling import SamplingParams
 from eagle.model.custom_generate import custom_generate
 from eagle.model.ea_model import EaModel
 from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, GenerateOutput, StepRecord
+from eagle.model.outputs import GeneratedRow, GenerateOutput, StepRecord, TreeRecord
 
 __all__ = [
     "EaModel",
@@ -18,6 +18,7 @@ __all__ = [
     "GeneratedRow",
     "SamplingParams",
     "StepRecord",
+    "TreeRecord",
     "custom_generate",
     "load_head",
     "save_head",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -54,6 +55,7 @@ class Decision(NamedTuple):
     node               Int64[B]       the stopping node, path[b, k]
     token              Int64[B]       the bonus token
     expected_accepted  Float[B]       sum_v stop(v) * depth(v)
+    stop               Float[B, N]    the distribution that the stopping node was drawn from
     """
 
     path: Tensor
@@ -61,3 +63,11 @@ class Decision(NamedTuple):
     node: Tensor
     token: Tensor
     expected_accepted: Tensor
+    stop: Tensor
+
+    @classmethod
+    def at_root(cls, token: Tensor) -> Decision:
+        """The decision about trees of a root alone: only the bonus token Int64[B] was drawn."""
+        root = token[:, None] * 0
+        one = torch.ones_like(root, dtype=torch.float32)
+        return cls(root, root[:, 0], root[:, 0], token, 0 * one[:, 0], one)

@@ -135,7 +135,7 @@ def _draw(problem: Problem, distribution: StopDistribution, generator: torch.Gen
     index = torch.arange(place.shape[1], device=node.device).expand_as(place)
     path = index.new_full((len(node), slots + 1), -1).scatter_(1, place, index)
     length = topo.depth.gather(1, node[:, None])[:, 0]
-    return Decision(path[:, :slots], length, node, token, _expected(problem, distribution))
+    return Decision(path[:, :slots], length, node, token, _expected(problem, distribution), distribution.stop)
 
 
 def _expected(problem: Problem, distribution: StopDistribution) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from eagle.drafters import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.plan import Plan
+from eagle.engine.records import TreeRecorder
 from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, StepResult, check_finite
-from eagle.model.outputs import GeneratedRow, StepRecord
+from eagle.model.outputs import GeneratedRow, StepRecord, TreeRecord
 from eagle.modules.target import CachedLM
 
 REPLACED = (
@@ -55,14 +56,18 @@ def iterate(
     stopping: Stopping,
     generator: torch.Generator | None,
     graphs: GraphRunner | None = None,
+    record_trees: bool = False,
 ) -> Iterator[list[GeneratedRow]]:
     """Yield the rows after the prompts' forward and after every step, until every row has ended.
 
-    `graphs`: replays the steps; None: every step runs as it is. Raises ValueError where an unfinished row's target
-    distribution is not finite. Warns once where a draft distribution was not (the tokens stay exact).
+    `graphs`: replays the steps; None: every step runs as it is. `record_trees`: see `GeneratedRow.trees`.
+
+    Raises ValueError where an unfinished row's target distribution is not finite. Warns once where a draft distribution
+    was not (the tokens stay exact).
     """
     began = time.perf_counter()
-    decoder = Decoder(target, drafter, plan, generator, graphs)
+    recorder = TreeRecorder(drafter, plan) if record_trees else None
+    decoder = Decoder(target, drafter, plan, generator, graphs, recorder)
     room = max(stopping.room(GeneratedRow(prompt)) for prompt in prompts)
     finite = False  # whether the caches are known to hold finite values only
     try:
@@ -76,9 +81,10 @@ def iterate(
             results = decoder.step(state)
             finite = finite and all(result.finite and not result.replaced for result in results)
             _check(state, results)
-            for row, result in zip(state.rows, results, strict=True):
+            trees = [None] * len(results) if recorder is None else recorder.records()
+            for row, result, tree in zip(state.rows, results, trees, strict=True):
                 if not row.stop_reason:
-                    _record(row, result, stopping, state.clock.seconds)
+                    _record(row, result, stopping, state.clock.seconds, tree)
                     row.seconds = time.perf_counter() - began
             yield state.rows
     finally:
@@ -95,8 +101,12 @@ def _check(state: DecodingState, results: list[StepResult]) -> None:
         warnings.warn(REPLACED, stacklevel=3)
 
 
-def _record(row: GeneratedRow, result: StepResult, stopping: Stopping, seconds: dict[str, float]) -> None:
+def _record(
+    row: GeneratedRow, result: StepResult, stopping: Stopping, seconds: dict[str, float], tree: TreeRecord | None
+) -> None:
     kept = stopping.emit(row, result.tokens)
     accepted = min(len(kept), len(result.tokens) - 1)
     truncated = len(kept) < len(result.tokens)
     row.steps.append(StepRecord(accepted, len(kept), result.expected_accepted, result.nodes, truncated, seconds))
+    if tree is not None:
+        row.trees.append(tree)

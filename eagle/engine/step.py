@@ -21,6 +21,7 @@ import hsd
 from eagle.drafters.base import Drafter
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.plan import Plan
+from eagle.engine.records import TreeRecorder
 from eagle.engine.sampling import Prefixes, node_prefixes, row_prefixes
 from eagle.engine.sequence import DecodingState, StateBuffers, StepState
 from eagle.model.outputs import GeneratedRow
@@ -73,7 +74,8 @@ class Phases(NamedTuple):
 class Decoder:
     """The models, the plan and the randomness of one generation.
 
-    `graphs` None: every step runs as it is. `generator` None: torch's global generator of the device.
+    `graphs` None: every step runs as it is. `generator` None: torch's global generator of the device. `recorder` keeps
+    each step's tree and decision; not together with `graphs`.
     """
 
     def __init__(
@@ -83,8 +85,11 @@ class Decoder:
         plan: Plan,
         generator: torch.Generator | None = None,
         graphs: GraphRunner | None = None,
+        recorder: TreeRecorder | None = None,
     ):
         self.target, self.plan, self.generator, self.graphs = target, plan, generator, graphs
+        self.recorder = recorder
+        drafter = drafter if recorder is None else recorder.drafter
         self.drafter = drafter if plan.builder else None
         phases = {name: getattr(self, name) for name in Phases._fields}
         self._eager = Phases(**{name: self._with_generator(phase) for name, phase in phases.items()})
@@ -175,8 +180,12 @@ class Decoder:
         if tree.tokens.shape[1] == 1:
             tokens = hsd.draw(probs, generator)
             nothing = torch.zeros_like(tokens)
+            if self.recorder is not None:
+                self.recorder.keep(tree, probs, hsd.Decision.at_root(tokens[:, 0]))
             return Outcome(nothing, nothing[:, 0], tokens, nothing[:, 0].double(), *flags)
         decision = hsd.decide(tree, probs, self.plan.verifier, generator)
+        if self.recorder is not None:
+            self.recorder.keep(tree, probs, decision)
         path = decision.path.clamp(min=0)
         place = torch.arange(path.shape[1], device=path.device)
         following = tree.tokens.gather(1, path.roll(-1, 1))

@@ -182,9 +182,9 @@ class EagleModel:
                 "it first, or load a second model"
             )
         try:
-            graphs = self._recordings(prepared.plan, prepared.args.graphs)
-            _, _, prompts, plan, stopping, generator = prepared
-            yield from iterate(self.target, self.drafter, plan, prompts, stopping, generator, graphs)
+            graphs = self._recordings(prepared.plan, prepared.args)
+            args, _, prompts, plan, stopping, generator = prepared
+            yield from iterate(self.target, self.drafter, plan, prompts, stopping, generator, graphs, args.record_trees)
         finally:
             self._in_use.release()
 
@@ -232,15 +232,17 @@ class EagleModel:
             )
         return args.generator
 
-    def _recordings(self, plan: Plan, graphs: bool | None) -> GraphRunner | None:
+    def _recordings(self, plan: Plan, args: GenerationArgs) -> GraphRunner | None:
         """Where this plan's steps are recorded, None if they are not; the reason goes to `eager_because`."""
-        if graphs is False:
+        if args.graphs is False:
             self._eager_because = "graphs=False"
+        elif args.record_trees:
+            self._eager_because = "record_trees=True"
         elif self.captured is None:
             self._eager_because = f"the model is on {self.device}; graphs need a CUDA device"
         else:
             self._eager_because = why_not(self.target, self.drafter if plan.builder else None, plan)
-        if graphs and self.eager_because:
+        if args.graphs and self.eager_because:
             warnings.warn(f"graphs=True: decoding without them, because {self.eager_because}", stacklevel=4)
         return None if self.eager_because else self.captured
 

@@ -61,6 +61,10 @@ class GenerateArguments(TypedDict, total=False):
     draft_temperature       temperature of the draft distribution; None: the target's
     graphs                  replay steps as CUDA graphs: None where possible, True the same with a warning where not,
                             False never
+    reuse_cache             True: the tokens that the prompt begins with are not read again where the caches still hold
+                            them from the latest generation (one row only; the model's weights must not have changed).
+                            The same tokens up to the rounding of the arithmetic
+    record_trees            True: `GeneratedRow.trees` holds the draft tree of every step; without CUDA graphs
     """
 
     generation_config: GenerationConfig | None
@@ -90,6 +94,8 @@ class GenerateArguments(TypedDict, total=False):
     beta: float
     draft_temperature: float | None
     graphs: bool | None
+    reuse_cache: bool | None
+    record_trees: bool | None
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class GenerationArgs:
     seed: int | None
     generator: torch.Generator | None
     graphs: bool | None
+    reuse_cache: bool
+    record_trees: bool
     return_dict_in_generate: bool
 
     @property
@@ -400,5 +408,7 @@ def _call(both: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": both.get("tokenizer"),
         "logits_processor": callables("logits_processor", both.get("logits_processor", ())),
         "num_return_sequences": integer("num_return_sequences", both.get("num_return_sequences", 1), 1),
+        "reuse_cache": flag("reuse_cache", both.get("reuse_cache", False)),
+        "record_trees": flag("record_trees", both.get("record_trees", False)),
         "return_dict_in_generate": flag("return_dict_in_generate", both.get("return_dict_in_generate", False)),
     }

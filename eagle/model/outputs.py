@@ -27,6 +27,32 @@ class StepRecord(NamedTuple):
     seconds: dict[str, float]
 
 
+class TreeRecord(NamedTuple):
+    """One step's draft tree and its verification, for one row. Lists have an entry per node; node 0 is the root.
+
+    tokens    token ids
+    parents   parents[i] < i; -1 for the root
+    sampled   True: sampled from a draft distribution; False: a top-k token (and the root)
+    p         the target's probability of the token after its parent; 1 for the root
+    q         the drafter's, in full, before top-k tokens are taken out; at temperature 0 without truncation, at
+              temperature 1, as the tree is ranked; 1 for the root
+    d         what verification divides by: the probability that a sampled token was sampled with, 1 for a top-k token
+    stop      probability that the accepted path ends at the node; sums to 1
+    path      the accepted path: nodes from the root to the one where verification stopped
+    bonus     the token id emitted after it
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    sampled: list[bool]
+    p: list[float]
+    q: list[float]
+    d: list[float]
+    stop: list[float]
+    path: list[int]
+    bonus: int
+
+
 @dataclass
 class GeneratedRow:
     """One sequence.
@@ -38,6 +64,8 @@ class GeneratedRow:
                       (stop_strings or stopping_criteria); "" while the row grows
     seconds           wall seconds from the start of the generation to the row's last token
     prefill_seconds   those of them spent on the prompt
+    reused_tokens     how many of the prompt's tokens were still in the caches (`reuse_cache=True`)
+    trees             one draft tree per entry of `steps` with `record_trees=True`, else empty
     """
 
     prompt: list[int]
@@ -46,6 +74,8 @@ class GeneratedRow:
     stop_reason: str = ""
     seconds: float = 0.0
     prefill_seconds: float = 0.0
+    reused_tokens: int = 0
+    trees: list[TreeRecord] = field(default_factory=list)
 
     @property
     def prompt_tokens(self) -> int:
