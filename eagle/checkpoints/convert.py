@@ -15,11 +15,11 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.layouts import safeailab_config, speculators_config
 from eagle.checkpoints.load import build_head, locate, naming, read_checkpoint
+from eagle.checkpoints.pretrained import read_config
 from eagle.files import write_file, write_json
 from eagle.modules.head import HeadConfig
 
@@ -27,7 +27,7 @@ LAYER_PREFIX = {"safeailab": "midlayer.", "speculators": "layers.0."}
 
 
 def text_config(target: str | None):
-    return AutoConfig.from_pretrained(target).get_text_config() if target else None
+    return read_config(target).get_text_config() if target else None
 
 
 def rename(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

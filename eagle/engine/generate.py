@@ -80,7 +80,7 @@ def iterate(
         while any(state.active):
             results = decoder.step(state)
             finite = finite and all(result.finite and not result.replaced for result in results)
-            _check(state, results)
+            _check(state, results, plan)
             trees = [None] * len(results) if recorder is None else recorder.records()
             for row, result, tree in zip(state.rows, results, trees, strict=True):
                 if not row.stop_reason:
@@ -92,10 +92,10 @@ def iterate(
             decoder.release()
 
 
-def _check(state: DecodingState, results: list[StepResult]) -> None:
+def _check(state: DecodingState, results: list[StepResult], plan: Plan) -> None:
     """Raise where an unfinished row's target distributions are not finite; warn once about the drafter's."""
     active = [not row.stop_reason for row in state.rows]
-    check_finite([result.finite or not on for result, on in zip(results, active, strict=True)], "in a step")
+    check_finite([result.finite or not on for result, on in zip(results, active, strict=True)], "in a step", plan)
     if not state.warned and any(result.replaced for result in results):
         state.warned = True
         warnings.warn(REPLACED, stacklevel=3)

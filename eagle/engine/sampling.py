@@ -117,6 +117,9 @@ def _warpers(settings: SamplingParams) -> list[Processor]:
 class SamplingTransform:
     """Callable: logits [..., V] -> probabilities Float32[..., V]; equal where settings and processors are.
 
+    A row whose logits have NaN, plus infinity or no finite entry, or get them from the settings (a tiny repetition
+    penalty overflows), is NaN everywhere. Minus infinity is a masked token.
+
     processors: further logits processors, called after the repetition penalty and before the temperature, as
     `transformers` does. Each is called with exact prefixes, for nodes of the draft tree too, so what it returns must
     depend on its arguments alone, not on the order of calls.
@@ -158,7 +161,9 @@ class SamplingTransform:
             if self.processors:
                 rows = self._process(rows, tokens, prefixes.lengths.reshape(-1))
         if self.settings.greedy:
-            probs = torch.zeros_like(rows).scatter_(1, rows.argmax(-1, keepdim=True), 1.0)
+            largest, index = rows.max(-1, keepdim=True)
+            zero = largest - largest
+            probs = zero.repeat(1, rows.shape[1]).scatter_(1, index, zero + 1)
         else:
             for warper in self._warpers:
                 rows = warper(None, rows)
@@ -168,17 +173,15 @@ class SamplingTransform:
     def _process(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Apply the processors to the rows Float32[R, V], those with prefixes of one length at a time."""
         result = torch.empty_like(rows)
+        largest = rows.amax(-1)
+        broken = largest - largest
         for length in lengths.unique().tolist():
             index = (lengths == length).nonzero()[:, 0]
             scores = rows[index]
             for processor in self.processors:
                 scores = processor(tokens[index, :length], scores)
-            if scores.shape != (len(index), rows.shape[-1]):
-                raise ValueError(
-                    f"logits_processor: expected scores {(len(index), rows.shape[-1])}, found {tuple(scores.shape)}"
-                )
+            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            if shape != (len(index), rows.shape[-1]):
+                raise ValueError(f"logits_processor: expected scores {(len(index), rows.shape[-1])}, found {shape}")
             result[index] = scores.to(result)
-        largest = result.amax(-1)
-        if not bool(largest.isfinite().all()):
-            raise ValueError("logits_processor: after it the scores of a position are NaN, plus infinity or all masked")
-        return result
+        return result + broken[:, None]  # a processor that masks NaN does not mend the logits

@@ -119,7 +119,7 @@ class Decoder:
         scores = target.prefill(tokens, counts)
         rows = [GeneratedRow(prompt) for prompt in prompts]
         probs = plan.target(scores.logits[:, 0], row_tokens(plan, rows, target.device))
-        check_finite(finite_rows(scores.logits).tolist(), "after the prompt")
+        check_finite(finite_rows(probs).tolist(), "after the prompt", plan)
         root = hsd.draw(probs, self.generator)
         pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
         return DecodingState(StepState(pending, counts + 1, scores.aux), rows, {} if buffers is None else buffers)
@@ -176,7 +176,7 @@ class Decoder:
         tree = drafted.tree
         logits = scores.logits.to(tree.tokens.device)
         probs = self.plan.target(logits, node_tokens(self.plan, state.rows, tree))
-        flags = finite_rows(logits), drafted.replaced.to(logits.device).expand(len(logits))
+        flags = finite_rows(probs), drafted.replaced.to(logits.device).expand(len(logits))
         if tree.tokens.shape[1] == 1:
             tokens = hsd.draw(probs, generator)
             nothing = torch.zeros_like(tokens)
@@ -257,19 +257,27 @@ def read_back(packed: Tensor, nodes: int) -> list[StepResult]:
     return results
 
 
-def finite_rows(logits: Tensor) -> Tensor:
-    """[B, ..., V] -> Bool[B]: False where some position has NaN, plus infinity, or no finite entry (minus infinity is a
-    masked token). The largest entry shows all three.
+def finite_rows(probs: Tensor) -> Tensor:
+    """Target probabilities [B, ..., V] -> Bool[B]: False where some position's are not finite.
+
+    `SamplingTransform` makes such a position NaN everywhere, so one entry of each shows it.
     """
-    return logits.amax(-1).isfinite().flatten(1).all(1)
+    return probs[..., 0].isfinite().view(len(probs), -1).all(1)
 
 
-def check_finite(finite: list[bool], where: str) -> None:
-    """ValueError naming the first row whose target logits are not finite."""
+def check_finite(finite: list[bool], where: str, plan: Plan) -> None:
+    """ValueError naming the first row whose target distributions are not finite, and the settings that could be why."""
     if not all(finite):
+        penalty, remedy = plan.target.settings.repetition_penalty, ""
+        changed = [f"repetition_penalty={penalty:g}"] * (penalty != 1) + ["logits_processor"] * bool(
+            plan.target.processors
+        )
+        if changed:
+            where, remedy = f"{where} under {' and '.join(changed)}", "leave that out, or "
         raise ValueError(
             f"the target's logits of row {finite.index(False)} are NaN or infinite {where}: no token can be drawn from "
-            "them; check the weights (NaN entries, overflow in half precision) and load with dtype=torch.float32"
+            f"them; {remedy}check the weights (NaN entries, overflow in half precision) and load with "
+            "dtype=torch.float32"
         )
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, StopStringCriteria
+from transformers import StopStringCriteria
 
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
+from eagle.checkpoints.pretrained import read_tokenizer
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
@@ -119,14 +120,14 @@ class EagleModel:
         if not ea_model_path and (taps is not None or rope_theta is not None):
             raise ValueError("taps and rope_theta override an EAGLE-3 head's config.json: give ea_model_path with them")
         options = load_options(model_kwargs.pop("torch_dtype", dtype), device_map, attention, attn_implementation)
-        tokenizer = AutoTokenizer.from_pretrained(base_model_path)
+        tokenizer = read_tokenizer(base_model_path)
         model = load_lm(base_model_path, options, **model_kwargs)
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype, taps=taps, rope_theta=rope_theta)
             return cls.from_head(model, head, tokenizer)
         if not draft_model_path:
             return cls(model, None, tokenizer)
-        check_same_tokenizer(tokenizer, AutoTokenizer.from_pretrained(draft_model_path))
+        check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path))
         return cls(model, CausalLMDrafter(load_lm(draft_model_path, options), model.config.vocab_size), tokenizer)
 
     def generate(
@@ -287,25 +288,36 @@ def check_same_tokenizer(target: Any, draft: Any) -> None:
 
 
 def _check_streamer(streamer: Any, rows: int) -> None:
-    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
+    if (
+        isinstance(streamer, type)
+        or not callable(getattr(streamer, "put", None))
+        or not callable(getattr(streamer, "end", None))
+    ):
         raise ValueError(f"streamer={streamer!r}: expected a transformers streamer, with put and end")
     if rows > 1:
         raise ValueError(f"a streamer follows one row, got a batch of {rows}; generate row by row")
 
 
+def _check_dense(name: str, value: Any) -> None:
+    """ValueError unless the value is a tensor whose numbers can be read."""
+    if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+        kind = type(value).__name__
+        if isinstance(value, Tensor):
+            kind = f"one on the device {value.device} with the layout {value.layout}"
+        raise ValueError(f"{name}: expected an integer tensor [batch, length], found {kind}")
+
+
 def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
     """Rows of token ids without their padding."""
-    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-        found = (
-            f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
-            if isinstance(input_ids, Tensor)
-            else type(input_ids).__name__
-        )
+    _check_dense("input_ids", input_ids)
+    if input_ids.ndim != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+        found = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
         raise ValueError(f"input_ids: expected an integer tensor [batch, length], found {found}")
     if not len(input_ids):
         raise ValueError("input_ids has no rows: expected at least one prompt")
     if attention_mask is None:
         return input_ids.tolist()
+    _check_dense("attention_mask", attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask {tuple(attention_mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}"

@@ -153,8 +153,13 @@ class GenerationArgs:
 
 def fault(name: str, value: Any, expected: str) -> ValueError:
     """The error of a bad value, on one line."""
-    shown = repr(value)
-    return ValueError(f"{name}={shown if len(shown) < 80 else type(value).__name__}: expected {expected}")
+    return ValueError(f"{name}={shown(value)}: expected {expected}")
+
+
+def shown(value: Any) -> str:
+    """The value in a message; its type where it is long."""
+    found = repr(value)
+    return found if len(found) < 80 and "\n" not in found else type(value).__name__
 
 
 def number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> float:
@@ -267,11 +272,12 @@ REQUIRED = {"tree", "verifier", "nodes", "depth", "beta"}  # None is refused
 
 def _unsupported(name: str, value: Any, source: str) -> str | None:
     """Why a setting of `transformers` cannot be followed; None where it changes nothing or is none of these."""
-    if name not in NEUTRAL or value is None or any(value == neutral for neutral in NEUTRAL[name]):
+    simple = isinstance(value, Real)  # a tensor's comparison would be a tensor
+    if name not in NEUTRAL or value is None or (simple and value in NEUTRAL[name]):
         return None
     return (
-        f"{source}{name}={value!r}: not supported with speculative decoding; leave it out, or pass a logits_processor "
-        "or stopping_criteria that does the same"
+        f"{source}{name}={shown(value)}: not supported with speculative decoding; leave it out, or pass a "
+        "logits_processor or stopping_criteria that does the same"
     )
 
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils import is_accelerate_available
 
-from eagle.checkpoints.weight_files import check_local
+from eagle.checkpoints.pretrained import read_model
 from eagle.modules.precision import has_bf16
 from eagle.modules.tree_attention import ATTENTION
 
@@ -85,11 +84,10 @@ def load_options(
 
 def load_lm(path: str, options: LoadOptions, **model_kwargs: Any) -> Any:
     """A `transformers` causal LM. Without accelerate a model for one device is read on the CPU and then moved."""
-    check_local(path)
     dtype, device_map, attention = options
     single = isinstance(device_map, str | int | torch.device) and device_map not in SPREAD
     move = single and not is_accelerate_available()
-    model: Any = AutoModelForCausalLM.from_pretrained(
+    model: Any = read_model(
         path,
         dtype=dtype,
         device_map=None if move else device_map,

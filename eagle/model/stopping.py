@@ -34,4 +34,11 @@ class CriteriaStopping(Stopping):
 
     def _met(self, row: GeneratedRow) -> bool:
         ids = torch.tensor([row.prompt + row.new_tokens], device=self.device)
-        return any(bool(torch.as_tensor(criterion(ids, None)).any()) for criterion in self.criteria)
+        return any(_is_met(criterion(ids, None)) for criterion in self.criteria)
+
+
+def _is_met(answer: Any) -> bool:
+    """A criterion's answer for one row."""
+    if not isinstance(answer, bool | torch.Tensor):
+        raise ValueError(f"stopping_criteria: a criterion returned {type(answer).__name__}; expected a bool or Bool[1]")
+    return bool(torch.as_tensor(answer).any())

@@ -1,13 +1,12 @@
 """What a run needs before its first step: target, tokenizer, examples, head."""
 
 from collections import Counter
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from eagle.checkpoints.load import load_head
+from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
 from eagle.modules.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
 from eagle.modules.target import check_supported
 from eagle.train.config import TrainConfig
@@ -20,14 +19,8 @@ def load_pretrained(path: str, dtype: torch.dtype, device_map=None):
 
     Raises ValueError naming the target where it cannot be loaded or its architecture is not supported.
     """
-    try:
-        check_supported(AutoConfig.from_pretrained(path))
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map=device_map)
-        return model.eval(), AutoTokenizer.from_pretrained(path)
-    except Exception as error:  # transformers, safetensors and the hub each have their own
-        kind = "a directory" if Path(path).is_dir() else "no directory here, taken for a hub id"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"target {path!r} ({kind}) cannot be loaded: {reason}") from error
+    check_supported(read_config(path))
+    return read_model(path, dtype=dtype, device_map=device_map), read_tokenizer(path)
 
 
 def load_target(config: TrainConfig, device: torch.device):

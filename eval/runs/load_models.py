@@ -12,6 +12,7 @@ from transformers.utils import logging
 from eagle import EagleModel
 from eagle.checkpoints.fingerprint import fingerprint
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
+from eagle.checkpoints.pretrained import read_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "auto"
@@ -100,9 +101,7 @@ def placement(dtype: str, local_rank: int = 0) -> dict[str, Any]:
 
 def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
     """An ordinary draft model for `transformers`' assisted generation, set to drafts of one length as ours are."""
-    from transformers import AutoModelForCausalLM
-
-    assistant = AutoModelForCausalLM.from_pretrained(path, **placement(dtype, local_rank)).eval()
+    assistant = read_model(path, **placement(dtype, local_rank))
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     assistant.generation_config.assistant_confidence_threshold = 0.0
     return assistant

@@ -126,6 +126,27 @@ def test_target_logits_that_are_not_finite_raise(tree, temperature, value):
         engine.generate(PROMPT, max_new_tokens=5, temperature=temperature, tree=tree, nodes=9, depth=3)
 
 
+@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid"])
+def test_settings_that_overflow_raise_and_are_named(tree):
+    """1e-40 is a legitimate penalty by its range; the logits divided by it are infinite in float32."""
+    target = tiny_target()
+    engine = EagleModel.from_head(target, tiny_head(target))
+    with pytest.raises(ValueError, match="after the prompt under repetition_penalty=1e-40"):
+        engine.generate(PROMPT, max_new_tokens=5, tree=tree, nodes=4, depth=3, repetition_penalty=1e-40)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
+def test_a_processor_that_leaves_no_distribution_raises(temperature, fault):
+    target = tiny_target()
+    engine = EagleModel.from_head(target, tiny_head(target))
+    bad = lambda ids, scores: scores + fault if ids.shape[1] > 8 else scores
+    with pytest.raises(ValueError, match="row 0 are NaN or infinite in a step under logits_processor"):
+        engine.generate(
+            PROMPT, max_new_tokens=9, nodes=4, depth=2, temperature=temperature, logits_processor=[bad], seed=0
+        )
+
+
 def test_a_fault_in_the_middle_raises_and_the_next_generation_is_sound(monkeypatch):
     target = tiny_target()
     engine = EagleModel.from_head(target, tiny_head(target))

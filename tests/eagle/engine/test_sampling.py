@@ -100,16 +100,36 @@ def test_node_prefixes_are_the_rows_and_their_paths():
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        (lambda prefixes, scores: scores - torch.inf, "all masked"),
-        (lambda prefixes, scores: scores * torch.nan, "NaN"),
-        (lambda prefixes, scores: scores[:, :3], "expected scores"),
-    ],
+    "bad", [lambda ids, scores: scores[:, :3], lambda ids, scores: None, lambda ids, scores: scores.tolist()]
 )
-def test_a_processor_that_leaves_no_distribution_is_refused(bad, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_processor_that_returns_no_scores_is_refused(bad):
+    with pytest.raises(ValueError, match="expected scores"):
         SamplingTransform(SamplingParams(), [bad])(LOGITS, row_prefixes([[1, 2]], torch.device("cpu")))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("limits", [{}, {"top_k": 2, "top_p": 0.9, "min_p": 0.01}])
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
+def test_logits_without_a_distribution_are_nan_everywhere(temperature, limits, fault):
+    logits = torch.randn(3, 8)
+    logits[1] = -torch.inf
+    logits[1, 0] = fault
+    logits[2, 5] = -torch.inf
+    probs = SamplingTransform(SamplingParams(temperature, **limits))(logits)
+    assert probs[1].isnan().all()
+    assert torch.allclose(probs[[0, 2]].sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_a_processor_that_masks_a_fault_does_not_mend_it(temperature, fault):
+    logits = torch.randn(2, 5)
+    logits[1, 3] = fault
+    mask = lambda ids, scores: scores.index_fill(1, torch.tensor([3]), -torch.inf)
+    found = SamplingTransform(SamplingParams(temperature), [mask])(
+        logits, row_prefixes([[1], [2]], torch.device("cpu"))
+    )
+    assert found[1].isnan().all() and found[0].isfinite().all()
 
 
 def test_equal_transforms():

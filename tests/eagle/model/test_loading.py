@@ -86,14 +86,14 @@ def test_with_a_gpu_and_nothing_said_the_model_goes_there(monkeypatch):
 @pytest.mark.parametrize("accelerate", [True, False])
 def test_one_device_needs_no_accelerate(paths, monkeypatch, accelerate):
     asked = []
-    load = loading.AutoModelForCausalLM.from_pretrained
+    load = loading.read_model
 
     def recorded(path, device_map, **options):
         asked.append(device_map)
         return load(path, device_map=device_map, **options)
 
     monkeypatch.setattr(loading, "is_accelerate_available", lambda: accelerate)
-    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", recorded)
+    monkeypatch.setattr(loading, "read_model", recorded)
     assert EagleModel.from_pretrained(*paths, device_map="cpu").device == CPU
     assert asked == (["cpu"] if accelerate else [None])
 

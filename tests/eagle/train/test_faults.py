@@ -201,7 +201,7 @@ def test_a_truncated_target_is_named(settings, tiny_target, tmp_path, capsys):
         (broken / path.name).write_bytes(content[:1000] if path.suffix == ".safetensors" else content)
     status, error = run(capsys, settings(tmp_path / "run", target=str(broken)))
     assert status == 2
-    assert f"target '{broken}' (a directory) cannot be loaded" in error.strip().splitlines()[-1]
+    assert f"target '{broken}': {broken}/model.safetensors: cannot be read as tensors" in error.strip().splitlines()[-1]
 
 
 def test_auto_caches_where_epochs_repeat(settings, tmp_path):
