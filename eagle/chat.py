@@ -9,6 +9,7 @@ are no colors, the answers go to stdout and everything else to stderr. Ctrl-C en
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -224,6 +225,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     if not options.no_plain:
         chat.measure_plain()
+    for stream in (sys.stdin, sys.stdout):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # bytes of another encoding in a pipe
     if interactive:
         import readline  # noqa: F401  # editing and history for input()
 

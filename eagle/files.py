@@ -1,10 +1,11 @@
-"""Files and directories that are either whole or absent, and JSON files read with a clear error.
+"""Files and directories that are either whole or absent, files that one process claims, JSON read with a clear error.
 
 Everything is written beside its place, flushed to disk, and renamed: a process killed at any moment leaves the old
-content or the new one, never half of either.
+content or the new one, never half of either. A full disk is an OSError that names the file.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,18 @@ except ImportError:  # Windows has no fcntl: there, nothing stops two processes 
     fcntl = None  # type: ignore[assignment]
 
 
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give an OSError raised inside the file's name where it has none, as with a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        remedy = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OSError(error.errno, f"{error.strerror or error}{remedy}", str(path)) from error
+
+
 def flush(path: Path) -> None:
     """Force a file's or directory's content to disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -28,17 +41,18 @@ def flush(path: Path) -> None:
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write(temporary)` fill a temporary file, then rename it to `path`."""
+    """Let `write(temporary)` fill a temporary file, then rename it to `path`. Raises OSError naming the file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush(path.parent)
+    with naming(path):
+        try:
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        flush(path.parent)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -57,13 +71,21 @@ def write_json(path: str | Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON document, UTF-8 where it is bytes. Raises ValueError, also where it nests too deep."""
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ValueError naming a file that is missing, not JSON or not an object."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise ValueError(f"{path.name} is missing in {str(path.parent)!r}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); the file may be cut short") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -75,16 +97,17 @@ def write_directory(path: str | Path, fill: Callable[[Path], Any]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        fill(temporary)
-        for entry in temporary.rglob("*"):
-            flush(entry)
-        flush(temporary)
-        os.rename(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    flush(path.parent)
+    with naming(path):
+        temporary.mkdir(parents=True)
+        try:
+            fill(temporary)
+            for entry in temporary.rglob("*"):
+                flush(entry)
+            flush(temporary)
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        flush(path.parent)
 
 
 def lock(file: BinaryIO, message: str) -> None:
@@ -97,11 +120,47 @@ def lock(file: BinaryIO, message: str) -> None:
         raise ValueError(message) from error
 
 
-@contextlib.contextmanager
-def locked(path: str | Path, message: str) -> Iterator[None]:
-    """Hold the lock file `path` (created if need be, and left there). Raises ValueError(message) where it is held."""
+def open_locked(path: str | Path, message: str) -> BinaryIO:
+    """Open for appending, claimed by this process. Raises ValueError(message) where another has it.
+
+    Between opening and locking another process may have removed the file; the lock would then hold a file without a
+    name, so the name is looked up again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        lock(file, message)
+    while True:
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
+        try:
+            lock(file, message)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except ValueError:
+            file.close()
+            raise
+        file.close()
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, message: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is removed afterwards. Raises ValueError(message) where another has it."""
+    file = open_locked(path, message)
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        file.close()
+
+
+def sole_writer(output: str | Path) -> contextlib.AbstractContextManager[None]:
+    """Claim a file or directory that is about to be written over some time, by a lock file beside it.
+
+    Raises ValueError naming `output` where another process writes it.
+    """
+    path = Path(output)
+    if not path.name:
+        raise ValueError(f"output {str(output)!r}: expected the name of a file or directory")
+    return locked(
+        path.with_name(f".{path.name}.lock"),
+        f"{output}: another process is writing it; wait until it ends, or choose another output",
+    )

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eval import command, flags, provenance
+from eagle import command
+from eval import flags, provenance
 from eval.questions import benchmarks, prompts
 from eval.runs import load_models, runner
 from eval.runs.answers import WEIGHTS, AnswerFile, shard_path

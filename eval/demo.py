@@ -19,11 +19,12 @@ from typing import Any
 
 from transformers.utils import logging
 
+from eagle import command
 from eagle.checkpoints.fetch import fetch
 from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names
+from eagle.files import write_whole
 from eval import __main__ as evaluation
-from eval import command, flags
-from eval.jsonl import write_whole
+from eval import flags
 from eval.questions import benchmarks
 from eval.reports import report
 from eval.runs import load_models
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit code of `eval.command.run`."""
+    """The command; returns the exit code of `eagle.command.run`."""
     options, more = build_parser().parse_known_args(argv)
     return command.run(lambda: run(options, more))
 

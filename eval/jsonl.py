@@ -1,6 +1,6 @@
 """Files that survive a kill: whole-file writes, and JSON lines that are appended one by one.
 
-A reader never sees half of a report (`write_whole`: temporary file, fsync, rename). A line of an answer file is on disk
+A reader never sees half of a report (`eagle.files.write_whole`). A line of an answer file is on disk
 before the next question starts (`append`: one line, flush, fsync); if the process ends inside a line, that line has no
 newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
 """
@@ -9,30 +9,10 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from eagle import files
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Give an OSError raised inside the file's name where it has none, as with a full disk."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        remedy = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise OSError(error.errno, f"{error.strerror or error}{remedy}", str(path)) from error
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` so that `path` holds either all of it or what it held before. Raises OSError naming the file."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    with naming(path):
-        files.write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def check_writable(path: Path) -> None:
@@ -56,8 +36,8 @@ def lines(path: Path) -> Iterator[tuple[int, Any]]:
     content = path.read_bytes()
     for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
         try:
-            yield number, json.loads(line)
-        except (ValueError, RecursionError) as error:
+            yield number, files.parse_json(line)
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {number}: not JSON ({error}); expected one record per line. Remove the line and run "
                 "again: its question will be answered again"
@@ -74,34 +54,15 @@ def recover(path: Path) -> None:
             os.fsync(file.fileno())
 
 
-def lock(file: BinaryIO, path: Path) -> None:
-    """Claim an open file for this process until it is closed or the process ends. ValueError where another has it."""
-    files.lock(file, f"{path}: another run is writing this file; wait for it, or choose another file")
-
-
 def open_locked(path: Path) -> BinaryIO:
-    """Open for appending, claimed by this process. ValueError where another run has it.
-
-    Between opening and locking another process may have removed the file; the lock would then hold a file without a
-    name, so the name is looked up again.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
-        try:
-            lock(file, path)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except ValueError:
-            file.close()
-            raise
-        file.close()
+    """Open for appending, claimed by this process. ValueError where another run has it."""
+    return files.open_locked(path, f"{path}: another run is writing this file; wait for it, or choose another file")
 
 
 def append(file: BinaryIO, record: Any, path: Path) -> None:
     """One line, on disk when this returns. Raises OSError naming `path`, ValueError for nan or infinity."""
     line = json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
-    with naming(path):
+    with files.naming(path):
         file.write(line)
         file.flush()
         os.fsync(file.fileno())

@@ -11,16 +11,18 @@ speculators   what the speculators library and vLLM read: nested config.json, la
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eagle import command
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.layouts import safeailab_config, speculators_config
 from eagle.checkpoints.load import build_head, locate, naming, read_checkpoint
 from eagle.checkpoints.pretrained import read_config
-from eagle.files import write_file, write_json
+from eagle.files import sole_writer, write_directory, write_json
 from eagle.modules.head import HeadConfig
 
 LAYER_PREFIX = {"safeailab": "midlayer.", "speculators": "layers.0."}
@@ -49,6 +51,8 @@ def convert(source: str | Path, output: str | Path, to: str, target_name: str | 
     """Write the head at `source` to `output` in the layout `to`; the checks of `load_head` come first."""
     if to not in LAYER_PREFIX:
         raise ValueError(f"format {to!r} is not known; known: {', '.join(LAYER_PREFIX)}")
+    if not str(output):
+        raise ValueError("output '': expected a directory")
     directory, output = locate(source), Path(output)
     if output.resolve() == directory.resolve():
         raise ValueError(f"output {str(output)!r} is the input directory; choose another, so that the original stays")
@@ -60,12 +64,28 @@ def convert(source: str | Path, output: str | Path, to: str, target_name: str | 
         build_head(config, dict(tensors))
     renamed = {name: t.detach().clone().contiguous() for name, t in rename(tensors, LAYER_PREFIX[to]).items()}
     dtype = str(tensors["fc.weight"].dtype).removeprefix("torch.")
-    write_file(output / "model.safetensors", lambda path: save_file(renamed, path, metadata={"format": "pt"}))
-    write_json(output / "config.json", write_config(to, config, dtype, target, target_name))
+    layout = write_config(to, config, dtype, target, target_name)
+
+    def fill(folder: Path) -> None:
+        save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+        write_json(folder / "config.json", layout)
+
+    with sole_writer(output):
+        check_new(output)
+        write_directory(output, fill)
     return config
 
 
-def main() -> None:
+def check_new(output: Path) -> None:
+    """ValueError unless `output` is absent or an empty directory, which is removed: what is there is never mixed."""
+    if output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
+    if output.exists():
+        raise ValueError(f"output {str(output)!r} exists already; remove it, or choose another")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Convert as `argv` says and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m eagle.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,10 +93,14 @@ def main() -> None:
     parser.add_argument("output", metavar="OUT")
     parser.add_argument("--to", required=True, choices=tuple(LAYER_PREFIX))
     parser.add_argument("--target", help="the target's directory or hub id")
-    args = parser.parse_args()
-    config = convert(args.source, args.output, args.to, args.target)
-    print(f"{args.output}: {args.to} layout, taps (layer inputs) {list(config.taps)}")
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        config = convert(args.source, args.output, args.to, args.target)
+        print(f"{args.output}: {args.to} layout, taps (layer inputs) {list(config.taps)}")
+
+    return command.run(work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

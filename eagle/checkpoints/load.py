@@ -34,7 +34,7 @@ TRAINING_ONLY = {"verifier_lm_head.weight", "verifier_norm.weight"}
 def locate(path_or_hub_id: str | Path) -> Path:
     """The local directory of a head: a directory as it is, a hub id downloaded (or taken from the hub's cache)."""
     path = Path(path_or_hub_id)
-    if path.is_dir():
+    if str(path_or_hub_id) and path.is_dir():  # Path("") is the working directory
         return path
     if path.is_file():
         raise ValueError(f"draft head {str(path)!r} is a file; expected its directory, with config.json beside it")

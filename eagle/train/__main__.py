@@ -10,11 +10,11 @@ itself, in the SafeAILab layout; with several processes or machines, start it wi
 import argparse
 import sys
 
+from eagle import command
 from eagle.train import checkpoint
-from eagle.train.command import run_command
 from eagle.train.config import add_arguments, from_arguments
 from eagle.train.progress import checkpoint_root
-from eagle.train.trainer import Trainer
+from eagle.train.trainer import train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             return "no checkpoint was written yet; the same command begins again"
         return f"{found[-1]} is kept; the same command continues from it"
 
-    return run_command(lambda: Trainer(from_arguments(args)).run(), kept)
+    return command.run(lambda: train(from_arguments(args)), kept)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
-from eagle.files import write_directory
+from eagle.files import read_json, write_directory
 
 
 def directories(root: str | Path) -> list[Path]:
@@ -68,12 +68,9 @@ def damaged(path: Path, error: Exception) -> ValueError:
 def read_json_object(file: Path) -> dict:
     """A JSON object. Raises ValueError naming the file where it holds none."""
     try:
-        value = json.loads(file.read_text())
+        return read_json(file)
     except (OSError, ValueError) as error:
         raise damaged(file, error) from error
-    if not isinstance(value, dict):
-        raise damaged(file, TypeError("not a JSON object"))
-    return value
 
 
 def restore(path: Path, name: str, module: nn.Module, optimizer: Optimizer) -> None:

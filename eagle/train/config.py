@@ -16,9 +16,11 @@ from pathlib import Path
 
 import torch
 
+from eagle.files import parse_json
 from eagle.modules.precision import has_bf16
 
 PRECISIONS = ("auto", "bf16", "no")
+LARGEST = 2**31 - 1  # of whole numbers: sizes and counts that torch takes
 
 # What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
 Range = tuple[str, Callable[[float], bool], tuple[str, ...]]
@@ -26,11 +28,12 @@ RANGES: tuple[Range, ...] = (
     ("0 .. 1", lambda x: 0 <= x <= 1, ("acceptance_weight", "acceptance_warmup", "decay", "step_decay")),
     ("0 .. 0.5", lambda x: 0 < x <= 0.5, ("held_out_share",)),
     (
-        "at least 1",
-        lambda x: x >= 1,
+        f"1 .. {LARGEST}",
+        lambda x: 1 <= x <= LARGEST,
         ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep", "max_length", "batch_tokens")
         + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size"),
     ),
+    (f"0 .. {LARGEST}", lambda x: 0 <= x <= LARGEST, ("seed",)),
     ("0 or more", lambda x: x >= 0, ("warmup", "weight_decay", "eval_prompts", "eval_temperature")),
     ("more than 0", lambda x: x > 0, ("lr", "clip", "steps", "epochs", "minutes")),
 )
@@ -106,6 +109,8 @@ class TrainConfig:
         missing = [name for name in ("target", "data", "output") if not getattr(self, name)]
         if missing:
             raise ValueError(f"settings {', '.join(missing)}: must be given, in the config file or as --{missing[0]}")
+        if not self.feature_cache:
+            raise ValueError("feature_cache is ''; expected a directory, 'auto' or 'off'")
         if self.steps is None and self.epochs is None and self.minutes is None:
             raise ValueError("give at least one of steps, epochs, minutes: nothing says when training ends")
 
@@ -128,7 +133,7 @@ def from_dict(settings: dict) -> TrainConfig:
 def read_settings(path: str | Path) -> dict:
     """The settings in a JSON file. Raises ValueError naming the file where it holds no JSON object."""
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = parse_json(Path(path).read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"config file {str(path)!r}: cannot be read as JSON ({error})") from error
     if not isinstance(settings, dict):

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from eagle.files import write_text
+from eagle.files import naming, parse_json, write_text
 from eagle.train.progress import Progress
 
 
@@ -34,7 +34,7 @@ def whole_rows(path: Path) -> list[dict]:
         if not line.endswith("\n"):
             break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number}: not JSON ({error}); remove the line to continue the run"
@@ -87,11 +87,8 @@ class TrainingLog:
         """Append a line. Raises OSError naming the file where it cannot be written."""
         self.take_evaluation(row)
         if self.accelerator.is_main_process:
-            try:
-                with self.path.open("a") as file:
-                    file.write(json.dumps(finite(row), allow_nan=False) + "\n")
-            except OSError as error:
-                raise OSError(f"{self.path}: cannot be written ({error.strerror})") from error
+            with naming(self.path), self.path.open("a") as file:
+                file.write(json.dumps(finite(row), allow_nan=False) + "\n")
 
     def count_positions(self, positions: int) -> None:
         """Positions of a whole batch; every process counts the same ones, so only one of them does."""

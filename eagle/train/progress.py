@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from eagle.checkpoints.fingerprint import fingerprint
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, digest
@@ -35,6 +36,7 @@ class Progress:
     tokens: int = 0
     examples: int = 0  # conversations trained on: the plan of batches depends on them
     data: str = ""  # digest of their token ids and spans
+    target: str = ""  # fingerprint of the target's weights
     seconds: float = 0.0
     best: float = -1.0
     window: list = field(default_factory=list)
@@ -54,10 +56,15 @@ def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
         raise ValueError(f"{path} is of a run with other settings ({listed}); choose another output or restore them")
 
 
-def read_progress(path: Path, config: TrainConfig, examples: list[Example]) -> Progress:
-    """The progress that a checkpoint holds.
+def weights_of(target: str) -> str:
+    """What stands for a target's weights: their fingerprint in a directory, a hub id itself."""
+    return fingerprint(target) if Path(target).is_dir() else target
 
-    Raises ValueError where it is damaged, or of a run with other settings or other data.
+
+def read_progress(path: Path, config: TrainConfig, examples: list[Example], target: str) -> Progress:
+    """The progress that a checkpoint holds. `target` is what `weights_of` gives for the run's.
+
+    Raises ValueError where it is damaged, or of a run with other settings, other data or another target.
     """
     state, known = checkpoint.read_json_object(path / "state.json"), {f.name for f in fields(Progress)}
     saved, settings = state.get("progress"), state.get("config")
@@ -74,5 +81,10 @@ def read_progress(path: Path, config: TrainConfig, examples: list[Example]) -> P
         raise ValueError(
             f"{config.output} was begun with other data: the conversations have changed since {path.name}; choose "
             "another output or restore the data"
+        )
+    if progress.target not in ("", target):
+        raise ValueError(
+            f"{config.output} was begun with other weights in {config.target!r}: they have changed since {path.name}; "
+            "choose another output or restore the target"
         )
     return progress

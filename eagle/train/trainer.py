@@ -8,6 +8,7 @@ gradient.
 import contextlib
 import itertools
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from eagle.checkpoints.load import save_head
-from eagle.files import write_json
+from eagle.files import sole_writer, write_json
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, split_rows
@@ -30,9 +31,18 @@ from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
 from eagle.train.log import TrainingLog
 from eagle.train.objective.alignment import Objective, align
-from eagle.train.progress import Progress, checkpoint_root, read_progress
+from eagle.train.progress import Progress, checkpoint_root, read_progress, weights_of
 from eagle.train.schedule import adamw, learning_rate_factor, linear_ramp, set_learning_rate
 from eagle.train.setup import build_head, load_target, split_examples
+
+
+def train(config: TrainConfig) -> None:
+    """A whole run, the only one that writes its output. Raises ValueError as `Trainer` does."""
+    config.check_runnable()
+    check_launch()
+    main = os.environ.get("RANK", "0") == "0"  # accelerate's and torchrun's; the other processes write nothing
+    with sole_writer(config.output) if main else contextlib.nullcontext():
+        Trainer(config).run()
 
 
 class Trainer:
@@ -65,12 +75,13 @@ class Trainer:
         """Optimizer, the last checkpoint's state, and the wrapping of both for this run's processes."""
         config, accelerator = self.config, self.accelerator
         optimizer = adamw(self.head.parameters(), config.lr, config.weight_decay)
-        self.progress = Progress()
+        self.progress, target = Progress(), weights_of(config.target)
         found = checkpoint.directories(checkpoint_root(config.output))
         if found:
-            self.progress = read_progress(found[-1], config, self.train_set)
+            self.progress = read_progress(found[-1], config, self.train_set, target)
             checkpoint.restore(found[-1], "head", self.head, optimizer)
         self.progress.examples, self.progress.data = len(self.train_set), digest(self.train_set)
+        self.progress.target = target
         steps = accelerator.gather(torch.tensor([self.progress.step], device=self.device)).tolist()
         if min(steps) != max(steps):
             raise ValueError(
@@ -90,7 +101,7 @@ class Trainer:
         directory = cache_directory(config, self.train_set, size)
         if directory is None:
             return None
-        cache = CachedFeatures(self.train_set, directory, config.target, taps, dtype, config.batch_tokens)
+        cache = CachedFeatures(self.train_set, directory, weights_of(config.target), taps, dtype, config.batch_tokens)
         cache.check(size)
         return cache
 

@@ -14,8 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from eval import command
-from eval.jsonl import write_whole
+from eagle import command
+from eagle.files import write_whole
 
 GITHUB = "https://raw.githubusercontent.com"
 

@@ -14,8 +14,8 @@ import json
 import re
 from pathlib import Path
 
-from eval import command
-from eval.jsonl import write_whole
+from eagle import command
+from eagle.files import write_whole
 from eval.reports.markdown import markdown_table
 from eval.reports.tables import headline
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval import command
+from eagle import command
 from eval.questions.benchmarks import Line, parse, shown
 from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import markdown_table, number

@@ -12,8 +12,9 @@ import json
 import re
 from pathlib import Path
 
-from eval import command
-from eval.jsonl import check_writable, write_whole
+from eagle import command
+from eagle.files import write_whole
+from eval.jsonl import check_writable
 from eval.reports import metrics
 from eval.reports.html import page
 from eval.reports.markdown import markdown_table

@@ -19,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eagle.files import parse_json, write_whole
 from eval import jsonl
 from eval.questions.benchmarks import Question, shown
 from eval.runs.methods import SAMPLING, Turn
@@ -183,7 +184,7 @@ class AnswerFile:
         meta: Record = read_meta(place) if begun else {"schema": SCHEMA, "settings": settings, "sessions": []}
         check_same_settings(self.path, meta["settings"], json.loads(json.dumps(settings)))
         meta["sessions"].append(origin)
-        jsonl.write_whole(place, json.dumps(meta, indent=1) + "\n")
+        write_whole(place, json.dumps(meta, indent=1) + "\n")
         self.session = len(meta["sessions"]) - 1
         for entry in read_entries(self.path):
             self._note(entry)
@@ -224,8 +225,8 @@ def read_meta(path: Path) -> Record:
     """The settings and sessions of an answer file. Raises ValueError naming the file and what is wrong with it."""
     remedy = "restore the file, or answer again with `python -m eval ... --fresh`"
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        meta = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(meta, dict) or not isinstance(meta.get("settings"), dict):
         raise ValueError(f"{path}: expected a JSON object with `settings`; {remedy}")

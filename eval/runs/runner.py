@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from eval.command import one_line
+from eagle.command import one_line
 from eval.questions import prompts
 from eval.questions.benchmarks import Question
 from eval.runs.answers import AnswerFile, Record, answer_record, measured

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eagle import command
 from eagle.checkpoints.pairs import DEMO
-from eval import command
+from eagle.files import write_whole
 from eval.clock import synchronize
-from eval.jsonl import check_writable, write_whole
+from eval.jsonl import check_writable
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.markdown import markdown_table

@@ -13,9 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eagle import command
 from eagle.files import write_json
 from eagle.tuning.step_cost import Point, choose, measure
-from eval import command
 from eval.questions import benchmarks, prompts
 from eval.reports.markdown import markdown_table
 from eval.reports.tables import speedup_text

@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eval import command
-from eval.jsonl import check_writable, write_whole
+from eagle import command
+from eagle.files import write_whole
+from eval.jsonl import check_writable
 from eval.provenance import REPOSITORY, provenance
 
 WHOLE_SECONDS = 530.0  # of all parts together

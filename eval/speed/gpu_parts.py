@@ -20,10 +20,10 @@ from torch.nn.functional import scaled_dot_product_attention
 import hsd
 from eagle import EagleModel
 from eagle.checkpoints.pairs import DEMO, Pair, pair_names, resolve_pair
+from eagle.files import write_whole
 from eagle.modules import tree_attention
 from eagle.trees import TREES
 from eval.clock import seconds_of
-from eval.jsonl import write_whole
 from eval.provenance import REPOSITORY
 from eval.runs import methods
 from eval.runs.load_models import DTYPES, load

@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from eagle import EagleModel
+from eagle import EagleModel, command
 from eagle.checkpoints.pairs import DEMO
-from eval import command
 from eval.reports.markdown import markdown_table
 from eval.runs.load_models import add_model_flags, load_from_flags
 

@@ -18,15 +18,15 @@ from typing import NamedTuple
 
 import torch
 
-from eagle import EagleModel
+from eagle import EagleModel, command
 from eagle.engine.capturable import why_not
 from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import DecodingState, PhaseClock
 from eagle.engine.step import Decoder
+from eagle.files import write_whole
 from eagle.trees import TreeSettings
-from eval import command
-from eval.jsonl import check_writable, write_whole
+from eval.jsonl import check_writable
 from eval.provenance import provenance
 from eval.reports.markdown import markdown_table
 from eval.runs.answers import PHASES

@@ -26,9 +26,10 @@ from typing import NamedTuple
 import torch
 
 import hsd
-from eval import command
+from eagle import command
+from eagle.files import write_whole
 from eval.clock import seconds_of
-from eval.jsonl import check_writable, write_whole
+from eval.jsonl import check_writable
 from eval.reports.markdown import markdown_table
 
 SIZES = (9, 9, 9, 8, 8, 8, 8)

@@ -16,10 +16,11 @@ from typing import NamedTuple
 import torch
 
 import hsd
+from eagle import command
 from eagle.engine.sampling import SamplingParams
+from eagle.files import write_file
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
-from eval import command
 from eval.jsonl import check_writable
 from eval.runs.load_models import add_model_flags, load_from_flags
 from eval.trees.probe import ScoredTree, StateProbe, TreeLimits
@@ -179,7 +180,8 @@ def draw(picture: Picture, path: str | Path) -> None:
     axes.set_xlabel("draft tokens after the root")
     axes.set_yticks([])
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    ending = Path(path).suffix.removeprefix(".") or "png"
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format=ending))
     pyplot.close(figure)
 
 
@@ -207,6 +209,15 @@ def _legend(figure, pyplot) -> None:
         pyplot.Line2D([], [], color="#1a7a3c", linewidth=3.5, label="accepted path, + bonus token"),
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+
+
+def check_ending(path: str) -> None:
+    """ValueError where matplotlib writes no pictures of this kind."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if (Path(path).suffix.removeprefix(".") or "png") not in known:
+        raise ValueError(f"--output {path}: expected an ending among {', '.join(sorted(known))}")
 
 
 def draft_step(
@@ -261,6 +272,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Draft the step, verify it once, write the picture."""
     check_writable(Path(options.output))
+    check_ending(options.output)
     model = load_from_flags(options)
     settings = TreeSettings(options.nodes, options.depth, options.width)
     verifier = "greedy" if options.temperature < 1e-5 else options.verifier

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import hsd
+from eagle import command
 from eagle.trees import DraftProbs, TreeSettings, hybrid
-from eval import command
 from eval.reports.markdown import markdown_table
 from hsd.audit.optimum import optimum
 from hsd.audit.worlds import Dice, Draft, World, random_world

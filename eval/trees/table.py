@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from eagle import command
 from eagle.engine.sampling import SamplingParams
+from eagle.files import write_file, write_whole
 from eagle.trees import TreeSettings, find_tree
-from eval import command, jsonl, provenance
+from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import markdown_table
@@ -150,7 +152,7 @@ def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[in
     figure.legend(
         *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False
     )
-    figure.savefig(path, dpi=120)
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
     pyplot.close(figure)
 
 
@@ -282,8 +284,8 @@ def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argpar
         "cpu": origin["hardware"]["cpu"],
         "tables": tables,
     }
-    jsonl.write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
-    jsonl.write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
+    write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
+    write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
     plot(tables, options.methods, options.budgets, output / "table.png")
 
 

@@ -1,8 +1,10 @@
 """Files and directories are whole or absent."""
 
+import errno
+
 import pytest
 
-from eagle.files import write_directory, write_file, write_json, write_text
+from eagle.files import parse_json, sole_writer, write_directory, write_file, write_json, write_text
 
 
 def dies(path):
@@ -26,3 +28,31 @@ def test_a_directory_appears_when_it_is_complete(tmp_path):
     assert not (tmp_path / "d").exists()
     write_directory(tmp_path / "d", lambda path: (path / "whole").write_text("x"))
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["whole"]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    output = tmp_path / "run"
+    busy = pytest.raises(ValueError, match="run: another process is writing it")
+    with sole_writer(output), busy, sole_writer(output):
+        pass
+    with sole_writer(output):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="expected the name of a file or directory"):
+        sole_writer("")
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for write in (write_file, write_directory):
+        with pytest.raises(OSError, match="No space left on device; free space and run again") as caught:
+            write(tmp_path / "a", full)
+        assert caught.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize("text", ["[" * 99999, "{", b"\xff", '{"a": 1}x'])
+def test_what_is_no_json_is_a_value_error(text):
+    with pytest.raises(ValueError, match="."):
+        parse_json(text)

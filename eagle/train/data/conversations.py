@@ -13,7 +13,6 @@ The order of training is a function of (seed, epoch) alone, so a run that is sto
 """
 
 import hashlib
-import json
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import NamedTuple
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
+
+from eagle.files import parse_json
 
 ROLES = {
     "human": "user",
@@ -75,7 +76,7 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
             place = f"{path}, line {number}"
             if line.strip():
                 try:
-                    record = json.loads(line.decode("utf-8"))
+                    record = parse_json(line)
                 except ValueError as error:  # UnicodeDecodeError is one
                     raise ValueError(f"{place}: not JSON in UTF-8 ({error})") from error
                 if not isinstance(record, dict):

@@ -1,7 +1,6 @@
 """Prompts that share a long run of words with an evaluation file are not trained on."""
 
 import gzip
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def read_texts(path: str | Path) -> list[str]:
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"excluded file {str(path)!r}: cannot be read as text ({error})") from error
     try:
-        return list(texts_in([json.loads(line) for line in text.splitlines() if line.strip()]))
+        return list(texts_in([parse_json(line) for line in text.splitlines() if line.strip()]))
     except ValueError:
         return [text]
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from eagle.checkpoints.fingerprint import fingerprint
-from eagle.files import write_json
+from eagle.files import naming, parse_json, write_json, write_whole
 
 TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -64,7 +64,7 @@ class Sidecar:
             write_json(self.path, {**self.settings, "complete": False})
             return False
         try:
-            found = json.loads(self.path.read_text())
+            found = parse_json(self.path.read_bytes())
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{self.path}: cannot be read ({error}); remove it and {self.output} to sample again"
@@ -96,10 +96,10 @@ class Journal:
             content = self.path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if whole != content:
-                self.path.write_bytes(whole)
+                write_whole(self.path, whole)
             for number, line in enumerate(whole.splitlines(), 1):
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     self.values[row["number"]] = row["value"]
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{self.path}, line {number}: cannot be read; remove the line") from error
@@ -107,9 +107,7 @@ class Journal:
     def append(self, number: int, value: object) -> None:
         """Write one item. Raises OSError naming the file where it cannot be written."""
         self.values[number] = value
-        try:
+        with naming(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"number": number, "value": value}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise OSError(f"{self.path}: cannot be written ({error.strerror}); what it holds is kept") from error

@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from eagle.files import write_text
+from eagle import command
+from eagle.files import sole_writer, write_text
 from eagle.modules.precision import has_bf16
-from eagle.train.command import run_command
+from eagle.train.config import LARGEST
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
 from eagle.train.data.overlap import RUN, Overlap
@@ -44,12 +45,13 @@ def check(args: argparse.Namespace) -> None:
             raise ValueError(f"--temperature {value}; expected 0 or more")
     for name in ("max_new_tokens", "batch", "limit", "prompt_tokens"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}; expected at least 1")
+        if value is not None and not 1 <= value <= LARGEST:
+            raise ValueError(f"--{name.replace('_', '-')} {value}; expected 1 .. {LARGEST}")
+    for name in ("seed", "self_prompts"):
+        if not 0 <= getattr(args, name) <= LARGEST:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected 0 .. {LARGEST}")
     if args.minutes is not None and not args.minutes >= 0:
         raise ValueError(f"--minutes {args.minutes}; expected 0 or more")
-    if args.self_prompts < 0:
-        raise ValueError(f"--self-prompts {args.self_prompts}; expected 0 or more")
     if not args.data and not args.self_prompts:
         raise ValueError("nothing to answer: give --data F..., --self-prompts N, or both")
 
@@ -255,7 +257,12 @@ def main(argv: list[str] | None = None) -> int:
             return f"finished conversations are kept in {part}; the same command continues"
         return "no conversation was finished yet; the same command continues"
 
-    return run_command(lambda: regenerate(args), kept)
+    def work() -> None:
+        check(args)
+        with sole_writer(args.output):
+            regenerate(args)
+
+    return command.run(work, kept)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eagle import command
 from eagle.files import write_text
-from eagle.train.command import run_command
 
 HOLD_OUT_EVERY = 20
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR")
     args = parser.parse_args(argv)
-    return run_command(lambda: write_sources(args.data_dir, args.out_dir))
+    return command.run(lambda: write_sources(args.data_dir, args.out_dir))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,10 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from eagle.files import write_text
+from eagle import command
+from eagle.files import sole_writer, write_text
 from eagle.modules.precision import has_bf16
 from eagle.train import checkpoint
-from eagle.train.command import run_command
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
 from eagle.train.schedule import adamw, learning_rate_factor, set_learning_rate
 
@@ -199,7 +199,11 @@ def main(argv: list[str] | None = None) -> int:
     def kept() -> str:
         return f"the checkpoint in {args.work}, if any, is kept; the same command continues from it"
 
-    return run_command(lambda: build_and_train(args), kept)
+    def work() -> None:
+        with sole_writer(args.work), sole_writer(args.output):
+            build_and_train(args)
+
+    return command.run(work, kept)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import sys
 
 import torch
 
+from eagle import command
 from eagle.checkpoints.load import load_head
-from eagle.train.command import run_command
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import load_examples
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device-map")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    return run_command(lambda: print_table(args))
+    return command.run(lambda: print_table(args))
 
 
 def print_table(args) -> None:

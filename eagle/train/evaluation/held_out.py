@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from eagle import command
 from eagle.checkpoints.load import load_head
 from eagle.files import write_json
-from eagle.train.command import run_command
 from eagle.train.data.conversations import collate, load_examples
 from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of target and head")
     add("--json", metavar="OUT", help="write the numbers there as well")
     args = parser.parse_args(argv)
-    return run_command(lambda: report(args))
+    return command.run(lambda: report(args))
 
 
 if __name__ == "__main__":

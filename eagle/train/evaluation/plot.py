@@ -10,7 +10,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from eagle.train.command import run_command
+from eagle import command
+from eagle.files import write_file
 from eagle.train.log import whole_rows
 
 
@@ -43,7 +44,7 @@ def plot(output: str | Path) -> Path:
     expected.set(title="E[accepted], held out", xlabel="step")
     expected.legend()
     path = Path(output, "curves.png")
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
     return path
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("output", metavar="OUTPUT_DIR")
     args = parser.parse_args(argv)
-    return run_command(lambda: print(plot(args.output)))
+    return command.run(lambda: print(plot(args.output)))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from eagle.checkpoints import convert as module
 from eagle.checkpoints.convert import convert
 from eagle.checkpoints.load import load_head
+from eagle.files import sole_writer
 from tests.eagle.checkpoints.test_load import (
     DRAFT,
     FAMILIES,
@@ -134,5 +135,30 @@ def test_command_line(tmp_path, target, monkeypatch, capsys):
     save_head(random_head(), tmp_path / "in", LAYERS)
     arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--to", "speculators", "--target", target]
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
-    module.main()
+    assert module.main() == 0
     assert "taps (layer inputs) [2, 4, 5]" in capsys.readouterr().out
+
+
+def test_what_is_there_is_never_mixed(tmp_path, target, capsys):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "in"), str(out), "--to", "speculators", "--target", target]
+    with sole_writer(out):
+        assert module.main(arguments) == 2
+    assert "out: another process is writing it" in capsys.readouterr().err
+    out.mkdir()
+    assert module.main(arguments) == 0  # an empty directory is taken
+    before = bits(out)
+    assert module.main(arguments) == 2
+    assert f"error: output {str(out)!r} exists already; remove it, or choose another" in capsys.readouterr().err
+    assert bits(out) == before
+
+
+@pytest.mark.parametrize("place", ["", "none/such", "file"])
+def test_an_error_of_use_is_one_line(tmp_path, place, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    save_head(random_head(), tmp_path, LAYERS)  # Path("") is the working directory
+    assert module.main([place, "out", "--to", "speculators"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: draft head {place!r}")

@@ -3,9 +3,12 @@
 import errno
 import json
 import math
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from eagle.files import sole_writer
 from eagle.train import __main__ as command
 from eagle.train import checkpoint
 from eagle.train import trainer as trainer_module
@@ -175,6 +178,11 @@ BAD = {
     "vocabulary": ({"draft_vocab_size": 97}, "draft_vocab_size is 97; expected 1 .. 96"),
     "batch": ({"batch_tokens": 5}, "batch_tokens is 5"),
     "init": ({"init_from": "none/such"}, "none/such"),
+    "too large": (
+        {"intermediate_size": 10**20},
+        "intermediate_size is 100000000000000000000; expected 1 .. 2147483647",
+    ),
+    "cache": ({"feature_cache": ""}, "feature_cache is ''"),
     "sharding": ({"shard_target": True}, "shard_target needs several processes"),
 }
 
@@ -216,3 +224,37 @@ def test_auto_caches_where_epochs_repeat(settings, tmp_path):
     assert not (tmp_path / "auto/features").exists()
     once = settings(tmp_path / "once", epochs=1, steps=None, feature_cache="auto")
     assert Trainer(once).cache is None
+
+
+def test_two_runs_of_one_output(settings, tmp_path, capsys):
+    """The second is refused before it reads a checkpoint or cuts the log."""
+    with sole_writer(tmp_path / "run"):
+        status, error = run(capsys, settings(tmp_path / "run", steps=2))
+    assert status == 2
+    assert f"{tmp_path / 'run'}: another process is writing it" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_target_replaced_under_its_path(settings, tiny_target, tmp_path, capsys):
+    target = shutil.copytree(tiny_target, tmp_path / "target")
+    Trainer(settings(tmp_path / "run", steps=2, save_every=2, target=str(target))).run()
+    moved = target.rename(tmp_path / "moved")
+    shutil.copytree(moved, target)
+    weights = load_file(target / "model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    status, error = run(capsys, settings(tmp_path / "run", steps=4, target=str(target)))
+    assert status == 2
+    assert "begun with other weights in" in error
+
+
+def test_a_feature_cache_of_a_replaced_target(settings, tiny_target, tmp_path, capsys):
+    target = shutil.copytree(tiny_target, tmp_path / "target")
+    cached = {"feature_cache": str(tmp_path / "features"), "target": str(target), "steps": 2}
+    assert run(capsys, settings(tmp_path / "one", **cached))[0] == 0
+    weights = load_file(target / "model.safetensors")
+    weights["lm_head.weight"] += 1
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    status, error = run(capsys, settings(tmp_path / "two", **cached))
+    assert status == 2
+    assert "belongs to another target" in error

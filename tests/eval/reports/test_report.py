@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import jsonl as storage
+from eagle import files as storage
 from eval.reports import report, summary, tables
 from eval.runs.answers import Answers
 from tests.eval.helpers import entry, evaluate, turn

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eagle import files
 from eval import jsonl
 from eval.__main__ import main
 from eval.reports import report
@@ -41,15 +42,15 @@ def test_fresh_leaves_a_running_run_alone(unbroken, tmp_path, capsys):
 
 def test_a_file_removed_between_opening_and_locking_is_opened_again(tmp_path, monkeypatch):
     """Otherwise the lock would hold a file without a name, and everything written to it would be lost."""
-    place, calls, lock = tmp_path / "a.jsonl", [], jsonl.lock
+    place, calls, lock = tmp_path / "a.jsonl", [], files.lock
 
-    def late(file, path):
+    def late(file, message):
         if not calls:
-            path.unlink()
-        calls.append(path)
-        lock(file, path)
+            place.unlink()
+        calls.append(message)
+        lock(file, message)
 
-    monkeypatch.setattr(jsonl, "lock", late)
+    monkeypatch.setattr(files, "lock", late)
     with jsonl.open_locked(place) as file:
         jsonl.append(file, {"a": 1}, place)
     assert len(calls) == 2
@@ -246,7 +247,7 @@ def test_a_run_on_a_full_disk_keeps_what_it_has(unbroken, tmp_path, capsys, monk
 
     def full(file, record, path):
         if len(written) == 7:
-            with jsonl.naming(path):
+            with files.naming(path):
                 raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
         append(file, record, path)

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from eval.jsonl import open_locked
 from eval.reports import report
 from eval.runs import answers
 from tests.eval.helpers import evaluate, numbers, records, started
@@ -87,10 +88,7 @@ def test_a_missing_shard_is_named(tmp_path, monkeypatch):
 
 
 def test_two_runs_cannot_write_one_file(unbroken, capsys):
-    with open(unbroken / FILES[0], "ab") as file:
-        from eval.jsonl import lock
-
-        lock(file, unbroken / FILES[0])
+    with open_locked(unbroken / FILES[0]):
         assert evaluate(unbroken) == 2
     assert "another run is writing this file" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""What every command of this package does with errors: one line on stderr, and an exit code.
+"""What every command does with errors: one line on stderr, and an exit code.
 
 2      ValueError or OSError: what was given cannot be used, or a file cannot be read or written
 130    interrupted by the keyboard (SIGINT), the code that shells expect
