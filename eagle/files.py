@@ -41,8 +41,13 @@ def flush(path: Path) -> None:
 
 
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """Let `write(temporary)` fill a temporary file, then rename it to `path`. Raises OSError naming the file."""
+    """Let `write(temporary)` fill a temporary file, then rename it to `path`.
+
+    Raises OSError naming the file, ValueError where a device, pipe or directory of that name would be replaced.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: there is something other than a file; choose another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming(path):

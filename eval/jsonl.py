@@ -19,8 +19,8 @@ def check_writable(path: Path) -> None:
     """Raise ValueError where `path` cannot be written; called before the work whose result goes there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "there is something other than a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         temporary.unlink()
@@ -55,7 +55,9 @@ def recover(path: Path) -> None:
 
 
 def open_locked(path: Path) -> BinaryIO:
-    """Open for appending, claimed by this process. ValueError where another run has it."""
+    """Open for appending, claimed by this process. ValueError where another run has it, or where it is no file."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: there is something other than a file; choose another place")
     return files.open_locked(path, f"{path}: another run is writing this file; wait for it, or choose another file")
 
 

@@ -1,6 +1,7 @@
 """Files and directories are whole or absent."""
 
 import errno
+import os
 
 import pytest
 
@@ -56,3 +57,12 @@ def test_a_full_disk_names_the_file(tmp_path):
 def test_what_is_no_json_is_a_value_error(text):
     with pytest.raises(ValueError, match="."):
         parse_json(text)
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for place in (pipe, tmp_path):
+        with pytest.raises(ValueError, match="something other than a file"):
+            write_text(place, "x")
+    assert pipe.is_fifo()

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from eagle.files import parse_json
+
 RUN = 13  # words in a row that make an overlap
 WORD = re.compile(r"\w+")
 
