@@ -80,9 +80,12 @@ class Ranks(NamedTuple):
             os.environ.get(name, default) for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
         ]
         try:
-            return Ranks(*map(int, values))
+            found = Ranks(*map(int, values))
         except ValueError as error:
             raise ValueError(f"RANK, LOCAL_RANK, WORLD_SIZE are {values}: expected numbers") from error
+        if not 0 <= found.rank < found.world or found.local < 0:
+            raise ValueError(f"RANK, LOCAL_RANK, WORLD_SIZE are {values}: expected ranks from 0 up, below WORLD_SIZE")
+        return found
 
 
 def device_name(device: Any) -> str:

@@ -250,11 +250,11 @@ def load(
         raise ValueError(
             f"protocol {protocol!r} is not known for {bench}; expected one of {', '.join(chosen.protocols)}"
         )
-    if question_file and protocol:
+    if question_file is not None and protocol:
         raise ValueError(
             f"--question-file {question_file!r} and --protocol {protocol!r} both name questions; leave one of them out"
         )
-    if question_file:
+    if question_file is not None:
         name, source, questions = "file", portable(question_file), read_file(question_file, chosen.category)
     else:
         name = protocol or next(iter(chosen.protocols))

@@ -43,6 +43,23 @@ def test_contradictions_are_explained(more, message, capsys, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("rank", "world"), [("x", "1"), ("5", "2"), ("-1", "2"), ("0", "0"), ("1", "1")])
+def test_ranks_that_cannot_be(rank, world, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    assert main([*ONE, "--answer-file", "x"], load=load) == 2
+    assert "RANK, LOCAL_RANK, WORLD_SIZE are" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_question_file_is_not_the_default(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    without = [part for part in ONE if part not in ("--protocol", "sample")]
+    assert main([*without, "--answer-file", "x", "--question-file", ""], load=load) == 2
+    assert "question file '' does not exist" in capsys.readouterr().err
+
+
 def test_drafting_needs_a_drafter(capsys):
     without = [part for part in ONE if part not in ("--ea-model-path", "head")]
     assert main([*without, "--answer-file", "x"], load=load) == 2
