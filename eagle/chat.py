@@ -16,6 +16,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from jinja2 import TemplateError
+
+from eagle import command
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import GeneratedRow
 from eagle.serve.options import LOSSLESS, add_model_arguments, drafting_arguments, load_model
@@ -75,20 +78,19 @@ class Chat:
     def answer(self, text: str) -> GeneratedRow | None:
         """Stream an answer to `text` and remember both; a failed request is forgotten. None: nothing was generated."""
         messages = [*self.messages, {"role": "user", "content": text}]
+        answer, row, interrupted = "", None, False
         try:
             steps = stream_text(self.model, self._prompt(messages), **self.arguments)
-        except ValueError as error:
-            self._say(f"{error}" + (" (/reset forgets the conversation)" if self.messages else ""))
-            return None
-        answer, row, interrupted = "", None, False
-        with closing(steps):  # type: ignore[type-var]
-            try:
+            with closing(steps):  # type: ignore[type-var]
                 for index, step in enumerate(steps):
                     row = step.row
                     answer += step.text
                     self._show(step.text, index)
-            except KeyboardInterrupt:
-                interrupted = True
+        except KeyboardInterrupt:
+            interrupted = True
+        except (ValueError, TemplateError) as error:  # TemplateError: the chat template refuses the messages
+            self._say(command.one_line(error) + (" (/reset forgets the conversation)" if self.messages else ""))
+            return None
         self.out.write("\n")
         self.out.flush()
         self.messages = [*messages, {"role": "assistant", "content": answer}]
@@ -221,10 +223,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         model = load_model(options)
         chat = Chat(model, arguments, sys.stdout, sys.stderr, color, options.system)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if not options.no_plain:
-        chat.measure_plain()
+        if not options.no_plain:
+            chat.measure_plain()
+    except (ValueError, OSError, TemplateError) as error:
+        parser.error(command.one_line(error))
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # bytes of another encoding in a pipe

@@ -1,11 +1,14 @@
 """What every command does with errors: one line on stderr, and an exit code.
 
-2      ValueError or OSError: what was given cannot be used, or a file cannot be read or written
+2      ValueError or OSError: what was given cannot be used, or a file cannot be read or written; a chat template that
+       refuses the messages
 130    interrupted by the keyboard (SIGINT), the code that shells expect
 """
 
 import sys
 from collections.abc import Callable
+
+from jinja2 import TemplateError
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -19,6 +22,9 @@ def run(work: Callable[[], int | None], kept: Callable[[], str] | None = None) -
         return work() or 0
     except (ValueError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except TemplateError as error:  # a chat template that refuses the messages
+        print(f"error: the target's chat template cannot render the messages: {one_line(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"\ninterrupted. {kept() if kept else 'Run the command again.'}", file=sys.stderr)

@@ -67,7 +67,7 @@ ROOMS = {
     "eagle.convert": {"eagle.checkpoints"},
     # where people talk to a model
     "eagle.serve": {"eagle.checkpoints", "eagle.model", "eagle.model.outputs", "eagle.trees"},
-    "eagle.chat": {"eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees"},
+    "eagle.chat": {"eagle.command", "eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees"},
     # benchmarks
     "eval.clock": set(),
     "eval.jsonl": set(),

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from eagle.checkpoints.weight_files import check_local
@@ -39,9 +40,26 @@ def read_config(path: str | Path) -> Any:
 
 
 def read_tokenizer(path: str | Path) -> Any:
-    """The tokenizer. Raises ValueError naming the model."""
+    """The tokenizer, tried on one word. Raises ValueError naming the model, also for a broken chat template."""
     with loading(path):
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer("word")
+        if tokenizer.chat_template:
+            check_template(tokenizer)
+        return tokenizer
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raise jinja2.TemplateSyntaxError for a chat template that cannot be compiled.
+
+    One that refuses a message is no fault of the files: rendering it then says why.
+    """
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "word"}], tokenize=False)
+    except TemplateSyntaxError:
+        raise
+    except Exception:
+        return
 
 
 def read_model(path: str | Path, **options: Any) -> Any:

@@ -1,10 +1,12 @@
 """python -m eagle.chat on the demo pair."""
 
 import io
+import itertools
 import re
 import sys
 
 import pytest
+from jinja2 import TemplateError
 
 from eagle import EagleModel, chat
 
@@ -96,3 +98,27 @@ def test_piped(monkeypatch, capsys):
     assert "\x1b" not in out + log
     assert re.search(r"acceptance length [\d.]+ \| [\d.]+ tok/s \| plain [\d.]+ tok/s \| \d+ tokens", log)
     assert log.count("acceptance length") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("the target's logits are NaN"), TemplateError("two turns, please")])
+def test_an_answer_that_fails_is_said_and_forgotten(talk, monkeypatch, error):
+    def breaks(*args, **kwargs):
+        yield from itertools.islice(stream_text(*args, **kwargs), 1)
+        raise error
+
+    talk.answer("What is 2 + 3?")
+    before, stream_text = list(talk.messages), chat.stream_text
+    monkeypatch.setattr(chat, "stream_text", breaks)
+    assert talk.answer("And 4?") is None
+    assert f"{error} (/reset forgets the conversation)" in talk.log.getvalue()
+    assert talk.messages == before
+    monkeypatch.undo()
+    assert talk.answer("And 4?") is not None  # the model is free again
+
+
+def test_bytes_of_another_encoding_in_a_pipe(monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO("7 \xe9clairs\n".encode("latin-1")), encoding="utf-8")
+    )
+    chat.main(["--pair", "demo", "--no-plain", "--max-new-tokens", "3"])
+    assert "Traceback" not in capsys.readouterr().err

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from eagle import EagleModel
 from eagle.train.setup import load_pretrained
+from eval.trees import draw
 from tests.eagle.tiny import VOCAB, tiny_target
 
 
@@ -23,12 +24,12 @@ def good(tmp_path_factory):
     return place
 
 
-def config(**changes):
-    def damage(place):
-        path = place / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+def edited(path, **changes) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
-    return damage
+
+def config(**changes):
+    return lambda place: edited(place / "config.json", **changes)
 
 
 def written(name, text):
@@ -58,6 +59,11 @@ DAMAGE = {
     "tokenizer.json is a list": (written("tokenizer.json", "[]"), "cannot be loaded"),
     "tokenizer.json is missing": (lambda place: (place / "tokenizer.json").unlink(), "cannot be loaded"),
     "tokenizer_config.json is a number": (written("tokenizer_config.json", "3"), "AttributeError"),
+    "a length that is text": (
+        lambda place: edited(place / "tokenizer_config.json", model_max_length="abc"),
+        "TypeError: '>' not supported",
+    ),
+    "a template that is none": (written("chat_template.jinja", "{{ broken"), "unexpected end of template"),
     "a tensor is missing": (tensors(lambda weights: weights.pop(UP)), f"lacks the tensor {UP} that"),
     "tensors are missing": (tensors(lambda weights: (weights.pop(UP), weights.pop("lm_head.weight"))), "and 1 more"),
     "a tensor is cut": (
@@ -83,6 +89,15 @@ def test_a_name_that_is_nowhere(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"target 'none/such' \(no directory here, taken for a hub id\) cannot be"):
         EagleModel.from_pretrained("none/such")
+
+
+def test_a_template_that_refuses_a_message_is_no_fault_of_the_files(good, tmp_path, capsys):
+    place = shutil.copytree(good, tmp_path / "target")
+    (place / "chat_template.jinja").write_text("{{ raise_exception('two turns, please') }}")
+    assert EagleModel.from_pretrained(str(place)).tokenizer.chat_template
+    assert draw.main(["--base-model-path", str(place), "--output", str(tmp_path / "a.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "error: the target's chat template cannot render the messages: two turns, please"
 
 
 def test_the_good_one_loads(good):
