@@ -95,11 +95,11 @@ def compare(first: Totals, second: Totals) -> str:
 
 def print_tables(options: argparse.Namespace) -> None:
     """The table of the given files, and the second against the first."""
-    files = {path: read(path) for path in (options.first, options.second) if path}
+    files = {path: read(path) for path in (options.first, options.second) if path is not None}
     header = ["file", "n", "tau", "accepted/step", "tok/s", "tok/s without bonus", "cut at the limit"]
     rows = [summary(Path(path).name, totals, options.limit) for path, totals in files.items()]
     print(markdown_table(header, rows))
-    if options.second:
+    if options.second is not None:
         print("\n" + compare(files[options.first], files[options.second]))
 
 
