@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 try:
     import fcntl
 except ImportError:  # Windows has no fcntl: there, nothing stops two processes from writing the same file
@@ -21,9 +23,15 @@ except ImportError:  # Windows has no fcntl: there, nothing stops two processes 
 
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Give an OSError raised inside the file's name where it has none, as with a full disk."""
+    """Give an OSError raised inside the file's name where it has none, as with a full disk.
+
+    safetensors and torch raise errors of their own where a file cannot be written; they become an OSError.
+    """
     try:
         yield
+    except (SafetensorError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{path}: cannot be written ({reason})") from error
     except OSError as error:
         if error.filename is not None:
             raise

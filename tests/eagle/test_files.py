@@ -4,6 +4,8 @@ import errno
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from eagle.files import parse_json, sole_writer, write_directory, write_file, write_json, write_text
 
@@ -51,6 +53,14 @@ def test_a_full_disk_names_the_file(tmp_path):
         with pytest.raises(OSError, match="No space left on device; free space and run again") as caught:
             write(tmp_path / "a", full)
         assert caught.value.filename == str(tmp_path / "a")
+
+
+def test_other_libraries_errors_name_the_file(tmp_path):
+    weights = {"w": torch.zeros(2)}
+    for write in (save_file, torch.save):
+        with pytest.raises(OSError, match="a: cannot be written"):
+            write_directory(tmp_path / "a", lambda folder, write=write: write(weights, folder / "no" / "w"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["[" * 99999, "{", b"\xff", '{"a": 1}x'])

@@ -50,7 +50,7 @@ def test_a_target_is_fetched_converted_and_fetched_once(here, monkeypatch, capsy
     assert noise == ""
     assert "Tiny-Instruct, licence CC0" in first
     assert "to download" in first
-    assert sorted(path.name for path in (here / "tiny").iterdir()) == [".fetch.lock", "target"]
+    assert sorted(path.name for path in (here / "tiny").iterdir()) == ["target"]
     # the weights, in bf16, under the names and in the order of a stock checkpoint
     expected = {name: tensor.to(torch.bfloat16) for name, tensor in tiny_llama().state_dict().items()}
     found = load_file(target / "model.safetensors")
@@ -121,13 +121,13 @@ def test_stopped_between_download_and_conversion(here, monkeypatch, capsys):
         patch.setattr(from_gguf, "save_model", stopped)
         assert fetch.main(["tiny"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
-    assert sorted(path.name for path in (here / "tiny").iterdir()) == [".fetch.lock", "downloads"]
+    assert sorted(path.name for path in (here / "tiny").iterdir()) == ["downloads"]
     # what kill -9 inside the conversion leaves is not in the way, and nothing is downloaded again
     (here / "tiny" / ".target.tmp").mkdir()
     (here / "tiny" / ".target.tmp" / "config.json").write_text("{")
     monkeypatch.setenv("PIP_FIND_LINKS", str(here / "nowhere"))
     assert fetch.main(["tiny"]) == 0
-    assert sorted(path.name for path in (here / "tiny").iterdir()) == [".fetch.lock", "target"]
+    assert sorted(path.name for path in (here / "tiny").iterdir()) == ["target"]
 
 
 def test_what_is_refused_before_anything_is_downloaded(here, monkeypatch, capsys):
