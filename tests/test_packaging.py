@@ -32,6 +32,7 @@ EXTRAS_OF_ROOMS = {
 DATA_FILES = {
     "hsd/py.typed",
     "eagle/py.typed",
+    "eagle/serve/page.html",
     "eval/py.typed",
     "eval/questions/sample.jsonl",
     "eval/reports/published.json",

@@ -54,7 +54,8 @@ def serve_worker(options: argparse.Namespace) -> None:
     worker = Worker(
         model, model_name(options), options.controller, address, drafting_arguments(options), options.most_queued
     )
-    server = uvicorn.Server(uvicorn.Config(build_app(worker), host=options.host, port=port, log_level="warning"))
+    app = build_app(worker, options.most_bytes)
+    server = uvicorn.Server(uvicorn.Config(app, host=options.host, port=port, log_level="warning"))
     threading.Thread(target=register, args=(worker, server), daemon=True).start()
     server.run()
 
@@ -86,6 +87,7 @@ def serve_all(options: argparse.Namespace, arguments: list[str]) -> None:
         server.wait_for_model(api, name)
         print(f"controller  {controller}")
         print(f"worker      {launch.url(options.host, int(worker_port))}")
+        print(f"page        {launch.url(options.host, int(worker_port))}/    chat and draft trees")
         print(f"API         {api}/v1    model {name!r}, any API key")
         print("Ctrl-C ends all three.", flush=True)
         server.watch()

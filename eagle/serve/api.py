@@ -6,9 +6,6 @@ FastChat answers every error with status 400 and a sentence; here a full queue i
 that does not answer any more is dropped from the controller when a request meets it, instead of a minute later.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
 import aiohttp
 import uvicorn
 from fastapi import Request
@@ -17,7 +14,9 @@ from fastchat.constants import ErrorCode
 from fastchat.protocol import openai_api_protocol as protocol
 from fastchat.serve import openai_api_server as server
 
-MOST_BYTES = 1 << 20  # of a request's body
+from eagle.serve.limits import MOST_BYTES, SizeLimit
+from eagle.serve.prompts import check_messages
+
 MOST_CHOICES = 16  # `n` of one request
 STATUS = {
     ErrorCode.RATE_LIMIT: 429,
@@ -35,6 +34,11 @@ def error_response(code: int, message: str) -> JSONResponse:
     kind = "server_error" if code >= 50000 else "invalid_request_error"
     body = {"error": {"message": message, "type": kind, "param": None, "code": int(code)}}
     return JSONResponse(body, status_code=STATUS.get(ErrorCode(code), 400))
+
+
+def too_large(message: str) -> JSONResponse:
+    """The error of a request above the size limit."""
+    return error_response(ErrorCode.PARAM_OUT_OF_RANGE, message)
 
 
 async def worker_address(model: str) -> str:
@@ -69,15 +73,11 @@ def check_request(request: protocol.ChatCompletionRequest | protocol.CompletionR
     """FastChat's checks and ours."""
     if request.n is not None and request.n > MOST_CHOICES:
         return error_response(ErrorCode.PARAM_OUT_OF_RANGE, f"n={request.n} is more than {MOST_CHOICES}")
-    messages = getattr(request, "messages", None)
-    if messages is not None and (isinstance(messages, str) or not messages):
-        return error_response(ErrorCode.PARAM_OUT_OF_RANGE, "messages: expected a list of at least one message")
-    for message in messages or ():
-        if message.get("role") not in ("system", "user", "assistant") or not message.get("content"):
-            return error_response(
-                ErrorCode.PARAM_OUT_OF_RANGE,
-                "every message needs a role (system, user or assistant) and a content that is not empty",
-            )
+    if hasattr(request, "messages"):
+        try:
+            check_messages(request.messages)
+        except ValueError as error:
+            return error_response(ErrorCode.PARAM_OUT_OF_RANGE, str(error))
     prompt = getattr(request, "prompt", "text")
     if not prompt or (isinstance(prompt, list) and not all(isinstance(text, str) and text for text in prompt)):
         return error_response(ErrorCode.PARAM_OUT_OF_RANGE, "prompt: expected a text, or a list of texts, not empty")
@@ -85,36 +85,6 @@ def check_request(request: protocol.ChatCompletionRequest | protocol.CompletionR
 
 
 _fastchat_checks = server.check_requests
-
-
-class SizeLimit:
-    """Refuses bodies of more than `most` bytes with 413, whatever their header states."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]], most: int):
-        self.app, self.most = app, most
-
-    async def __call__(self, scope: dict[str, Any], receive: Callable, send: Callable) -> None:
-        """Read the whole body, then answer or pass it on."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        body, more = b"", True
-        while more and len(body) <= self.most:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body, more = body + message.get("body", b""), message.get("more_body", False)
-        if len(body) > self.most:
-            response = error_response(ErrorCode.PARAM_OUT_OF_RANGE, f"the request is larger than {self.most} bytes")
-            response.status_code = 413
-            await response(scope, receive, send)
-            return
-        first: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> dict[str, Any]:
-            return first.pop() if first else await receive()
-
-        await self.app(scope, replay, send)
 
 
 def dump(self, **options) -> str:
@@ -132,7 +102,7 @@ def install(controller: str, most_bytes: int = MOST_BYTES):
     server.check_requests = check_request
     protocol.ChatCompletionStreamResponse.json = dump
     protocol.CompletionStreamResponse.json = dump
-    server.app.add_middleware(SizeLimit, most=most_bytes)
+    server.app.add_middleware(SizeLimit, most=most_bytes, refuse=too_large)
 
     @server.app.exception_handler(NoWorker)
     async def no_worker(_: Request, error: NoWorker) -> JSONResponse:

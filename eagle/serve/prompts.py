@@ -14,6 +14,28 @@ MARK = "<|eagle:"  # every mark begins with it
 ROLES = ("system", "user", "assistant")
 
 
+def check_messages(messages: Any) -> None:
+    """ValueError unless these are messages of known roles, each with a text that is not empty."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("messages: expected a list of at least one message")
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        if not content or message.get("role") not in ROLES:
+            raise ValueError("every message needs a role (system, user or assistant) and a content that is not empty")
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[dict[str, str]]) -> Sequence[int]:
+    """Token ids of a conversation by the tokenizer's own template. Raises ValueError where it has none or refuses."""
+    if not tokenizer.chat_template:
+        raise ValueError("the target's tokenizer has no chat template: use /v1/completions")
+    if not messages:
+        raise ValueError("messages: expected at least one message")
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except Exception as error:  # jinja's errors, and what templates raise themselves
+        raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+
+
 class PromptFormat:
     """The marks of one worker."""
 
@@ -64,11 +86,4 @@ class PromptFormat:
         messages = self.messages(prompt)
         if messages is None:
             return tokenizer(prompt)["input_ids"]
-        if not tokenizer.chat_template:
-            raise ValueError("the target's tokenizer has no chat template: use /v1/completions")
-        if not messages:
-            raise ValueError("messages: expected at least one message")
-        try:
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-        except Exception as error:  # jinja's errors, and what templates raise themselves
-            raise ValueError(f"the model's chat template refuses these messages: {error}") from error
+        return chat_tokens(tokenizer, messages)

@@ -1,22 +1,29 @@
 """A FastChat worker that decodes with `EagleModel`: one request after another, in the order of arrival.
 
+Beside FastChat's routes: GET / is the page, GET /info what it shows of the model, POST /steps an answer with its trees.
+
 All work on the model happens in one thread. A stream whose client left is closed before the next request begins.
 """
 
 import asyncio
+import functools
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastchat.constants import ErrorCode
 from fastchat.conversation import Conversation
 from fastchat.serve.base_model_worker import BaseModelWorker
 
 from eagle.model.eagle_model import EagleModel
+from eagle.serve.limits import MOST_BYTES, SizeLimit
+from eagle.serve.page import load_page
 from eagle.serve.prompts import PromptFormat
+from eagle.serve.steps import open_steps, step_events
 from eagle.serve.text import TextStep, stream_text
 
 MOST_QUEUED = 64  # requests that wait or run; the next one is refused
@@ -70,6 +77,7 @@ class Worker(BaseModelWorker):
         self.model, self.drafting, self.most_queued = model, drafting, most_queued
         self.tokenizer, self.context_len = model.tokenizer, model.context_length
         self.queued = 0
+        self.text_of = functools.lru_cache(1 << 16)(lambda token: self.tokenizer.decode([token]))
         self._turn = asyncio.Lock()  # asyncio's locks are fair
         self._thread = ThreadPoolExecutor(1, "decoding")
 
@@ -101,20 +109,48 @@ class Worker(BaseModelWorker):
 
         Closing the iterator ends the generation. Raises RequestError before the first chunk.
         """
+        self.check_queue()
+        prompt, steps = self._open(params)
+        text, tokens = params["prompt"] if params.get("echo") else "", 0
+        async with aclosing(self._in_turn(steps)) as answer:
+            async for step in answer:
+                text, tokens = text + step.text, tokens + len(step.tokens)
+                yield chunk(text, len(prompt), tokens, step.finish or None)
+
+    def check_queue(self) -> None:
+        """Raises RequestError where no further request is taken."""
         if self.queued >= self.most_queued:
             raise RequestError(
                 ErrorCode.RATE_LIMIT, f"{self.queued} requests are waiting, the most this worker takes: try again later"
             )
-        self.queued += 1
+
+    def events(self, request: Any) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of `eagle.serve.steps`. Raises RequestError at once for a request that is refused."""
+        self.check_queue()
         try:
-            prompt, steps = self._open(params)
-            self.call_ct += 1
-            async with self._turn:
-                text = params["prompt"] if params.get("echo") else ""
-                tokens = 0
-                async for step in self._in_thread(steps):
-                    text, tokens = text + step.text, tokens + len(step.tokens)
-                    yield chunk(text, len(prompt), tokens, step.finish or None)
+            return self._events(open_steps(self.model, request, self.drafting))
+        except ValueError as error:
+            raise RequestError(ErrorCode.PARAM_OUT_OF_RANGE, str(error)) from error
+
+    async def _events(self, steps: Iterator[TextStep]) -> AsyncGenerator[dict[str, Any], None]:
+        try:
+            if self.queued:
+                yield {"event": "queued", "ahead": self.queued}
+            async with aclosing(self._in_turn(steps)) as answer:
+                async for step in answer:
+                    for event in step_events(step, self.text_of):
+                        yield event
+        except Exception as error:
+            yield {"event": "error", "message": failure(error)["text"]}
+
+    async def _in_turn(self, steps: Iterator[TextStep]) -> AsyncGenerator[TextStep, None]:
+        self.check_queue()
+        self.queued += 1
+        self.call_ct += 1
+        try:
+            async with self._turn, aclosing(self._in_thread(steps)) as computed:
+                async for step in computed:
+                    yield step
         finally:
             self.queued -= 1
 
@@ -129,7 +165,7 @@ class Worker(BaseModelWorker):
         except ValueError as error:
             raise RequestError(ErrorCode.PARAM_OUT_OF_RANGE, str(error)) from error
 
-    async def _in_thread(self, steps: Iterator[TextStep]) -> AsyncIterator[TextStep]:
+    async def _in_thread(self, steps: Iterator[TextStep]) -> AsyncGenerator[TextStep, None]:
         """The steps, each computed in the decoding thread. The iterator is closed there too, after a running step."""
         loop = asyncio.get_running_loop()
         try:
@@ -162,9 +198,55 @@ async def safely(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
         await chunks.aclose()
 
 
-def build_app(worker: Worker) -> FastAPI:
-    """The routes of FastChat's workers."""
+def sentence(status: int, message: str) -> JSONResponse:
+    """An error of our own routes."""
+    return JSONResponse({"error": {"message": message}}, status_code=status)
+
+
+def add_page(app: FastAPI, worker: Worker, most_bytes: int) -> None:
+    """Our own routes."""
+    page = load_page()
+
+    @app.get("/")
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page.html, headers=page.headers)
+
+    @app.get("/info")
+    async def info() -> dict[str, Any]:
+        return {
+            "model": worker.model_names[0],
+            "context": worker.context_len,
+            "drafts": worker.model.drafter is not None,
+            "drafting": worker.drafting,
+        }
+
+    @app.post("/steps", response_model=None)
+    async def steps(request: Request) -> JSONResponse | StreamingResponse:
+        if not request.headers.get("content-type", "").startswith("application/json"):
+            return sentence(415, "send the request as application/json")  # other sites' forms cannot
+        body = await request.body()
+        if len(body) > most_bytes:
+            return sentence(413, f"the request is larger than {most_bytes} bytes")
+        try:
+            events = worker.events(json.loads(body))
+        except ValueError as error:
+            return sentence(400, f"the request is no JSON: {error}")
+        except RequestError as error:
+            return sentence(429 if error.code == ErrorCode.RATE_LIMIT else 400, str(error))
+        return StreamingResponse(_lines(events), media_type="application/x-ndjson")
+
+
+async def _lines(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield json.dumps(event).encode() + b"\n"
+
+
+def build_app(worker: Worker, most_bytes: int = MOST_BYTES) -> FastAPI:
+    """The routes of FastChat's workers and ours. FastChat's API server makes a request up to eight times larger."""
     app = FastAPI()
+    app.add_middleware(SizeLimit, most=8 * most_bytes, refuse=lambda message: sentence(413, message))
+    add_page(app, worker, most_bytes)
 
     @app.post("/worker_generate_stream")
     async def generate_stream(request: Request) -> StreamingResponse:
