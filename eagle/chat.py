@@ -106,6 +106,8 @@ class Chat:
         if self.plain_rate:
             parts.append(f"plain {self.plain_rate:.1f} tok/s")
         parts.append(f"{len(row.new_tokens)} tokens, {'interrupted' if interrupted else row.stop_reason}")
+        if row.reused_tokens:
+            parts.append(f"{row.reused_tokens} of {row.prompt_tokens} prompt tokens from the cache")
         return "[" + " | ".join(parts) + "]"
 
     def command(self, line: str) -> bool:
@@ -214,6 +216,7 @@ def main(argv: list[str] | None = None) -> None:
     interactive, color = sys.stdin.isatty() and sys.stdout.isatty(), sys.stdout.isatty()
     arguments = {
         **drafting_arguments(options),
+        "reuse_cache": True,
         "temperature": options.temperature,
         "top_p": options.top_p,
         "max_new_tokens": options.max_new_tokens,

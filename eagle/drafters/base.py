@@ -15,12 +15,17 @@ class Drafter(Protocol):
 
     support: Tensor | None  # Int64[Vd]: target token of every draft token; None where the vocabularies are the same
     device: torch.device  # where `read` and `grow` give their logits
+    cached_ids: list[int]  # tokens read that the cache still holds, of its one row; [] where that is not known
 
-    def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
+    def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
         """Start over with room for `slots` grown nodes and `capacity` committed tokens per row.
 
-        At most `slack` tokens are ever written past a row's length at once.
+        At most `slack` tokens are ever written past a row's length at once. With `keep` (at least 2; one row) the first
+        `keep` of `cached_ids` count as read, so that the next `read` goes on after them.
         """
+
+    def remember(self, ids: list[int]) -> None:
+        """Set `cached_ids`; `reserve` and `release` empty it."""
 
     def release(self) -> None:
         """Free the caches; `reserve` allocates others."""

@@ -20,8 +20,15 @@ class CausalLMDrafter:
         if self.columns < target_vocab_size:
             self.support = torch.arange(self.columns, device=self.device)
 
-    def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
-        self.lm.reserve(batch, slots, capacity, slack)
+    @property
+    def cached_ids(self) -> list[int]:
+        return self.lm.cached_ids
+
+    def remember(self, ids: list[int]) -> None:
+        self.lm.cached_ids = ids
+
+    def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
+        self.lm.reserve(batch, slots, capacity, slack, keep)
         if self.lineage.seen.shape != (batch, slots + 1, slots):
             self.lineage = Lineage(batch, slots, self.device)
         self.lineage.clear()

@@ -26,22 +26,33 @@ class Eagle3Drafter:
         self._buffer: KVBuffer | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.longest = self._limit = 0
+        self.cached_ids: list[int] = []
 
-    def reserve(self, batch: int, slots: int, capacity: int, slack: int) -> None:
+    def remember(self, ids: list[int]) -> None:
+        self.cached_ids = ids
+
+    def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
         config, dtype = self.head.config, self.head.fc.weight.dtype
         room = whole(capacity + slack, self.device)
         shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
         if not self.fused.is_current():
             self.fused = FusedHead(self.head)
         if self._buffer is None or self._buffer.shape.scratch != slots or not self._buffer.shape.fits(shape):
-            self._buffer = None  # its memory is free for the new one
+            old = self._buffer if keep else None
+            self._buffer = None  # unless it is copied from, its memory is free for the new one
             self._buffer = KVBuffer(shape)
+            if old is not None:
+                self._buffer.copy_committed(old, keep - 1)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
             self.lineage = Lineage(batch, slots, self.device, dtype)
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
         self.fused.reserve(self.buffer.shape.capacity)
-        self.lengths.zero_()
-        self.longest, self._limit = 0, self.buffer.shape.capacity - slack
+        self.cached_ids = []
+        self.longest, self._limit = (
+            max(keep - 1, 0),
+            self.buffer.shape.capacity - slack,
+        )  # a pair per token but the first
+        self.lengths.fill_(self.longest)
         self._committed: Tensor | None = None
         self.lineage.clear()
 
@@ -53,7 +64,7 @@ class Eagle3Drafter:
         return self._buffer
 
     def release(self) -> None:
-        self._buffer = None
+        self._buffer, self.cached_ids = None, []
 
     def state(self) -> list[Tensor]:
         own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]

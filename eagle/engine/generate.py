@@ -57,10 +57,12 @@ def iterate(
     generator: torch.Generator | None,
     graphs: GraphRunner | None = None,
     record_trees: bool = False,
+    reuse: bool = False,
 ) -> Iterator[list[GeneratedRow]]:
     """Yield the rows after the prompts' forward and after every step, until every row has ended.
 
     `graphs`: replays the steps; None: every step runs as it is. `record_trees`: see `GeneratedRow.trees`.
+    `reuse`: begin with what the caches hold of the prompt.
 
     Raises ValueError where an unfinished row's target distribution is not finite. Warns once where a draft distribution
     was not (the tokens stay exact).
@@ -71,7 +73,7 @@ def iterate(
     room = max(stopping.room(GeneratedRow(prompt)) for prompt in prompts)
     finite = False  # whether the caches are known to hold finite values only
     try:
-        state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None)
+        state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None, reuse)
         for row, root in zip(state.rows, state.step.root.tolist(), strict=True):
             stopping.emit(row, [root])
             row.seconds = row.prefill_seconds = time.perf_counter() - began
@@ -88,7 +90,9 @@ def iterate(
                     row.seconds = time.perf_counter() - began
             yield state.rows
     finally:
-        if not finite:
+        if finite:
+            decoder.remember(state.rows)
+        else:
             decoder.release()
 
 

@@ -103,26 +103,56 @@ class Decoder:
     # --- prompts ---------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def prefill(self, prompts: list[list[int]], room: int, buffers: StateBuffers | None = None) -> DecodingState:
+    def prefill(
+        self, prompts: list[list[int]], room: int, buffers: StateBuffers | None = None, reuse: bool = False
+    ) -> DecodingState:
         """Read the prompts and draw the first token of each row; caches get room for `room` more tokens per row.
 
-        The rows come back without that token, `DecodingState.step` with it. Raises ValueError where the target's logits
-        are not finite.
+        `reuse`: tokens that the caches still hold from the generation before are not read again (see `remember`). The
+        rows come back without the drawn token, `DecodingState.step` with it. Raises ValueError where the target's
+        logits are not finite.
         """
         target, plan = self.target, self.plan
         longest, slack = max(map(len, prompts)), plan.depth + 1
-        target.reserve(len(prompts), plan.nodes, longest + room, slack)
+        kept = self._reusable(prompts) if reuse else 0
+        skipped = kept + 1 if kept else 0  # the drafter is one token ahead: it reads a token with the state before it
+        target.reserve(len(prompts), plan.nodes, longest + room, slack, kept)
         if self.drafter is not None and plan.builder is not None:
-            self.drafter.reserve(len(prompts), plan.builder.slots(plan.settings), longest + room, slack)
+            slots = plan.builder.slots(plan.settings)
+            self.drafter.reserve(len(prompts), slots, longest + room, slack, skipped)
+            self.drafter.remember(prompts[0][:skipped])
         counts = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
         tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
-        scores = target.prefill(tokens, counts)
-        rows = [GeneratedRow(prompt) for prompt in prompts]
+        scores = target.read_on(tokens[:, kept:]) if kept else target.prefill(tokens, counts)
+        rows = [GeneratedRow(prompt, reused_tokens=kept) for prompt in prompts]
         probs = plan.target(scores.logits[:, 0], row_tokens(plan, rows, target.device))
         check_finite(finite_rows(probs).tolist(), "after the prompt", plan)
         root = hsd.draw(probs, self.generator)
         pending = torch.cat([tokens, torch.zeros_like(root)[:, None]], 1).scatter_(1, counts[:, None], root[:, None])
-        return DecodingState(StepState(pending, counts + 1, scores.aux), rows, {} if buffers is None else buffers)
+        step = StepState(pending[:, skipped:], counts + 1 - skipped, scores.aux)
+        return DecodingState(step, rows, {} if buffers is None else buffers)
+
+    def _reusable(self, prompts: list[list[int]]) -> int:
+        """How many of the only prompt's first tokens both caches hold; one token at least is read."""
+        if len(prompts) != 1:
+            return 0
+        [prompt] = prompts
+        kept = min(common_prefix(self.target.cached_ids, prompt), len(prompt) - 1)
+        if self.drafter is not None:
+            kept = min(kept, common_prefix(self.drafter.cached_ids, prompt) - 1)
+        return max(kept, 0)
+
+    def remember(self, rows: list[GeneratedRow]) -> None:
+        """Note the tokens that the caches hold, for a generation whose prompt begins with them (one row only). What was
+        committed stays in its place, so this holds after an interrupted step too.
+        """
+        if len(rows) != 1:
+            return
+        [row] = rows
+        ids = row.prompt + row.new_tokens
+        self.target.cached_ids = ids[:-1]
+        if self.drafter is not None and row.steps:
+            self.drafter.remember(ids[: len(ids) - row.steps[-1].emitted])  # up to the last step's root
 
     def release(self) -> None:
         """Free the caches. Masked slots that hold NaN would spoil the next generation: zero times NaN is NaN."""
@@ -281,7 +311,13 @@ def check_finite(finite: list[bool], where: str, plan: Plan) -> None:
         )
 
 
-# --- tokens before a position, for processors that look at them ------------------------------------------------------
+# --- tokens before a position, and in the caches ----------------------------------------------------------------------
+
+
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """How many first tokens two sequences share."""
+    pairs = enumerate(zip(one, other))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def row_tokens(plan: Plan, rows: list[GeneratedRow], device: torch.device) -> Prefixes | None:

@@ -185,7 +185,8 @@ class EagleModel:
         try:
             graphs = self._recordings(prepared.plan, prepared.args)
             args, _, prompts, plan, stopping, generator = prepared
-            yield from iterate(self.target, self.drafter, plan, prompts, stopping, generator, graphs, args.record_trees)
+            models, records = (self.target, self.drafter), (args.record_trees, args.reuse_cache)
+            yield from iterate(*models, plan, prompts, stopping, generator, graphs, *records)
         finally:
             self._in_use.release()
 

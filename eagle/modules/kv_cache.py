@@ -95,6 +95,12 @@ class KVBuffer:
             views[device] = iter(store)
         self.layers = [next(views[device]) for device in shape.devices]
 
+    def copy_committed(self, other: "KVBuffer", count: int) -> None:
+        """Take over the first `count` committed tokens of a buffer with the same layers and rows."""
+        for mine, theirs in zip(self.layers, other.layers, strict=True):
+            source = theirs[:, :, :, other.shape.scratch : other.shape.scratch + count]
+            mine[:, :, :, self.shape.scratch : self.shape.scratch + count] = source
+
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Write [B, G, n, E] at slots start .. start + n - 1 of every row."""
         stop = start + keys.shape[2]

@@ -30,6 +30,8 @@ from eagle.modules.packed_linear import PackedLinear, can_pack
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
+READ_AT_ONCE = 512  # tokens read behind cached ones in one forward: their mask has a row each
+
 
 class Scores(NamedTuple):
     """Logits [B, n, V] and auxiliary hidden states aux [B, n, A] (None without taps) at every position of a forward."""
@@ -92,6 +94,7 @@ class CachedLM:
     `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
     number of tree nodes asked for: they lie in the last slots of the buffer's scratch area, which may be larger.
     A forward looks at `window()` committed slots, a bucket of `longest`; masks made from `lengths` hide the rest.
+    `cached_ids` are tokens that the cache holds between generations, of its one row; [] where that is not known.
     """
 
     def __init__(self, model, taps: tuple[int, ...] = ()):
@@ -111,6 +114,7 @@ class CachedLM:
         self._buffer: KVBuffer | None = None
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self.longest = self.scratch = 0
+        self.cached_ids: list[int] = []
 
     @property
     def vocab_size(self) -> int:
@@ -125,10 +129,11 @@ class CachedLM:
         """The attention that the model is set to, by the name `transformers` has for it."""
         return self.config._attn_implementation  # noqa: SLF001  transformers has no public name for it
 
-    def reserve(self, batch: int, scratch: int, capacity: int, slack: int) -> None:
-        """Empty cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; reused if it fits.
+    def reserve(self, batch: int, scratch: int, capacity: int, slack: int, keep: int = 0) -> None:
+        """Cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; memory that fits is kept.
 
-        At most `slack` tokens are ever written past a row's length at once.
+        At most `slack` tokens are ever written past a row's length at once. The cache is empty, or holds the first
+        `keep` of `cached_ids` (one row).
         """
         config = self.config
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -136,17 +141,21 @@ class CachedLM:
         shape = CacheShape(
             batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
         )
+        self.cached_ids = []
         if self._buffer is None or not self._buffer.shape.fits(shape):
-            self._buffer = None  # its memory is free for the new one
+            old = self._buffer if keep else None
+            self._buffer = None  # unless it is copied from, its memory is free for the new one
             self._buffer = KVBuffer(shape)
+            if old is not None:
+                self._buffer.copy_committed(old, keep)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.lengths.zero_()
-        self.longest, self.scratch = 0, scratch
+        self.lengths.fill_(keep)
+        self.longest, self.scratch = keep, scratch
         self._limit = self.buffer.shape.capacity - slack
 
     def release(self) -> None:
         """Free the cache; `reserve` allocates another one."""
-        self._buffer = None
+        self._buffer, self.cached_ids = None, []
 
     @property
     def buffer(self) -> KVBuffer:
@@ -227,6 +236,16 @@ class CachedLM:
         self._advance(counts)
         self.longest += n
         return scores
+
+    def read_on(self, tokens: Tensor) -> Scores:
+        """Read the rest Int64[1, n] of a prompt whose beginning is cached; logits [1, 1, V] after the last token, aux
+        [1, n, A]. In parts, whose masks are small.
+        """
+        parts = [
+            self.extend(part, torch.full_like(part[:, 0], part.shape[1])) for part in tokens.split(READ_AT_ONCE, dim=1)
+        ]
+        aux = [part.aux for part in parts if part.aux is not None]
+        return Scores(parts[-1].logits, torch.cat(aux, 1) if aux else None)
 
     def score(self, tokens: Tensor, depths: Tensor, ancestors: Tensor, start: int = 0) -> Scores:
         """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.

@@ -57,7 +57,7 @@ def open_steps(model: EagleModel, request: Any, drafting: Mapping[str, Any]) -> 
         if name in given and given[name] not in names:
             raise ValueError(f"{name}={given[name]!r}: expected one of {', '.join(names)}")
     prompt = chat_tokens(model.tokenizer, request["messages"])
-    arguments = {"max_new_tokens": MOST_TOKENS, "record_trees": True, **drafting, **given}
+    arguments = {"max_new_tokens": MOST_TOKENS, "record_trees": True, "reuse_cache": True, **drafting, **given}
     return stream_text(model, prompt, **arguments)
 
 

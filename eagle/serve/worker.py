@@ -157,7 +157,7 @@ class Worker(BaseModelWorker):
     def _open(self, params: dict[str, Any]) -> tuple[list[int], Iterator[TextStep]]:
         try:
             prompt = list(self.format.tokens(self.tokenizer, params["prompt"]))
-            arguments = {**self.drafting, **generation_arguments(params)}
+            arguments = {"reuse_cache": True, **self.drafting, **generation_arguments(params)}
             stop_ids = set(params.get("stop_token_ids") or ())
             if stop_ids:
                 arguments["eos_token_id"] = sorted(stop_ids | self.model.eos_ids())

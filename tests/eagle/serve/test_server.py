@@ -40,7 +40,9 @@ def server():
             urls[match[1]] = match[2]
         if "Ctrl-C" in line:
             break
-    assert set(urls) == {"controller", "worker", "API"}, f"the server did not start: {process.wait()}"
+    if set(urls) != {"controller", "worker", "page", "API"}:
+        process.terminate()
+        pytest.fail(f"the server printed {urls} and ended with {process.wait(20)}")
     client = openai.OpenAI(base_url=urls["API"], api_key="none", max_retries=0, timeout=60)
     yield SimpleNamespace(process=process, client=client, **urls)
     if process.poll() is None:

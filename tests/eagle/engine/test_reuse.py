@@ -1,0 +1,120 @@
+"""`reuse_cache=True`: a prompt that begins as the text before is not read again, and gives the same tokens."""
+
+import random
+
+import pytest
+import torch
+
+from eagle.drafters import CausalLMDrafter
+from eagle.engine import step
+from eagle.model.eagle_model import EagleModel
+from eagle.modules import target as target_module
+from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
+
+
+def with_head(**changes):
+    target = tiny_target(max_position_embeddings=512, **changes)
+    return EagleModel.from_head(target, tiny_head(target))
+
+
+def with_lm():
+    target = tiny_target(max_position_embeddings=512)
+    return EagleModel(target, CausalLMDrafter(tiny_target(seed=5, max_position_embeddings=512), VOCAB))
+
+
+def answer(engine, prompt, reuse=True, **settings):
+    settings = {"nodes": 10, "depth": 3, "temperature": 0.0, "max_new_tokens": 9, **settings}
+    ids = torch.tensor([prompt])
+    return engine.generate(ids, reuse_cache=reuse, return_dict_in_generate=True, **settings).rows[0]
+
+
+def tokens(seed: int, count: int) -> list[int]:
+    return random.Random(seed).choices(range(VOCAB), k=count)
+
+
+@pytest.mark.parametrize("make", [with_head, with_lm, lambda: with_head(tie_word_embeddings=True)])
+def test_a_conversation_has_the_tokens_it_has_without_reuse(make):
+    """Turns with different trees and sizes, a history whose end differs, and one that was cut."""
+    engine, fresh, history = make(), make(), tokens(0, 12)
+    turns = [{"tree": "hybrid"}, {"tree": "topk", "nodes": 24}, {"tree": "none"}, {"tree": "hybrid", "depth": 5}]
+    turns += [{"tree": "chain"}, {"tree": "hybrid", "max_new_tokens": 1}, {"tree": "multi"}, {"tree": "hybrid"}]
+    for turn, settings in enumerate(turns):
+        row, expected = answer(engine, history, **settings), answer(fresh, history, False, **settings)
+        assert row.new_tokens == expected.new_tokens, f"turn {turn}"
+        assert [record.accepted for record in row.steps] == [record.accepted for record in expected.steps]
+        assert (row.reused_tokens > 0) == (turn > 0)
+        assert expected.reused_tokens == 0
+        history = history + row.new_tokens
+        history = (history[:-2] if turn == 4 else history[: len(history) // 2] if turn == 6 else history) + tokens(
+            turn, 7
+        )
+
+
+def test_only_what_is_new_is_read(monkeypatch):
+    engine, history, read = with_head(), tokens(1, 30), []
+    first = answer(engine, history)
+    monkeypatch.setattr(
+        target_module.CachedLM,
+        "read_on",
+        lambda self, ids, original=target_module.CachedLM.read_on: read.append(ids.shape[1]) or original(self, ids),
+    )
+    prompt = history + first.new_tokens + tokens(2, 6)
+    second = answer(engine, prompt)
+    # the drafter has not read what the last step emitted, and is one token ahead of the target
+    assert read == [len(prompt) - second.reused_tokens] and read[0] <= 6 + first.steps[-1].emitted + 1
+    assert answer(engine, prompt).reused_tokens == len(prompt) - 1, "one token is read for its logits"
+    assert answer(engine, prompt[:20]).reused_tokens == 19
+    assert answer(engine, [*prompt[:7], (prompt[7] + 1) % VOCAB, 3]).reused_tokens == 6
+
+
+def test_a_long_rest_is_read_in_parts(monkeypatch):
+    engine, fresh = with_head(), with_head()
+    first = answer(engine, tokens(3, 20))
+    prompt = tokens(3, 20) + first.new_tokens + tokens(4, 61)
+    monkeypatch.setattr(target_module, "READ_AT_ONCE", 16)
+    row = answer(engine, prompt)
+    assert row.reused_tokens > 18
+    assert row.new_tokens == answer(fresh, prompt, False).new_tokens
+
+
+def test_an_abandoned_and_an_interrupted_generation_leave_a_sound_cache(monkeypatch):
+    engine, fresh, history = with_head(), with_head(), tokens(5, 15)
+    settings = {"nodes": 10, "depth": 3, "temperature": 0.0, "max_new_tokens": 40, "reuse_cache": True}
+    stream = engine.stream(torch.tensor([history]), **settings)
+    for _ in range(4):
+        [row] = next(stream)
+    stream.close()
+    prompt = row.prompt + row.new_tokens + tokens(6, 5)
+    again = answer(engine, prompt)
+    assert again.reused_tokens > len(history)
+    assert again.new_tokens == answer(fresh, prompt, False).new_tokens
+
+    commit, count = step.Decoder.commit, iter(range(100))
+
+    def interrupted(*arguments, **keywords):
+        result = commit(*arguments, **keywords)
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(step.Decoder, "commit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for [row] in engine.stream(torch.tensor([prompt]), **settings):  # noqa: B007  the last one is looked at
+            pass
+    prompt = row.prompt + row.new_tokens + tokens(7, 5)
+    again = answer(engine, prompt)
+    assert again.reused_tokens > len(history)
+    assert again.new_tokens == answer(fresh, prompt, False).new_tokens
+
+
+def test_what_others_did_with_the_caches_is_not_reused():
+    engine, history = with_head(), tokens(8, 15)
+    answer(engine, history)
+    engine.generate(torch.tensor([history, history]), max_new_tokens=4, nodes=10, depth=3, reuse_cache=True)
+    assert answer(engine, history).reused_tokens == 0, "a batch"
+    with torch.inference_mode():
+        engine.target.reserve(1, 1, 30, 4)
+    assert answer(engine, history).reused_tokens == 0, "the cache was emptied"
+    engine.drafter.release()
+    assert answer(engine, history).reused_tokens == 0, "the drafter's cache was freed"
+    assert answer(engine, history, False).reused_tokens == 0
