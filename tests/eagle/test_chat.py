@@ -2,10 +2,16 @@
 
 import io
 import itertools
+import os
+import pty
 import re
+import select
+import subprocess
 import sys
+import time
 
 import pytest
+import torch
 from jinja2 import TemplateError
 
 from eagle import EagleModel, chat
@@ -87,6 +93,97 @@ def test_colors_change_with_the_step_and_control_characters_go(talk):
     colors = re.findall("\x1b\\[3[0-9]m", talk.out.getvalue())
     assert 1 < len(colors) <= len(row.steps) + 1
     assert chat.printable("a\x1b[2Jb\r\n\tc\u202e") == "a[2Jb\n\tc"
+
+
+def test_the_second_turn_reads_only_what_is_new(model, talk):
+    talk.answer("What is 2 + 3?")
+    row = talk.answer("And 4?")
+    assert row.reused_tokens == 0, "not asked for"
+    talk.reset()
+    talk.arguments["reuse_cache"] = True
+    talk.answer("What is 2 + 3?")
+    row = talk.answer("And 4?")
+    assert row.prompt_tokens - row.reused_tokens < 20 < row.prompt_tokens
+    assert f"{row.reused_tokens} of {row.prompt_tokens} prompt tokens from the cache" in talk.log.getvalue()
+    talk.reset()
+    assert (
+        talk.answer("Bye").new_tokens
+        == model.generate(torch.tensor([row_prompt(model, "Bye")]), **ARGUMENTS)[
+            0, len(row_prompt(model, "Bye")) :
+        ].tolist()
+    )
+
+
+def row_prompt(model, text: str) -> list[int]:
+    messages = [{"role": "user", "content": text}]
+    return model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+# The terminal becomes the command's controlling one, so that Ctrl-C reaches it.
+ON_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *command: str):
+        leader, follower = pty.openpty()
+        command = (sys.executable, "-c", ON_TERMINAL, sys.executable, *command)
+        streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+        self.process = subprocess.Popen(command, **streams, start_new_session=True)
+        os.close(follower)
+        self.leader, self.text, self.read = leader, "", 0
+
+    def until(self, pattern: str, seconds: float = 90) -> str:
+        """What is printed up to the next match."""
+        end = time.monotonic() + seconds
+        while not (match := re.compile(pattern).search(self.text, self.read)):
+            assert time.monotonic() < end, f"no {pattern!r} after {self.text[self.read :]!r}"
+            if select.select([self.leader], [], [], 0.2)[0]:
+                self.text += os.read(self.leader, 65536).decode(errors="replace")
+        begin, self.read = self.read, match.end()
+        return self.text[begin : match.end()]
+
+    def enter(self, line: str) -> None:
+        os.write(self.leader, f"{line}\n".encode())
+
+
+def test_on_a_terminal():
+    """Colors, a status line with plain decoding beside it, the commands, Ctrl-C ends an answer and Ctrl-D the chat."""
+    status = r"acceptance length ([\d.]+) \| ([\d.]+) tok/s \| plain ([\d.]+) tok/s \| [^\n]*\]"
+    terminal = Terminal(
+        sys.executable, "-m", "eagle.chat", "--pair", "demo", "--temperature", "0", "--max-new-tokens", "900"
+    )
+    try:
+        terminal.until(r"/help for commands(.|\n)*> ")
+        terminal.enter("What is 2 + 3?")
+        answer = terminal.until(status)
+        assert len(set(re.findall("\x1b\\[3[0-9]m", answer))) > 1
+        assert all(float(number) > 0 for number in re.search(status, answer).groups())
+        terminal.enter("And 4?")
+        assert "prompt tokens from the cache" in terminal.until(status)
+        terminal.enter("/temperature 1.9")
+        terminal.until("temperature 1.9\r?\n")
+        terminal.enter("/tree topk")
+        terminal.until("tree topk\r?\n")
+        terminal.enter("Tell a long story.")
+        terminal.until("\x1b\\[3[0-9]m")
+        os.write(terminal.leader, b"\x03")
+        assert "interrupted" in terminal.until(status)
+        terminal.until("> ")
+        terminal.enter("/reset")
+        terminal.until("the conversation is empty")
+        terminal.enter("/temperature 0")
+        terminal.enter("What is 2 + 3?")
+        terminal.until(status)
+        terminal.until("> ")
+        os.write(terminal.leader, b"\x04")
+        assert terminal.process.wait(20) == 0
+    finally:
+        terminal.process.kill()
+        os.close(terminal.leader)
 
 
 def test_piped(monkeypatch, capsys):
