@@ -15,7 +15,10 @@ class Drafter(Protocol):
 
     support: Tensor | None  # Int64[Vd]: target token of every draft token; None where the vocabularies are the same
     device: torch.device  # where `read` and `grow` give their logits
-    cached_ids: list[int]  # tokens read that the cache still holds, of its one row; [] where that is not known
+
+    @property
+    def cached_ids(self) -> list[int]:
+        """Tokens read that the cache still holds, of its one row; [] where that is not known."""
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
         """Start over with room for `slots` grown nodes and `capacity` committed tokens per row.

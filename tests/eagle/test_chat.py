@@ -1,5 +1,6 @@
 """python -m eagle.chat on the demo pair."""
 
+import contextlib
 import io
 import itertools
 import os
@@ -141,8 +142,10 @@ class Terminal:
         end = time.monotonic() + seconds
         while not (match := re.compile(pattern).search(self.text, self.read)):
             assert time.monotonic() < end, f"no {pattern!r} after {self.text[self.read :]!r}"
+            assert self.process.poll() is None, f"it ended after {self.text[self.read :]!r}"
             if select.select([self.leader], [], [], 0.2)[0]:
-                self.text += os.read(self.leader, 65536).decode(errors="replace")
+                with contextlib.suppress(OSError):  # it ended
+                    self.text += os.read(self.leader, 65536).decode(errors="replace")
         begin, self.read = self.read, match.end()
         return self.text[begin : match.end()]
 
@@ -153,9 +156,7 @@ class Terminal:
 def test_on_a_terminal():
     """Colors, a status line with plain decoding beside it, the commands, Ctrl-C ends an answer and Ctrl-D the chat."""
     status = r"acceptance length ([\d.]+) \| ([\d.]+) tok/s \| plain ([\d.]+) tok/s \| [^\n]*\]"
-    terminal = Terminal(
-        sys.executable, "-m", "eagle.chat", "--pair", "demo", "--temperature", "0", "--max-new-tokens", "900"
-    )
+    terminal = Terminal("-m", "eagle.chat", "--pair", "demo", "--temperature", "0", "--max-new-tokens", "120")
     try:
         terminal.until(r"/help for commands(.|\n)*> ")
         terminal.enter("What is 2 + 3?")
