@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from eagle import EagleModel
 from eagle.checkpoints.fingerprint import fingerprint
-from eagle.checkpoints.pairs import add_pair_argument, apply_pair
+from eagle.checkpoints.known import KNOWN
+from eagle.checkpoints.pairs import add_pair_argument, apply_pair, find_target
 from eagle.checkpoints.pretrained import read_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,13 +51,24 @@ def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = F
 
 
 def resolve_flags(options: argparse.Namespace) -> None:
-    """Fill the paths of a pair that is given by name, or of the command's default pair.
+    """Fill the paths of a pair that is given by name, or of the command's default pair; a target and a draft model
+    may be names of the fetch table, too.
 
     Raises ValueError where nothing names a target, or a pair is not known or not here.
     """
     if options.pair is None and not options.base_model_path:
         options.pair = options.default_pair
+    options.base_model_path = fetched(options.base_model_path)
+    options.draft_model_path = fetched(options.draft_model_path)
     apply_pair(options)
+
+
+def fetched(path: str | None) -> str | None:
+    """The directory of a target that is given by its name in the fetch table; any other path as it is.
+
+    Raises ValueError for one that was not fetched yet.
+    """
+    return find_target(path) if path in KNOWN and not Path(path).exists() else path
 
 
 def load_from_flags(options: argparse.Namespace) -> EagleModel:
