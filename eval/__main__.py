@@ -32,7 +32,7 @@ from eval import flags, provenance
 from eval.questions import benchmarks, prompts
 from eval.runs import load_models, runner
 from eval.runs.answers import WEIGHTS, AnswerFile, shard_path
-from eval.runs.methods import Decoding, Method, Models
+from eval.runs.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
 from eval.speed import budget, dtypes
 
 
@@ -154,9 +154,9 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
     runs    filled with the methods and their open answer files; closed when this returns or raises
     """
     flags.check_numbers(options)
-    load_models.resolve_flags(options)
     chosen = flags.chosen_methods(options)
     methods = [method for method, _ in chosen]
+    load_models.resolve_flags(options, head=any(method.name not in NEEDS_NO_DRAFTER for method in methods))
     flags.check_drafter(options, methods)
     questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     ranks = Ranks.of_environment()

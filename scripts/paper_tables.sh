@@ -1,43 +1,63 @@
 #!/usr/bin/env bash
-# The settings of the HSD paper's tables (arXiv 2601.05724): Qwen2.5-Instruct targets with the 0.5B model as drafter.
+# The tables of the HSD paper (arXiv 2601.05724): Qwen2.5 targets with the 0.5B model as drafter.
 #
-#   bash scripts/paper_tables.sh [further arguments for python -m eval]
+#   bash scripts/paper_tables.sh --target NAME --draft NAME [further arguments for python -m eval]
+#   bash scripts/paper_tables.sh [further arguments]             the paper's own targets
 #
-# what       token-wise, block-wise and HSD on one sampled path of 10 tokens; 11 sampled paths for the largest target;
-#            temperatures 0.6, 0.8, 1; draft lengths 5, 10, 15. GSM8K: the first 263 questions, 8-shot, 512 new tokens.
-#            CNN/DM is not among this project's benchmarks.
-# targets    the GPTQ 8-bit checkpoints the paper names, TARGETS="14B 32B 72B" (they need a GPTQ backend for transformers)
-# hardware   the paper: one H20 (96 GB). 72B in 8 bit needs about 80 GB
+# NAME       of the fetch table (qwen2.5-coder-1.5b, qwen2.5-coder-0.5b: fetched and checked), or a directory or hub id
+# what       1. token-wise, block-wise, HSD and the released rule on the same drafts at the same states, exactly:
+#            temperatures 1, 0.6, 0.8; draft lengths 5, 10, 15; 4 and 11 paths (python -m eval.trees.paths)
+#            2. answers by every method, with accuracy and tok/s, transformers' assisted generation beside them
+#            GSM8K: the first questions of the paper's 263, 8-shot; HumanEval. CNN/DM is not among the benchmarks
+# how many   QUESTIONS=40 for 1, ANSWERS=4 for 2; raise them and run again: what is there is kept
+# hardware   1.5B with 0.5B: two CPU cores, 12 GB of memory in float32, hours; a GPU with 24 GB
+#            the paper's: GPTQ 8-bit targets (a GPTQ backend for transformers), TARGETS="14B 32B 72B", one H20 (96 GB)
 # data       $HSD_DATA, else downloaded and checked (python -m eval.questions.downloads)
+# gave       docs/reproduction.md, "The paper's tables on a pair of its family"
 # writes     results/paper/; running it again continues where it stopped
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 
-DRAFT=${DRAFT:-Qwen/Qwen2.5-0.5B-Instruct}
-SINGLE="plain chain+token chain+block chain+hsd"
-run() { ${LAUNCH:-$PYTHON_VENV -m} eval --draft-model-path "$DRAFT" --seed 0 --max-new-tokens 512 "$@"; }
+TARGET= DRAFT=Qwen/Qwen2.5-0.5B-Instruct
+[ "${1:-}" != --target ] || { TARGET=${2:?expected --target NAME}; shift 2; }
+[ "${1:-}" != --draft ] || { DRAFT=${2:?expected --draft NAME}; shift 2; }
+QUESTIONS=${QUESTIONS:-40} ANSWERS=${ANSWERS:-4}
+SINGLE="plain chain+token chain+block chain+hsd chain+published transformers transformers-assisted"
 
-for SIZE in ${TARGETS:-14B 32B 72B}; do
-    TARGET=Qwen/Qwen2.5-$SIZE-Instruct-GPTQ-Int8
-    # the main table: three verifiers on one path
-    run --bench gsm8k --protocol paper263 --base-model-path "$TARGET" --depth 10 --total-token 11 --temperature 1 \
-        --methods $SINGLE --output "results/paper/gsm8k-$SIZE" "$@"
-    run --bench humaneval --base-model-path "$TARGET" --depth 10 --total-token 11 --temperature 1 \
-        --methods $SINGLE --output "results/paper/humaneval-$SIZE" "$@"
-done
+fetch() { case "$1" in */*) ;; *) "$PYTHON_VENV" -m eagle.checkpoints.fetch "$1" ;; esac; }
+states() {
+    "$PYTHON_VENV" -m eval.trees.paths --base-model-path "$1" --draft-model-path "$DRAFT" --num-questions "$QUESTIONS" \
+        --stride 32 --max-new-tokens 256 --rows 10 --output "$2" "${@:3}"
+}
+answers() {
+    ${LAUNCH:-$PYTHON_VENV -m} eval --draft-model-path "$DRAFT" --seed 0 --max-new-tokens 256 --depth 10 \
+        --num-questions "$ANSWERS" "$@"
+}
 
-TARGET=Qwen/Qwen2.5-72B-Instruct-GPTQ-Int8
-# several drafts: 11 independent paths
-for BENCH in gsm8k:paper263 humaneval:full; do
-    run --bench "${BENCH%:*}" --protocol "${BENCH#*:}" --base-model-path "$TARGET" --depth 10 --total-token 111 \
-        --temperature 1 --methods plain multi+token multi+hsd --output "results/paper/multi-${BENCH%:*}" "$@"
-done
-# by temperature, and by draft length
-for TEMPERATURE in 0.6 0.8; do
-    run --bench gsm8k --protocol paper263 --base-model-path "$TARGET" --depth 10 --total-token 11 \
-        --temperature "$TEMPERATURE" --methods $SINGLE --output "results/paper/gsm8k-72B-t$TEMPERATURE" "$@"
-done
-for DEPTH in 5 15; do
-    run --bench gsm8k --protocol paper263 --base-model-path "$TARGET" --depth "$DEPTH" --total-token $((DEPTH + 1)) \
-        --temperature 1 --methods $SINGLE --output "results/paper/gsm8k-72B-depth$DEPTH" "$@"
-done
+tables() {
+    local OUT=results/paper/${1##*/}
+    states "$1" "$OUT/states-gsm8k" --bench gsm8k --protocol paper263 --temperatures 1
+    states "$1" "$OUT/states-gsm8k" --bench gsm8k --protocol paper263 --temperatures 0.6 0.8 --depths 10 --paths
+    states "$1" "$OUT/states-humaneval" --bench humaneval --temperatures 1
+    for BENCH in gsm8k humaneval; do
+        "$PYTHON_VENV" -m eval.trees.paths_table "$OUT/states-$BENCH"
+    done
+    for BENCH in gsm8k:paper263 humaneval:full; do
+        answers --bench "${BENCH%:*}" --protocol "${BENCH#*:}" --base-model-path "$1" --total-token 11 --temperature 1 \
+            --methods $SINGLE --output "$OUT/${BENCH%:*}" "${@:2}"
+    done
+    for PATHS in 4 11; do
+        answers --bench gsm8k --protocol paper263 --base-model-path "$1" --total-token $((PATHS * 10 + 1)) \
+            --temperature 1 --methods multi+token multi+hsd --output "$OUT/gsm8k-$PATHS-paths" "${@:2}"
+    done
+}
+
+if [ -n "$TARGET" ]; then
+    fetch "$TARGET"
+    fetch "$DRAFT"
+    tables "$TARGET" "$@"
+else
+    for SIZE in ${TARGETS:-14B 32B 72B}; do
+        tables "Qwen/Qwen2.5-$SIZE-Instruct-GPTQ-Int8" "$@"
+    done
+fi

@@ -11,6 +11,7 @@ import pytest
 
 from eval.flags import build_parser
 from eval.runs.methods import METHODS
+from eval.trees import paths
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -37,7 +38,34 @@ def test_methods_and_flags_exist(script):
     assert named <= set(METHODS)
     flags = {flag for action in build_parser()._actions for flag in action.option_strings}
     others = {"--demo", "--source", "--version", "--quiet", "--disable-pip-version-check", "--system-site-packages"}
+    others |= {flag for action in paths.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code)) <= flags | others
+
+
+def calls_of(script, arguments, tmp_path):
+    """The calls of a script, word by word: a stand-in for the interpreter writes down what it was called with."""
+    fake = tmp_path / "venv" / "bin" / "python"
+    fake.parent.mkdir(parents=True)
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLS"\n')
+    fake.chmod(0o755)
+    sums = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
+    (tmp_path / "venv" / f"installed-{sums}").touch()
+    calls = tmp_path / "calls"
+    environment = {"PATH": os.environ["PATH"], "HSD_VENV": str(tmp_path / "venv"), "CALLS": str(calls)}
+    subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh"), *arguments], check=True, env=environment)
+    return [line.removeprefix("-m ").split() for line in calls.read_text().splitlines()]
+
+
+def test_every_call_of_the_paper_s_tables_parses(tmp_path):
+    lines = calls_of("paper_tables", ["--target", "a-target", "--draft", "a-draft", "--seed", "3"], tmp_path)
+    assert [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"] == [["a-target"], ["a-draft"]]
+    states = [paths.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.trees.paths"]
+    assert sorted(sum((options.temperatures for options in states), [])) == [0.6, 0.8, 1.0, 1.0]
+    runs = [build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval"]
+    assert {method for options in runs for method in options.methods} <= set(METHODS)
+    assert len({options.output for options in runs}) == len(runs) == 4
+    assert all((options.base_model_path, options.draft_model_path) == ("a-target", "a-draft") for options in runs)
+    assert all(options.seed == 3 for options in runs)
 
 
 @pytest.mark.parametrize("script", ["gsm8k", "mt_bench"])
@@ -47,17 +75,7 @@ def test_methods_and_flags_exist(script):
     ids=["pair", "official pair", "demo", "default", "paths"],
 )
 def test_every_call_of_the_benchmark_scripts_parses(script, given, tmp_path):
-    """The scripts run with a stand-in for the interpreter that writes down what it was called with."""
-    fake = tmp_path / "venv" / "bin" / "python"
-    fake.parent.mkdir(parents=True)
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" >> "$CALLS"\n')
-    fake.chmod(0o755)
-    sums = hashlib.sha256((ROOT / "requirements.txt").read_bytes()).hexdigest()
-    (tmp_path / "venv" / f"installed-{sums}").touch()
-    calls = tmp_path / "calls"
-    environment = {"PATH": os.environ["PATH"], "HSD_VENV": str(tmp_path / "venv"), "CALLS": str(calls)}
-    subprocess.run(["bash", str(ROOT / "scripts" / f"{script}.sh"), *given], check=True, env=environment)
-    lines = [line.removeprefix("-m ").split() for line in calls.read_text().splitlines()]
+    lines = calls_of(script, given, tmp_path)
     fetched = [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"]
     name = {"--pair": given[1:2], "--demo": ["demo"]}.get(given[0] if given else "", [])
     assert fetched == ([name] if name else [])

@@ -100,9 +100,10 @@ def add_pair_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def apply_pair(options: argparse.Namespace) -> None:
+def apply_pair(options: argparse.Namespace, head: bool = True) -> None:
     """Fill base_model_path and ea_model_path from `--pair`; a path that was given stays, and so does a draft model.
 
+    head    whether a head is needed; without one, none is looked for
     Raises ValueError where neither a pair nor a target was given, and as `resolve_pair` does.
     """
     if options.pair is None:
@@ -110,5 +111,5 @@ def apply_pair(options: argparse.Namespace) -> None:
             raise ValueError("no target was given; pass --pair NAME, or --base-model-path and --ea-model-path")
         return
     options.base_model_path = options.base_model_path or find_target(options.pair)
-    if not getattr(options, "draft_model_path", None):
+    if head and not getattr(options, "draft_model_path", None):
         options.ea_model_path = options.ea_model_path or find_head(options.pair)

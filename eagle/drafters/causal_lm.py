@@ -1,5 +1,7 @@
 """Drafting with an ordinary small causal LM that shares the target's tokenizer (the paper's main tables)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,3 +63,42 @@ class CausalLMDrafter:
 
     def _known(self, tokens: Tensor) -> Tensor:
         return tokens.to(self.device).clamp(max=self.lm.vocab_size - 1)
+
+
+def check_same_tokenizer(target: Any, draft: Any) -> None:
+    """ValueError when a draft model's tokenizer gives other ids than the target's."""
+    ours, theirs = target.get_vocab(), draft.get_vocab()
+    if ours != theirs:
+        differing = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])[:3]
+        raise ValueError(
+            f"draft and target tokenizers differ ({len(theirs)} and {len(ours)} tokens; for example {differing}): "
+            "use a draft model of the same family"
+        )
+
+
+def check_models_agree(target: Any, draft: Any, tokenizer: Any) -> None:
+    """ValueError where a model lacks tokens of the tokenizer, or the two models end answers with different tokens.
+
+    Embedding tables may be padded to different sizes; ids that only one of the models has are never proposed.
+    """
+    last = max(tokenizer.get_vocab().values(), default=-1)
+    for name, model in (("target", target), ("draft model", draft)):
+        size = model.get_input_embeddings().weight.shape[0]
+        if size <= last:
+            raise ValueError(
+                f"the {name} has embeddings for {size} tokens and the tokenizer has the id {last}: expected at least "
+                f"{last + 1}; these weights belong to another tokenizer"
+            )
+    ours, theirs = _ends(target), _ends(draft)
+    if ours and theirs and not ours & theirs:
+        raise ValueError(
+            f"the target ends an answer with eos_token_id {sorted(ours)}, the draft model with {sorted(theirs)}: "
+            "expected a token in common; use a draft model that was tuned as the target was, or correct its "
+            "generation_config.json"
+        )
+
+
+def _ends(model: Any) -> set[int]:
+    """The end-of-answer tokens of a model's generation_config.json."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return set() if given is None else {given} if isinstance(given, int) else set(given)

@@ -13,6 +13,7 @@ from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import read_tokenizer
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
+from eagle.drafters.causal_lm import check_models_agree, check_same_tokenizer
 from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import CudaGraphs, GraphRunner
 from eagle.engine.generate import Stopping, iterate
@@ -128,7 +129,9 @@ class EagleModel:
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path))
-        return cls(model, CausalLMDrafter(load_lm(draft_model_path, options), model.config.vocab_size), tokenizer)
+        draft_model = load_lm(draft_model_path, options)
+        check_models_agree(model, draft_model, tokenizer)
+        return cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
 
     def generate(
         self,
@@ -275,17 +278,6 @@ class EagleModel:
     def _pad_id(self, args: GenerationArgs) -> int:
         pad = args.pad_token_id if args.pad_token_id is not None else getattr(self.tokenizer, "pad_token_id", None)
         return pad if pad is not None else min((id for id in self.eos_ids(args.eos_token_id) if id >= 0), default=0)
-
-
-def check_same_tokenizer(target: Any, draft: Any) -> None:
-    """ValueError when a draft model's tokenizer gives other ids than the target's."""
-    ours, theirs = target.get_vocab(), draft.get_vocab()
-    if ours != theirs:
-        differing = sorted(set(ours.items()) ^ set(theirs.items()), key=lambda item: item[1])[:3]
-        raise ValueError(
-            f"draft and target tokenizers differ ({len(theirs)} and {len(ours)} tokens; for example {differing}): "
-            "use a draft model of the same family"
-        )
 
 
 def _check_streamer(streamer: Any, rows: int) -> None:

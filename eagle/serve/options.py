@@ -33,7 +33,7 @@ def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def load_model(options: argparse.Namespace) -> EagleModel:
     """The pair that the options name. Raises ValueError or OSError saying what is missing."""
-    apply_pair(options)
+    apply_pair(options, head=options.tree != "none")
     if options.tree != "none" and not options.ea_model_path:
         raise ValueError(f"--tree {options.tree} needs a head: pass --pair or --ea-model-path, or --tree none")
     logging.disable_progress_bar()

@@ -3,7 +3,8 @@
     python -m eval.reports.embed README.md docs/*.md          rewrite every marked table from docs/results/NAME.json
     python -m eval.reports.embed --check README.md            only say which are out of date (exit code 1)
 
-A document marks a table with a pair of comments; NAME.json is the report.json of a run, copied there.
+A document marks a table with a pair of comments; NAME.json is the report.json of a run, copied there, or tables that a
+command wrote as such (python -m eval.trees.paths_table).
 
     <!-- table: gsm8k-t1 -->
     <!-- /table -->
@@ -42,7 +43,12 @@ def render(name: str) -> str:
     if not path.is_file():
         raise ValueError(f"table {name!r}: {path} is missing; copy the report.json of a run there")
     parts = [f"<!-- table: {name} -->"]
-    for section in json.loads(path.read_text(encoding="utf-8"))["sections"]:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for made in found.get("tables", []):
+        parts += [f"**{made['title']}**", "", markdown_table(made["header"], made["rows"]), "", made["note"], ""]
+    if "caption" in found:
+        parts.append(f"{found['caption']} Brackets: 95 % bootstrap intervals over questions.")
+    for section in found.get("sections", []):
         table = headline(section)
         parts += [markdown_table(table.header, table.rows), "", caption(section)]
     return "\n".join([*parts, "<!-- /table -->"])

@@ -50,9 +50,9 @@ def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = F
     )
 
 
-def resolve_flags(options: argparse.Namespace) -> None:
+def resolve_flags(options: argparse.Namespace, head: bool = True) -> None:
     """Fill the paths of a pair that is given by name, or of the command's default pair; a target and a draft model
-    may be names of the fetch table, too.
+    may be names of the fetch table, too. `head`: whether a pair's head is needed.
 
     Raises ValueError where nothing names a target, or a pair is not known or not here.
     """
@@ -60,7 +60,7 @@ def resolve_flags(options: argparse.Namespace) -> None:
         options.pair = options.default_pair
     options.base_model_path = fetched(options.base_model_path)
     options.draft_model_path = fetched(options.draft_model_path)
-    apply_pair(options)
+    apply_pair(options, head)
 
 
 def fetched(path: str | None) -> str | None:

@@ -60,6 +60,15 @@ def test_the_demo_pair_is_a_pair(monkeypatch):
     assert pairs.resolve_pair("demo") == ("demo", "checkpoints/demo/target", "checkpoints/demo/eagle3")
 
 
+def test_a_pair_without_a_head_is_enough_where_nothing_drafts(place):
+    put(place / "given/smollm2-135m/target")
+    options = argparse.Namespace(pair="smollm2-135m", base_model_path=None, ea_model_path=None)
+    pairs.apply_pair(options, head=False)
+    assert (options.base_model_path, options.ea_model_path) == ("given/smollm2-135m/target", None)
+    with pytest.raises(ValueError, match="no head at smollm2-135m/eagle3"):
+        pairs.apply_pair(options)
+
+
 def parse(*arguments):
     parser = argparse.ArgumentParser()
     pairs.add_pair_argument(parser)

@@ -1,5 +1,8 @@
 """EAGLE's names: a pair on disk, loaded and called as EAGLE's own scripts do."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -81,6 +84,27 @@ def test_a_draft_model_with_another_tokenizer_is_refused(paths, tmp_path):
     PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="tokenizers differ"):
         EagleModel.from_pretrained(paths[0], draft_model_path=str(tmp_path))
+
+
+def test_a_draft_model_with_too_few_embeddings_or_another_end_is_refused(paths, tmp_path):
+    for name in ("short", "other"):
+        shutil.copytree(paths[0], tmp_path / name)
+    tiny_target(vocab_size=VOCAB - 8).save_pretrained(tmp_path / "short")
+    with pytest.raises(ValueError, match=f"the draft model has embeddings for {VOCAB - 8} tokens .* expected at least"):
+        EagleModel.from_pretrained(paths[0], draft_model_path=str(tmp_path / "short"))
+    for path, end in ((tmp_path / "other", 7), (tmp_path / "target", 5)):
+        shutil.copytree(paths[0], path, dirs_exist_ok=True)
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    with pytest.raises(ValueError, match=r"eos_token_id \[5\], the draft model with \[7\]"):
+        EagleModel.from_pretrained(str(tmp_path / "target"), draft_model_path=str(tmp_path / "other"))
+
+
+def test_a_padded_draft_model_proposes_no_token_that_the_target_lacks(paths, tmp_path):
+    shutil.copytree(paths[0], tmp_path / "padded")
+    tiny_target(vocab_size=VOCAB + 8).save_pretrained(tmp_path / "padded")
+    model = EagleModel.from_pretrained(paths[0], draft_model_path=str(tmp_path / "padded"))
+    tokens = model.generate(PROMPT, 30, temperature=1.5, tree="chain", depth=4, seed=0)[0]
+    assert int(tokens.max()) < VOCAB
 
 
 def test_an_ordinary_draft_model_from_disk(paths):

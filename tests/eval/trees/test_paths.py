@@ -1,0 +1,134 @@
+"""`python -m eval.trees.paths`: a forest's logits, cut drafts, what the released rule emits, and a resumed run."""
+
+import json
+
+import pytest
+import torch
+
+import hsd
+from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.modules.target import CachedLM
+from eval.trees import paths, paths_table
+from eval.trees.forest import Forest, ForestDrafter
+from tests.eagle.tiny import VOCAB, tiny_target
+
+PREFIX = [7, 3, 9, 1]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return tiny_target("qwen2", seed=1), tiny_target("qwen2", seed=2)
+
+
+def two_forests(models, slots=80):
+    target, drafter = (Forest(CachedLM(model), PREFIX, slots) for model in models)
+    return paths.Pair(target, ForestDrafter(drafter, VOCAB, VOCAB), frozenset({5}))
+
+
+def after(model, tokens):
+    return model(torch.tensor([PREFIX + tokens])).logits[0, -1]
+
+
+@torch.inference_mode()
+def test_a_node_sees_the_prefix_and_its_ancestors_alone(models):
+    forest = Forest(CachedLM(models[0]), PREFIX, 20)
+    #  11 - 12 - 13, 11 - 12 - 14, 21 - 22: added in two forwards, then the last branch forgotten and replaced
+    first = forest.grow([11, 12, 13, 21, 22], [-1, 0, 1, -1, 3])
+    second = forest.grow([14], [1])
+    for logits, text in ((first[2], [11, 12, 13]), (first[4], [21, 22]), (second[0], [11, 12, 14])):
+        torch.testing.assert_close(logits, after(models[0], text), atol=1e-4, rtol=1e-4)
+    forest.truncate(3)
+    torch.testing.assert_close(forest.chain([31, 32], 0), after(models[0], [11, 31, 32]), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="node 5 has the parent 6"):
+        forest.grow([1], [6])
+    with pytest.raises(ValueError, match="room for 20"):
+        forest.grow([1] * 16, [-1] * 16)
+
+
+@torch.inference_mode()
+def test_a_cut_draft_is_a_shorter_draft_with_the_same_tokens(models):
+    pair, generator = two_forests(models), torch.Generator().manual_seed(0)
+    for forest in (pair.target, pair.drafter.forest):
+        forest.chain([11, 12])
+    drafts = paths.draft(pair, [13], ([1], [1]), 1.0, 3, 4, generator)
+    assert pair.target.filled == pair.drafter.forest.filled == 2
+    smaller = paths.cut(drafts, 2, 3)
+    tree = smaller.batch.row(0)
+    assert (smaller.batch.depths[0].tolist(), tree.parents.tolist()) == ([0, 1, 1, 2, 2, 3, 3], [-1, 0, 0, 1, 2, 3, 4])
+    long = drafts.batch.tokens[0].tolist()
+    assert tree.tokens.tolist() == [long[0], *long[1:3], *long[4:6], *long[7:9]]
+    second_path = [11, 12, 13, *(tree.tokens.tolist()[place] for place in (2, 4))]
+    p, q = (after(model, second_path).softmax(-1) for model in models)
+    torch.testing.assert_close(smaller.target_probs[0, 4], p, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(tree.proposals[int(tree.proposal_rows[6])], q, atol=1e-4, rtol=1e-3)
+    hsd.stopping_law(tree, smaller.target_probs[0])  # its checks pass
+
+
+def test_nothing_behind_an_end_of_answer_token_is_counted():
+    tree = hsd.DraftTree(torch.tensor([0, 4, 5, 6]), torch.tensor([-1, 0, 1, 2]), torch.tensor([-1] * 4))
+    assert paths.counted(tree, frozenset({5})).tolist() == [0, 1, 2, 2]
+    assert paths.counted(tree, frozenset()).tolist() == [0, 1, 2, 3]
+
+
+def test_what_the_released_rule_emits_by_enumeration():
+    """Two drafted tokens of four: the second token of the emitted text, over every draw of the second draft token."""
+    torch.manual_seed(3)
+    p, q = torch.rand(2, 3, 4, dtype=torch.float64).softmax(-1)
+    p[0], q[0] = torch.tensor([0.55, 0.15, 0.15, 0.15]), torch.tensor([0.25] * 4)  # a ratio above 1, which is capped
+    emitted = torch.zeros(4, dtype=torch.float64)
+    for token in range(4):
+        tree = hsd.DraftTree(torch.tensor([0, 0, token]), torch.tensor([-1, 0, 1]), torch.tensor([-1, 0, 1]), q[:2])
+        law = hsd.stopping_law(tree, p, "published")
+        emitted[token] += q[1, token] * law.stop[2]
+        emitted += q[1, token] * law.stop[1] * law.residual(1)
+    found = paths.emitted_at_full_draft(p[:2], q[:2], [0])
+    assert found.kept == 1.0
+    assert found.mass == pytest.approx(float(emitted.sum()))
+    assert found.distance == pytest.approx(float((emitted / emitted.sum() - p[1]).abs().sum() / 2))
+    assert found.distance > 0.01
+    lossless = paths.emitted_at_full_draft(p[:2], q[:2], [1])  # a ratio below 1: nothing was capped
+    assert lossless.distance == pytest.approx(0, abs=1e-12)
+    assert lossless.mass == pytest.approx(lossless.kept)
+
+
+@torch.inference_mode()
+def test_answers_are_the_target_s_own_samples(models):
+    pair, rows = two_forests(models), [[11, 12], [13]]
+    probs = SamplingTransform(SamplingParams(1.0))
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    answers = paths.sample_answers(pair, rows, probs, generators, 6)
+    for row, answer, seed in zip(rows, answers, (1, 2), strict=True):
+        generator, tokens = torch.Generator().manual_seed(seed), []
+        while len(tokens) < 6 and 5 not in tokens:
+            tokens.append(int(hsd.draw(probs(after(models[0], row + tokens))[None], generator)))
+        assert answer.tokens == tokens
+        assert answer.ended == (5 in tokens)
+
+
+def flags(pair, output, *more):
+    model = ["--base-model-path", str(pair / "target"), "--draft-model-path", str(pair / "target")]
+    sizes = ["--num-questions", "2", "--rows", "2", "--stride", "4", "--max-new-tokens", "12", "--depths", "2", "3"]
+    several = ["--paths", "2", "3", "--paths-depth", "2", "--protocol", "sample", "--quiet"]
+    return [*model, *sizes, *several, "--output", str(output), *more]
+
+
+def test_a_run_that_is_resumed_and_its_table(pair, tmp_path, capsys):
+    """The target as its own draft model: everything is accepted, whoever verifies."""
+    assert paths.main(flags(pair, tmp_path)) == 0
+    file = tmp_path / "paths_T1.jsonl"
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    for state in json.loads(second)["states"]:
+        assert state["overlap"] == pytest.approx(1, abs=1e-4)
+        for depth, values in state["expected"].items():
+            assert list(values.values()) == pytest.approx([int(depth)] * 4, abs=1e-2)
+    file.write_bytes(first + second + third[:9])
+    assert paths.main(flags(pair, tmp_path)) == 0
+    again = file.read_bytes().splitlines()
+    assert [json.loads(line)["tokens"] for line in again[1:]] == [
+        json.loads(line)["tokens"] for line in (second, third)
+    ]
+    assert paths.main(flags(pair, tmp_path, "--seed", "5")) == 2
+    assert "was measured with other settings" in capsys.readouterr().err
+    assert paths_table.main([str(tmp_path)]) == 0
+    tables = json.loads((tmp_path / "paths.json").read_text())["tables"]
+    assert [row[0] for row in tables[0]["rows"]] == ["2", "3"]
