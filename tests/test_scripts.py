@@ -37,7 +37,15 @@ def test_methods_and_flags_exist(script):
     named = set(re.findall(r"\b(?:topk|hybrid|chain|multi)\+\w+", code))
     assert named <= set(METHODS)
     flags = {flag for action in build_parser()._actions for flag in action.option_strings}
-    others = {"--demo", "--source", "--version", "--quiet", "--disable-pip-version-check", "--system-site-packages"}
+    others = {
+        "--demo",
+        "--draft",
+        "--source",
+        "--version",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--system-site-packages",
+    }
     others |= {flag for action in paths.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code)) <= flags | others
 
