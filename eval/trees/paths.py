@@ -3,13 +3,14 @@ r"""Verifiers on the same sampled drafts at the same states, exactly: the HSD pa
     python -m eval.trees.paths --bench gsm8k --protocol paper263 --num-questions 40 --temperatures 1 0.6 0.8 \
         --base-model-path qwen2.5-coder-1.5b --draft-model-path qwen2.5-coder-0.5b --output results/paths-gsm8k
 
-The target answers every question by its own samples. Every `--stride` tokens of an answer the draft model drafts one
-path, and at the first state of a question several i.i.d. ones. All verifiers see the same drafts, and shorter drafts
-and fewer paths are parts of the longest one, so every difference is paired. E[accepted] comes from the stopping
-distribution: no verification is drawn. A token drafted behind an end-of-answer token is not counted.
+The target answers every question by its own samples at temperature 1. Every `--stride` tokens of an answer the draft
+model drafts one path, at each of the `--temperatures`, and at one state of a question several i.i.d. ones, at the first
+of them. All verifiers see the same drafts, and shorter drafts and fewer paths are parts of the longest one, so every
+difference is paired. E[accepted] comes from the stopping distribution: no verification is drawn. A token drafted behind
+an end-of-answer token is not counted.
 
 For the released rule (`published`, not lossless) the record also has what it emits after the draft's last but one
-token; see `emitted_at_full_draft`. A run that is started again goes on at the question where it stopped;
+token; see `emitted_at_full_draft`. A run that is started again goes on at the questions where it stopped;
 `python -m eval.trees.paths_table DIR` makes the tables.
 
 Shapes: B states, N nodes, K depth, V vocabulary.
@@ -17,7 +18,10 @@ Shapes: B states, N nodes, K depth, V vocabulary.
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +41,8 @@ from hsd import TreeBatch
 
 CHAIN = ("token", "block", "hsd", "published")
 SEVERAL = ("token", "hsd")
-TOGETHER = 8  # states drafted in one batch
-AGREE = 1e-4  # block and hsd on one path, in float32 over a vocabulary of 150,000
+SCORED = 128  # nodes whose target distributions are in memory together
+AGREE = 1e-6  # block and hsd on one path, in float64
 
 
 class Shape(NamedTuple):
@@ -50,11 +54,11 @@ class Shape(NamedTuple):
     stride: int
     max_new_tokens: int
 
-    @property
-    def slots(self) -> int:
-        """Nodes of the drafts that are in a forest at one time."""
+    def slots(self, questions: int) -> int:
+        """Nodes of the drafts that are in a forest at one time, for so many questions."""
         several = 1 + max(self.paths, default=0) * self.paths_depth
-        return max(TOGETHER * (1 + max(self.depths)), several)
+        states = -(-self.max_new_tokens // self.stride)
+        return questions * max(states * (1 + max(self.depths)), several)
 
 
 class Answer(NamedTuple):
@@ -111,48 +115,67 @@ def sample_answers(
     return answers
 
 
-# --- drafts -----------------------------------------------------------------------------------------------------------
+# --- drafts ----------------------------------------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """A place of an answer: its last token, and the nodes before that one in both forests. seed: of its drafts."""
+
+    question: int
+    root: int
+    token: int
+    in_target: int
+    in_draft: int
+    seed: int
 
 
 class Drafts(NamedTuple):
-    """Drafted trees of B states and the target distributions at their nodes, Float[B, N, V]. counted: see `counted`."""
+    """Drafted trees of B states, `paths` each, and the target distributions at their nodes, Float[B, N, V]."""
 
     batch: TreeBatch
     target_probs: Tensor
     paths: int
 
 
-def draft(
-    pair: Pair,
-    roots: list[int],
-    before: tuple[list[int], list[int]],
-    temperature: float,
-    paths: int,
-    depth: int,
-    generator: torch.Generator,
-) -> Drafts:
-    """Sampled paths by the real builder at B states, scored by the target; both forests stay as they were.
-
-    roots    the states' last tokens
-    before   the nodes before them in the target's and in the draft model's forest
-    """
-    target, drafter = pair.target, pair.drafter
-    marks = target.filled, drafter.forest.filled
-    transform = SamplingTransform(SamplingParams(temperature))
-    logits = drafter.read(roots, before[1])
+def draft(pair: Pair, states: list[State], temperature: float, paths: int, depth: int) -> TreeBatch:
+    """Sampled paths by the real builder at B states; the draft model's forest stays as it was."""
+    mark = pair.drafter.forest.filled
+    logits = pair.drafter.read([state.token for state in states], [state.in_draft for state in states])
     builder = find_tree("chain" if paths == 1 else "multi")
     assert builder is not None
     settings = TreeSettings(1 + paths * depth, depth, paths if paths > 1 else None)
-    batch = builder.build(
-        drafter, torch.tensor(roots), logits, settings, DraftProbs(transform), lambda q: hsd.draw(q, generator)
-    )
-    states, nodes = batch.tokens.shape
-    first = target.filled + torch.arange(states)[:, None] * nodes
-    parents = torch.where(batch.parents < 0, torch.tensor(before[0])[:, None], batch.parents + first)
-    scores = target.grow(batch.tokens.flatten().tolist(), parents.flatten().tolist())
-    target.truncate(marks[0])
-    drafter.forest.truncate(marks[1])
-    return Drafts(batch, transform(scores).view(states, nodes, -1), paths)
+    generators = [torch.Generator().manual_seed(state.seed) for state in states]
+    draw = lambda q: torch.stack([hsd.draw(row, own) for row, own in zip(q, generators, strict=True)])
+    probs = DraftProbs(SamplingTransform(SamplingParams(temperature)))
+    batch = builder.build(pair.drafter, torch.tensor([state.token for state in states]), logits, settings, probs, draw)
+    pair.drafter.forest.truncate(mark)
+    return batch
+
+
+def scored(
+    pair: Pair, states: list[State], batch: TreeBatch, temperature: float, paths: int
+) -> Iterator[tuple[State, Drafts]]:
+    """Each state with its tree, scored by the target, whose forest stays as it was."""
+    forest, nodes, transform = pair.target, batch.tokens.shape[1], SamplingTransform(SamplingParams(temperature))
+    for start in range(0, len(states), max(SCORED // nodes, 1)):
+        rows = range(start, min(start + max(SCORED // nodes, 1), len(states)))
+        mark, tokens, parents = forest.filled, [], []
+        for row in rows:
+            first = mark + len(tokens)
+            tokens += batch.tokens[row].tolist()
+            parents += [states[row].in_target if up < 0 else first + up for up in batch.parents[row].tolist()]
+        probs = transform(forest.grow(tokens, parents)).view(len(rows), nodes, -1)
+        forest.truncate(mark)
+        for row in rows:
+            yield states[row], Drafts(one_row(batch, row), probs[row - start][None], paths)
+
+
+def one_row(batch: TreeBatch, row: int) -> TreeBatch:
+    """A batch of one of the trees."""
+    part = slice(row, row + 1)
+    assert batch.proposals is not None
+    columns = (batch.tokens, batch.parents, batch.depths, batch.proposal_rows, batch.proposals)
+    return TreeBatch(*(column[part] for column in columns), batch.support, batch.layout)
 
 
 def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
@@ -177,6 +200,15 @@ def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
     return Drafts(smaller, drafts.target_probs[:, keep], paths)
 
 
+def in_float64(drafts: Drafts) -> Drafts:
+    """p and q in float64, every row renormalized."""
+    batch = drafts.batch
+    assert batch.proposals is not None
+    p, q = drafts.target_probs.double(), batch.proposals.double()
+    raised = dataclasses.replace(batch, proposals=q / q.sum(-1, keepdim=True))
+    return Drafts(raised, p / p.sum(-1, keepdim=True), drafts.paths)
+
+
 # --- what is measured at a state --------------------------------------------------------------------------------------
 
 
@@ -189,12 +221,12 @@ def counted(tree: hsd.DraftTree, stops: frozenset[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def expected(drafts: Drafts, row: int, verifiers: tuple[str, ...], stops: frozenset[int]) -> dict[str, float]:
+def expected(drafts: Drafts, verifiers: tuple[str, ...], stops: frozenset[int]) -> dict[str, float]:
     """E[accepted] of each verifier on one state's tree."""
-    tree, depth = drafts.batch.row(row), counted(drafts.batch.row(row), stops)
+    tree, depth = drafts.batch.row(0), counted(drafts.batch.row(0), stops)
     found = {}
     for verifier in verifiers:
-        law = hsd.stopping_law(tree, drafts.target_probs[row], verifier, check=False)
+        law = hsd.stopping_law(tree, drafts.target_probs[0], verifier, check=False)
         found[verifier] = float((law.stop.double() * depth).sum())
     if "block" in found and abs(found["block"] - found["hsd"]) > AGREE:
         raise ValueError(f"block and hsd accept {found['block']} and {found['hsd']} on one path: expected the same")
@@ -239,80 +271,69 @@ def emitted_at_full_draft(target: Tensor, draft_probs: Tensor, tokens: list[int]
     return Emitted(capped, mass, float((emitted / mass - p / p.sum()).abs().sum()) / 2)
 
 
-def released_rule(drafts: Drafts, row: int) -> list[float]:
-    """`emitted_at_full_draft` of one state's path, with q on the target's vocabulary."""
-    batch, p = drafts.batch, drafts.target_probs[row]
+def released_rule(drafts: Drafts) -> list[float]:
+    """`emitted_at_full_draft` of a state's path, with q on the target's vocabulary."""
+    batch, p = drafts.batch, drafts.target_probs[0]
     assert batch.proposals is not None
-    q = batch.proposals[row]
+    q = batch.proposals[0]
     if batch.support is not None:
         q = torch.zeros_like(p[:-1]).index_copy(1, batch.support, q)
-    return [round(value, 6) for value in emitted_at_full_draft(p[:-1], q, batch.tokens[row, 1:-1].tolist())]
+    return [round(value, 6) for value in emitted_at_full_draft(p[:-1], q, batch.tokens[0, 1:-1].tolist())]
 
 
-def one_path(pair: Pair, drafts: Drafts, row: int, depths: tuple[int, ...]) -> dict[str, Any]:
+def one_path(pair: Pair, state: State, drafts: Drafts, depths: tuple[int, ...]) -> dict[str, Any]:
     """E[accepted] by depth and verifier, and the released rule at the full draft by depth."""
-    record: dict[str, Any] = {"expected": {}, "released": {}}
+    drafts = in_float64(drafts)
+    record: dict[str, Any] = {"root": state.root, "expected": {}, "released": {}}
     for depth in depths:
         shorter = cut(drafts, 1, depth)
-        record["expected"][str(depth)] = expected(shorter, row, CHAIN, pair.stops)
-        record["released"][str(depth)] = released_rule(shorter, row)
-    p, q = drafts.target_probs[row, 0], drafts.batch.proposals[row, 0]  # type: ignore[index]
+        record["expected"][str(depth)] = expected(shorter, CHAIN, pair.stops)
+        record["released"][str(depth)] = released_rule(shorter)
+    assert drafts.batch.proposals is not None
+    p, q = drafts.target_probs[0, 0], drafts.batch.proposals[0, 0]
     known = p if drafts.batch.support is None else p[drafts.batch.support]
     record["overlap"] = round(float(torch.minimum(known, q).sum()), 6)
     return record
 
 
-# --- a question -------------------------------------------------------------------------------------------------------
+def several_paths(pair: Pair, state: State, drafts: Drafts, shape: Shape) -> dict[str, Any]:
+    """E[accepted] by number of paths and verifier."""
+    parts = {str(count): cut(drafts, count, shape.paths_depth) for count in shape.paths}
+    found = {count: expected(part, SEVERAL, pair.stops) for count, part in parts.items()}
+    return {"root": state.root, "expected": found}
 
 
-def states_of(length: int, stride: int, generator: torch.Generator) -> list[int]:
-    """Positions of an answer's tokens that are roots: every `stride`-th from a drawn one on, never the last."""
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+def positions(length: int, stride: int, generator: torch.Generator) -> list[int]:
+    """Places of an answer's tokens that are roots: every `stride`-th from a drawn one on, never the last."""
     offset = int(torch.randint(stride, (1,), generator=generator))
     return list(range(offset % max(length - 1, 1), length - 1, stride))
 
 
-def measure(
-    pair: Pair, prompt: list[int], answer: Answer, temperature: float, shape: Shape, generator: torch.Generator
-) -> dict[str, Any]:
-    """All drafts at the states of one answer."""
-    roots = states_of(len(answer.tokens), shape.stride, generator)
-    if not roots:
-        return {"states": [], "several": None}
-    forest = pair.drafter.forest
-    mark, text = forest.filled, [*prompt, *answer.tokens[: roots[-1]]]
-    forest.chain(text)
-    before = [
-        (answer.nodes[root - 1] if root else answer.prompt_nodes[-1], mark + len(prompt) + root - 1) for root in roots
-    ]
-    tokens = [answer.tokens[root] for root in roots]
-    states = []
-    for first in range(0, len(roots), TOGETHER):
-        part = slice(first, first + TOGETHER)
-        nodes = tuple(map(list, zip(*before[part], strict=True)))
-        drafts = draft(pair, tokens[part], nodes, temperature, 1, max(shape.depths), generator)  # type: ignore[arg-type]
-        states += [
-            {"root": roots[first + row], **one_path(pair, drafts, row, shape.depths)}
-            for row in range(len(tokens[part]))
-        ]
-    several = None
-    if shape.paths:
-        place = int(torch.randint(len(roots), (1,), generator=generator))
-        nodes = [before[place][0]], [before[place][1]]
-        drafts = draft(
-            pair, tokens[place : place + 1], nodes, temperature, max(shape.paths), shape.paths_depth, generator
-        )
-        parts = {str(count): cut(drafts, count, shape.paths_depth) for count in shape.paths}
-        several = {
-            "root": roots[place],
-            "expected": {count: expected(part, 0, SEVERAL, pair.stops) for count, part in parts.items()},
-        }
-    forest.truncate(mark)
-    return {"states": states, "several": several}
+def states_of(
+    pair: Pair, prompts: list[list[int]], answers: list[Answer], seeds: list[int], stride: int
+) -> list[State]:
+    """The states of some answers, which the draft model reads."""
+    forest, tokens, parents, states = pair.drafter.forest, [], [], []
+    for question, (prompt, answer, seed) in enumerate(zip(prompts, answers, seeds, strict=True)):
+        roots = positions(len(answer.tokens), stride, torch.Generator().manual_seed(seed))
+        text = [*prompt, *answer.tokens[: max(roots, default=0)]]
+        first = forest.filled + len(tokens)
+        parents += [-1, *range(first, first + len(text) - 1)]
+        tokens += text
+        for root in roots:
+            in_target = answer.nodes[root - 1] if root else answer.prompt_nodes[-1]
+            in_draft = first + len(prompt) + root - 1
+            states.append(State(question, root, answer.tokens[root], in_target, in_draft, seed + 7919 * (root + 1)))
+    forest.grow(tokens, parents, wanted=[])
+    return states
 
 
-def generator_of(seed: int, question: int, purpose: int) -> torch.Generator:
-    """A question's generator for its answer (0) or its drafts (1): the same whatever was measured before."""
-    return torch.Generator().manual_seed((1_000_003 * seed + question) * 2 + purpose)
+def generator_of(seed: int, question: int, purpose: int) -> int:
+    """The seed of a question's answer (0) or of its drafts (1): the same whatever was measured before."""
+    return (1_000_003 * seed + question) * 2 + purpose
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -326,14 +347,13 @@ def common_prefix(rows: list[list[int]]) -> int:
 
 
 def load_pair(options: argparse.Namespace) -> tuple[EagleModel, CachedLM]:
-    """The target, with attention that does not repeat the cache per query head, and the draft model's `CachedLM`."""
+    """The target, and the draft model's `CachedLM`."""
     if not options.draft_model_path:
         raise ValueError("sampled paths come from an ordinary draft model: pass --draft-model-path")
     model = EagleModel.from_pretrained(
         options.base_model_path,
         draft_model_path=options.draft_model_path,
         dtype=DTYPES[options.dtype],
-        attention="split_prefix",
     )
     return model, model.drafter.lm  # type: ignore[union-attr]
 
@@ -345,105 +365,194 @@ def encode(model: EagleModel, questions: list[benchmarks.Question], base_model_p
     return [prompts.encode(model.tokenizer, style, turn)[0].tolist() for turn in turns]
 
 
-def one_temperature(
-    pair: Pair,
-    questions: list[benchmarks.Question],
-    rows: list[list[int]],
-    temperature: float,
-    shape: Shape,
-    options: argparse.Namespace,
-    tokenizer: Any,
-    file: Any,
-    path: Path,
-) -> None:
-    """Answer and measure the questions that `path` does not have yet, `--rows` answers at a time."""
-    probs = SamplingTransform(SamplingParams(temperature))
-    done = {record["question_id"] for _, record in list(jsonl.lines(path))[1:]}
-    left = [place for place, question in enumerate(questions) if question.question_id not in done]
-    for first in range(0, len(left), options.rows):
-        wave = left[first : first + options.rows]
-        generators = [generator_of(options.seed, questions[place].question_id, 0) for place in wave]
-        answers = sample_answers(pair, [rows[place] for place in wave], probs, generators, shape.max_new_tokens)
-        for place, answer in zip(wave, answers, strict=True):
-            question = questions[place]
-            generator = generator_of(options.seed, question.question_id, 1)
-            text = tokenizer.decode(answer.tokens, skip_special_tokens=True) if tokenizer else ""
-            record = {
-                "question_id": question.question_id,
-                "tokens": answer.tokens,
-                "ended": answer.ended,
-                "correct": accuracy.is_correct(text, question.reference)
-                if question.reference and "####" in question.reference
-                else None,
-                **measure(pair, rows[place], answer, temperature, shape, generator),
-            }
-            jsonl.append(file, record, path)
-            if not options.quiet:
-                print(
-                    f"T={temperature:g} question {question.question_id}: {len(answer.tokens)} tokens, "
-                    f"{len(record['states'])} states, {time.process_time():.0f} s",
-                    flush=True,
-                )
-        pair.target.truncate(0)
+class Work(NamedTuple):
+    """The pair, the questions with their prompts behind the shared prefix, and what is measured."""
+
+    pair: Pair
+    questions: list[benchmarks.Question]
+    prompts: list[list[int]]
+    shape: Shape
+    seed: int
+    tokenizer: Any
+    say: Callable[[str], None]
+
+
+def read_or_sample(work: Work, places: list[int], path: Path, head: dict[str, Any]) -> list[Answer]:
+    """The answers to some questions, from `path` or sampled now and appended to it; all are in the target's forest."""
+    with opened(path, head) as (file, records):
+        known = {record["question_id"]: record for record in records}
+        wave = [place for place in places if work.questions[place].question_id not in known]
+        found: dict[int, Answer] = {}
+        forest = work.pair.target
+        for place in places:
+            if place not in wave:
+                record, prompt = known[work.questions[place].question_id], work.prompts[place]
+                first = forest.filled
+                forest.chain([*prompt, *record["tokens"][:-1]])
+                nodes = list(range(first, forest.filled))
+                ends = len(prompt)
+                found[place] = Answer(record["tokens"], record["ended"], nodes[:ends], nodes[ends:])
+        if wave:
+            seeds = [generator_of(work.seed, work.questions[place].question_id, 0) for place in wave]
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+            probs = SamplingTransform(SamplingParams(1.0))
+            prompts = [work.prompts[place] for place in wave]
+            sampled = sample_answers(work.pair, prompts, probs, generators, work.shape.max_new_tokens)
+            for place, answer in zip(wave, sampled, strict=True):
+                found[place] = answer
+                jsonl.append(file, answer_record(work, place, answer), path)
+            work.say(f"{len(wave)} answers")
+    return [found[place] for place in places]
+
+
+def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
+    """One line of answers.jsonl."""
+    question = work.questions[place]
+    text = work.tokenizer.decode(answer.tokens, skip_special_tokens=True) if work.tokenizer else ""
+    marked = question.reference is not None and "####" in question.reference
+    return {
+        "question_id": question.question_id,
+        "tokens": answer.tokens,
+        "ended": answer.ended,
+        "correct": accuracy.is_correct(text, question.reference) if marked else None,
+    }
+
+
+def measure(work: Work, states: list[State], temperature: float, several: bool) -> dict[int, dict[str, Any]]:
+    """By question: what is measured at its states, and with `several` paths at one of them."""
+    pair, shape = work.pair, work.shape
+    records: dict[int, dict[str, Any]] = {}
+    if not states:
+        return records
+    trees = draft(pair, states, temperature, 1, max(shape.depths))
+    for state, drafts in scored(pair, states, trees, temperature, 1):
+        record = records.setdefault(state.question, {"states": [], "several": None})
+        record["states"].append(one_path(pair, state, drafts, shape.depths))
+    if several:
+        chosen = {}
+        for state in states:  # one per question, the same whatever is asked beside it
+            own = [other for other in states if other.question == state.question]
+            chosen[state.question] = own[own[0].seed % len(own)]
+        for state in chosen.values():
+            trees = draft(pair, [state], temperature, max(shape.paths), shape.paths_depth)
+            ((_, drafts),) = scored(pair, [state], trees, temperature, max(shape.paths))
+            records[state.question]["several"] = several_paths(pair, state, drafts, shape)
+    return records
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every temperature."""
+    """Measure `--rows` questions at a time, at every temperature."""
     output = Path(options.output)
     shape = Shape(
         tuple(options.depths), tuple(options.paths), options.paths_depth, options.stride, options.max_new_tokens
     )
-    jsonl.check_writable(output / "table.json")
+    jsonl.check_writable(output / "paths.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
     model, draft_lm = load_pair(options)
     rows = encode(model, asked.questions, options.base_model_path)
     shared = common_prefix(rows)
     prefix, rows = rows[0][:shared], [row[shared:] for row in rows]
-    longest = max(map(len, rows)) + shape.max_new_tokens
+    slots = options.rows * (max(map(len, rows)) + shape.max_new_tokens) + shape.slots(options.rows)
     columns = min(draft_lm.vocab_size, model.target.vocab_size)
     pair = Pair(
-        Forest(model.target, prefix, options.rows * longest + shape.slots),
-        ForestDrafter(Forest(draft_lm, prefix, longest + shape.slots), columns, model.target.vocab_size),
+        Forest(model.target, prefix, slots),
+        ForestDrafter(Forest(draft_lm, prefix, slots), columns, model.target.vocab_size),
         model.eos_ids(),
     )
-    for temperature in options.temperatures:
-        path = output / f"paths_T{temperature:g}.jsonl"
-        head = header(options, asked, shape, temperature)
-        with contextlib.closing(jsonl.open_locked(path)) as file:
-            jsonl.recover(path)
-            found = next((value for _, value in jsonl.lines(path)), None)
-            if found is None:
-                jsonl.append(file, head, path)
-            elif found["settings"] != head["settings"]:
-                raise ValueError(f"{path} was measured with other settings ({found}); choose another --output")
-            one_temperature(pair, asked.questions, rows, temperature, shape, options, model.tokenizer, file, path)
+    say = (
+        (lambda _text: None)
+        if options.quiet
+        else (lambda text: print(f"{text}, {time.process_time():.0f} s", flush=True))
+    )
+    work = Work(pair, asked.questions, rows, shape, options.seed, model.tokenizer, say)
+    for first in range(0, len(rows), options.rows):
+        measure_questions(work, list(range(first, min(first + options.rows, len(rows)))), options, asked, output)
+
+
+def measure_questions(
+    work: Work, places: list[int], options: argparse.Namespace, asked: benchmarks.QuestionSet, output: Path
+) -> None:
+    """Answer some questions and measure those that a temperature's file does not have yet."""
+    pair, shape = work.pair, work.shape
+    ids = {work.questions[place].question_id for place in places}
+    missing = {
+        temperature: path
+        for temperature in options.temperatures
+        if not ids
+        <= finished(path := output / f"paths_T{temperature:g}.jsonl", header(options, asked, shape, temperature))
+    }
+    if not missing:
+        return
+    answers = read_or_sample(work, places, output / "answers.jsonl", header(options, asked, None, 1.0))
+    seeds = [generator_of(work.seed, work.questions[place].question_id, 1) for place in places]
+    states = states_of(pair, [work.prompts[place] for place in places], answers, seeds, shape.stride)
+    work.say(f"{len(states)} states")
+    for temperature, path in missing.items():
+        several = bool(shape.paths) and temperature == options.temperatures[0]
+        with opened(path, header(options, asked, shape, temperature)) as (file, records):
+            done = {record["question_id"] for record in records}
+            left = {row for row, place in enumerate(places) if work.questions[place].question_id not in done}
+            found = measure(work, [state for state in states if state.question in left], temperature, several)
+            for row in sorted(left):
+                record = found.get(row, {"states": [], "several": None})
+                jsonl.append(file, {**answer_record(work, places[row], answers[row]), **record}, path)
+        work.say(f"temperature {temperature:g}: {len(left)} questions")
+    pair.target.truncate(0)
+    pair.drafter.forest.truncate(0)
+
+
+def finished(path: Path, head: dict[str, Any]) -> set[int]:
+    """The questions that a file has."""
+    if not path.exists():
+        return set()
+    with opened(path, head) as (_, records):
+        return {record["question_id"] for record in records}
+
+
+@contextlib.contextmanager
+def opened(path: Path, head: dict[str, Any]) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
+    """A file claimed by this process, and its records. ValueError where it was written with other settings."""
+    with contextlib.closing(jsonl.open_locked(path)) as file:
+        jsonl.recover(path)
+        found, *records = [value for _, value in jsonl.lines(path)] or [None]
+        if found is None:
+            jsonl.append(file, head, path)
+        elif found["settings"] != head["settings"]:
+            raise ValueError(f"{path} was measured with other settings ({found}); choose another --output")
+        yield file, records
 
 
 def header(
-    options: argparse.Namespace, asked: benchmarks.QuestionSet, shape: Shape, temperature: float
+    options: argparse.Namespace, asked: benchmarks.QuestionSet, shape: Shape | None, temperature: float
 ) -> dict[str, Any]:
     """The first line of a file: the settings that a resumed run must agree on, and where the numbers come from.
 
-    The number of questions is none of them: more may be asked later.
+    The number of questions is none of them: more may be asked later. `shape` None: a file of answers.
     """
     settings = {
         "bench": asked.bench,
         "protocol": asked.protocol,
         "temperature": temperature,
-        "depths": list(shape.depths),
-        "paths": list(shape.paths),
-        "paths_depth": shape.paths_depth,
-        "stride": shape.stride,
-        "max_new_tokens": shape.max_new_tokens,
+        "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
         "dtype": options.dtype,
         "target": provenance.portable(options.base_model_path),
         "draft": provenance.portable(options.draft_model_path),
-        "target_sha256": weights_fingerprint(options.base_model_path),
-        "draft_sha256": weights_fingerprint(options.draft_model_path),
+        "target_sha256": hashed(options.base_model_path),
+        "draft_sha256": hashed(options.draft_model_path),
     }
+    if shape is not None:
+        settings |= {
+            name: list(value) if isinstance(value, tuple) else value for name, value in shape._asdict().items()
+        }
     return {"settings": settings, "session": provenance.provenance()}
+
+
+@functools.cache
+def hashed(path: str) -> str | None:
+    """The fingerprint of a model's weights, computed once."""
+    return weights_fingerprint(path)
 
 
 def build_parser() -> argparse.ArgumentParser:
