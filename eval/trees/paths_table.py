@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval import command, jsonl
-from eval.reports.estimates import Estimate, bootstrap, wilson
-from eval.reports.markdown import Table, markdown_table, number, percent
+from eval.reports.estimates import Estimate, bootstrap
+from eval.reports.markdown import Table, markdown_table, number
 
 PAPER_DEPTH = 10
 PUBLISHED = Path(__file__).resolve().parents[1] / "reports" / "published.json"
@@ -102,7 +102,7 @@ def by_temperature(found: list[Measured]) -> Table:
     """How the temperature changes each method."""
     fitting = [measured for measured in found if PAPER_DEPTH in measured.settings["depths"]]
     rows = [one_path_row(f"{measured.temperature:g}", measured, PAPER_DEPTH) for measured in fitting]
-    note = "Each temperature has its own answers; target and draft model are sampled at the same one."
+    note = "The same states at every temperature (answers sampled at 1); p and q have the same temperature."
     return Table(f"One path of {PAPER_DEPTH} tokens, by temperature", note, ["temperature", *ONE_PATH], rows)
 
 
@@ -161,25 +161,17 @@ def lossiness(found: list[Measured]) -> Table:
     return Table("What the released rule costs (`published`)", note, [*header, "kept", "bought"], rows)
 
 
-def answers(found: list[Measured]) -> Table:
-    """What the states lie on."""
+def states(found: list[Measured]) -> Table:
+    """What the states are like."""
     rows = []
     for measured in found:
-        marked = [row["correct"] for row in measured.questions if row["correct"] is not None]
         lengths = [len(row["tokens"]) for row in measured.questions]
         cut = sum(not row["ended"] for row in measured.questions)
-        rows.append(
-            [
-                f"{measured.temperature:g}",
-                str(len(measured.questions)),
-                percent(wilson(sum(marked), len(marked))),
-                f"{np.mean(lengths):.0f}",
-                str(cut),
-                number(mean(measured.questions, lambda state: state["overlap"])),
-            ]
-        )
-    header = ["temperature", "answers", "right", "tokens, mean", "cut at the limit", "sum min(p, q) at a state"]
-    return Table("The target's own answers", "", header, rows)
+        overlap = number(mean(measured.questions, lambda state: state["overlap"]))
+        answers = [str(len(measured.questions)), f"{np.mean(lengths):.0f}", str(cut)]
+        rows.append([f"{measured.temperature:g}", *answers, str(measured.states), overlap])
+    header = ["temperature", "answers", "tokens, mean", "cut at the limit", "states", "sum min(p, q) at a state"]
+    return Table("The states", "On the target's own answers, sampled at temperature 1.", header, rows)
 
 
 THEORY = {
@@ -248,7 +240,7 @@ def tables(found: list[Measured]) -> list[Table]:
     if len(found) > 1:
         made.append(by_temperature(found))
     made += [by_paths(measured) for measured in found if any(row["several"] for row in measured.questions)]
-    return [*made, lossiness(found), answers(found)]
+    return [*made, lossiness(found), states(found)]
 
 
 def write(folder: Path, output: Path) -> str:

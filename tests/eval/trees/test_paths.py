@@ -111,7 +111,19 @@ def test_answers_are_the_target_s_own_samples(models):
 def flags(pair, output, *more):
     model = ["--base-model-path", str(pair / "target"), "--draft-model-path", str(pair / "target")]
     sizes = ["--num-questions", "2", "--rows", "2", "--stride", "4", "--max-new-tokens", "12", "--depths", "2", "3"]
-    several = ["--paths", "2", "3", "--paths-depth", "2", "--protocol", "sample", "--quiet"]
+    several = [
+        "--paths",
+        "2",
+        "3",
+        "--paths-depth",
+        "2",
+        "--temperatures",
+        "1",
+        "0.5",
+        "--protocol",
+        "sample",
+        "--quiet",
+    ]
     return [*model, *sizes, *several, "--output", str(output), *more]
 
 
@@ -122,17 +134,24 @@ def test_a_run_that_is_resumed_and_its_table(pair, tmp_path, capsys):
     first, second, third = file.read_bytes().splitlines(keepends=True)
     for state in json.loads(second)["states"]:
         assert state["overlap"] == pytest.approx(1, abs=1e-4)
-        for depth, values in state["expected"].items():
-            assert max(values.values()) == pytest.approx(max(values.values()), abs=1e-3)
-            assert len(values) == 4 and values["hsd"] == pytest.approx(values["block"], abs=1e-6)
+        assert list(state["expected"]) == ["2", "3"]
+        for values in state["expected"].values():  # all of them the whole draft, but for what follows an end
+            assert list(values.values()) == pytest.approx([values["hsd"]] * 4, abs=1e-3)
     file.write_bytes(first + second + third[:9])
     assert paths.main(flags(pair, tmp_path)) == 0
-    again = file.read_bytes().splitlines()
-    assert [json.loads(line)["tokens"] for line in again[1:]] == [
-        json.loads(line)["tokens"] for line in (second, third)
-    ]
+    assert (tmp_path / "answers.jsonl").read_bytes() == answers
+    again = [json.loads(line) for line in file.read_bytes().splitlines()[1:]]
+    for before, now in zip(map(json.loads, (second, third)), again, strict=True):
+        assert before["tokens"] == now["tokens"]
+        for state, other in zip(before["states"], now["states"], strict=True):
+            assert state["expected"]["3"] == pytest.approx(other["expected"]["3"], abs=1e-4)
     assert paths.main(flags(pair, tmp_path, "--seed", "5")) == 2
     assert "was measured with other settings" in capsys.readouterr().err
     assert paths_table.main([str(tmp_path)]) == 0
     tables = json.loads((tmp_path / "paths.json").read_text())["tables"]
     assert [row[0] for row in tables[0]["rows"]] == ["2", "3"]
+    assert {row[0] for table in tables if table["title"].startswith("Several paths") for row in table["rows"]} == {
+        "1",
+        "2",
+        "3",
+    }
