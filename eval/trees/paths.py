@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 import hsd
+from eagle import command
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.model.eagle_model import EagleModel
 from eagle.modules.target import CachedLM
 from eagle.trees import DraftProbs, TreeSettings, find_tree
-from eval import command, jsonl, provenance
+from eval import jsonl, provenance
 from eval.questions import accuracy, benchmarks, prompts
 from eval.runs.load_models import DTYPES, add_model_flags, resolve_flags, weights_fingerprint
 from eval.trees.forest import Forest, ForestDrafter

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval import command, jsonl
+from eagle import command
+from eagle.files import write_whole
+from eval import jsonl
 from eval.reports.estimates import Estimate, bootstrap
 from eval.reports.markdown import Table, markdown_table, number
 
@@ -94,7 +96,7 @@ def by_length(measured: Measured) -> Table:
         for state in row["states"]
         for depth in measured.settings["depths"]
     )
-    note = f"`block` and `hsd` are one quantity: their largest difference at any state is {widest:.0e} (float32)."
+    note = f"`block` and `hsd` are one quantity: they differ by at most {widest:.0e} at any state (solved in float64)."
     return Table(f"One path, temperature {measured.temperature:g}, by draft length", note, ["length", *ONE_PATH], rows)
 
 
@@ -216,11 +218,18 @@ def beside_the_paper(measured: Measured) -> Table:
     return Table("Beside the paper's main table", note, header, rows)
 
 
+def model_name(path: str) -> str:
+    """NAME of NAME/target, else the last part of a path or hub id."""
+    place = Path(path)
+    return place.parent.name if place.name == "target" else place.name
+
+
 def caption(found: list[Measured]) -> str:
     """What a reader needs to repeat the numbers."""
     first = found[0]
     settings, session = first.settings, first.session
-    protocol = f"{settings['bench']} ({settings['protocol']})"
+    pair = " drafted by ".join(model_name(settings[role]) for role in ("target", "draft"))
+    protocol = f"{settings['bench']} ({settings['protocol']}), {pair}"
     commits = sorted({(measured.session["git"]["commit"] or "unknown")[:9] for measured in found})
     return (
         f"{protocol}; seed {settings['seed']}, {settings['dtype']}, a state every {settings['stride']} tokens of "
@@ -248,7 +257,7 @@ def write(folder: Path, output: Path) -> str:
     found = read(folder)
     made = tables(found)
     record = {"tables": [table._asdict() for table in made], "caption": caption(found)}
-    jsonl.write_whole(output, json.dumps(record, indent=1) + "\n")
+    write_whole(output, json.dumps(record, indent=1) + "\n")
     parts = [f"{table.title}\n\n{markdown_table(table.header, table.rows)}\n\n{table.note}" for table in made]
     return "\n\n".join([*parts, record["caption"]])
 
