@@ -86,17 +86,20 @@ def sample_answers(
     pair: Pair, rows: list[list[int]], probs: SamplingTransform, generators: list[torch.Generator], limit: int
 ) -> list[Answer]:
     """The target's own answers to prompts (without the shared prefix), all rows at once."""
-    forest, tokens, parents, ends = pair.target, [], [], []
-    for row in rows:
+    forest = pair.target
+    tokens: list[int] = []
+    parents: list[int] = []
+    ends: list[int] = []
+    for prompt in rows:
         first = forest.filled + len(tokens)
-        parents += [-1, *range(first, first + len(row) - 1)]
-        tokens += row
+        parents += [-1, *range(first, first + len(prompt) - 1)]
+        tokens += prompt
         ends.append(len(tokens) - 1)
     start = forest.filled
     logits = forest.grow(tokens, parents, wanted=ends)
     answers = [
-        Answer([], False, list(range(start + end + 1 - len(row), start + end + 1)), [])
-        for row, end in zip(rows, ends, strict=True)
+        Answer([], False, list(range(start + end + 1 - len(prompt), start + end + 1)), [])
+        for prompt, end in zip(rows, ends, strict=True)
     ]
     active = list(range(len(rows)))
     while active:
@@ -160,7 +163,9 @@ def scored(
     forest, nodes, transform = pair.target, batch.tokens.shape[1], SamplingTransform(SamplingParams(temperature))
     for start in range(0, len(states), max(SCORED // nodes, 1)):
         rows = range(start, min(start + max(SCORED // nodes, 1), len(states)))
-        mark, tokens, parents = forest.filled, [], []
+        mark = forest.filled
+        tokens: list[int] = []
+        parents: list[int] = []
         for row in rows:
             first = mark + len(tokens)
             tokens += batch.tokens[row].tolist()
@@ -175,8 +180,9 @@ def one_row(batch: TreeBatch, row: int) -> TreeBatch:
     """A batch of one of the trees."""
     part = slice(row, row + 1)
     assert batch.proposals is not None
-    columns = (batch.tokens, batch.parents, batch.depths, batch.proposal_rows, batch.proposals)
-    return TreeBatch(*(column[part] for column in columns), batch.support, batch.layout)
+    tokens, parents, depths = batch.tokens[part], batch.parents[part], batch.depths[part]
+    rows, proposals = batch.proposal_rows[part], batch.proposals[part]
+    return TreeBatch(tokens, parents, depths, rows, proposals, batch.support, batch.layout)
 
 
 def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
@@ -317,7 +323,10 @@ def states_of(
     pair: Pair, prompts: list[list[int]], answers: list[Answer], seeds: list[int], stride: int
 ) -> list[State]:
     """The states of some answers, which the draft model reads."""
-    forest, tokens, parents, states = pair.drafter.forest, [], [], []
+    forest = pair.drafter.forest
+    tokens: list[int] = []
+    parents: list[int] = []
+    states: list[State] = []
     for question, (prompt, answer, seed) in enumerate(zip(prompts, answers, seeds, strict=True)):
         roots = positions(len(answer.tokens), stride, torch.Generator().manual_seed(seed))
         text = [*prompt, *answer.tokens[: max(roots, default=0)]]
@@ -410,12 +419,12 @@ def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
     """One line of answers.jsonl."""
     question = work.questions[place]
     text = work.tokenizer.decode(answer.tokens, skip_special_tokens=True) if work.tokenizer else ""
-    marked = question.reference is not None and "####" in question.reference
+    reference = question.reference if question.reference and "####" in question.reference else None
     return {
         "question_id": question.question_id,
         "tokens": answer.tokens,
         "ended": answer.ended,
-        "correct": accuracy.is_correct(text, question.reference) if marked else None,
+        "correct": accuracy.is_correct(text, reference) if reference else None,
     }
 
 

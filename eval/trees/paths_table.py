@@ -76,6 +76,11 @@ def difference(first: str, second: str, depth: int | str) -> Callable[[State], f
     return lambda state: accepted(first, depth)(state) - accepted(second, depth)(state)
 
 
+def distance_at(depth: int) -> Callable[[State], float]:
+    """The released rule's total variation at the full draft, as a function of a state."""
+    return lambda state: state["released"][str(depth)][2]
+
+
 def one_path_row(label: str, measured: Measured, depth: int) -> list[str]:
     """A row of the one-path tables."""
     cells = [number(mean(measured.questions, accepted(name, depth))) for name in ("token", "block", "hsd", "published")]
@@ -146,7 +151,7 @@ def lossiness(found: list[Measured]) -> Table:
                 [
                     f"{measured.temperature:g}",
                     str(depth),
-                    number(mean(measured.questions, lambda state, key=str(depth): state["released"][key][2]), 3),
+                    number(mean(measured.questions, distance_at(depth)), 3),
                     *(f"{value:.3f}" for value in quantiles),
                     f"{(distance * mass).sum() / mass.sum():.3f}",
                     f"{np.mean(mass - kept > 1e-4):.0%}",
@@ -256,10 +261,11 @@ def write(folder: Path, output: Path) -> str:
     """Write the tables as JSON; returns them as Markdown."""
     found = read(folder)
     made = tables(found)
-    record = {"tables": [table._asdict() for table in made], "caption": caption(found)}
+    below = caption(found)
+    record = {"tables": [table._asdict() for table in made], "caption": below}
     write_whole(output, json.dumps(record, indent=1) + "\n")
     parts = [f"{table.title}\n\n{markdown_table(table.header, table.rows)}\n\n{table.note}" for table in made]
-    return "\n\n".join([*parts, record["caption"]])
+    return "\n\n".join([*parts, below])
 
 
 def main(argv: list[str] | None = None) -> int:
