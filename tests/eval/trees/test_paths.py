@@ -1,4 +1,6 @@
-"""`python -m eval.trees.paths`: a forest's logits, cut drafts, what the released rule emits, and a resumed run."""
+"""`python -m eval.trees.paths`: a forest's logits, cut drafts, what the released rule emits, and a resumed run with its
+tables (`python -m eval.trees.paths_table`).
+"""
 
 import json
 
