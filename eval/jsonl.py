@@ -5,10 +5,11 @@ before the next question starts (`append`: one line, flush, fsync); if the proce
 newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
 """
 
+import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,3 +69,23 @@ def append(file: BinaryIO, record: Any, path: Path) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def measured(
+    path: Path, head: dict[str, Any], settings: Callable[[dict[str, Any]], Any] = lambda head: head
+) -> Iterator[tuple[BinaryIO, list[Any]]]:
+    """A file of measurements whose first line is `head`, claimed by this process, and the records behind that line.
+
+    settings    the part of the head that a resumed run must agree on
+
+    Raises ValueError where another run has the file, or where it was written with other settings.
+    """
+    with contextlib.closing(open_locked(path)) as file:
+        recover(path)
+        found, *records = [value for _, value in lines(path)] or [None]
+        if found is None:
+            append(file, head, path)
+        elif settings(found) != settings(head):
+            raise ValueError(f"{path} was measured with other settings ({found}); choose another --output")
+        yield file, records

@@ -48,10 +48,8 @@ class Eagle3Drafter:
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
         self.fused.reserve(self.buffer.shape.capacity)
         self.cached_ids = []
-        self.longest, self._limit = (
-            max(keep - 1, 0),
-            self.buffer.shape.capacity - slack,
-        )  # a pair per token but the first
+        self.longest = max(keep - 1, 0)  # a pair per token but the first
+        self._limit = self.buffer.shape.capacity - slack
         self.lengths.fill_(self.longest)
         self._committed: Tensor | None = None
         self.lineage.clear()

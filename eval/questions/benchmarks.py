@@ -12,6 +12,7 @@
 `--question-file` replaces a protocol's questions by the reader's own; the answer file then names that file.
 """
 
+import argparse
 import gzip
 import json
 import zlib
@@ -281,3 +282,10 @@ def first(questions: list[Question], count: int | None, source: str) -> list[Que
     if not 1 <= count <= len(questions):
         raise ValueError(f"--num-questions {count}: {source} has {len(questions)}; expected 1 to {len(questions)}")
     return questions[:count]
+
+
+def add_flags(parser: argparse.ArgumentParser, count: int) -> None:
+    """--bench, --protocol and --num-questions (default `count`), of commands that measure the states of a set."""
+    parser.add_argument("--bench", choices=list(BENCHMARKS), default="gsm8k")
+    parser.add_argument("--protocol")
+    parser.add_argument("--num-questions", type=int, default=count, metavar="N")

@@ -4,7 +4,7 @@ A wrong template costs half of the acceptance and still looks like English, so n
 tokenizer has no template and whose family is not listed here is refused. The answer file records which one was used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -81,3 +81,8 @@ def encode(tokenizer: Any, style: PromptFormat, messages: Messages) -> torch.Ten
     """Token ids of a conversation, ready for the assistant's next answer: Int64[1, L]."""
     ids = tokenizer(style.render(messages), add_special_tokens=style.adds_bos)["input_ids"]
     return torch.tensor([ids], dtype=torch.int64)
+
+
+def encode_texts(tokenizer: Any, style: PromptFormat, texts: Iterable[str]) -> list[list[int]]:
+    """Each text as the only user message of a conversation, as token ids."""
+    return [encode(tokenizer, style, [{"role": "user", "content": text}])[0].tolist() for text in texts]

@@ -42,8 +42,8 @@ def encoded(engine: Any, count: int) -> list[list[int]]:
     """The first `count` sample problems as token ids, one by one; from the start again when there are fewer."""
     style = prompts.prompt_format(engine.tokenizer, "")
     questions = benchmarks.load("gsm8k", "sample", None, count).questions
-    asked = [questions[index % len(questions)].turns[0] for index in range(count)]
-    return [prompts.encode(engine.tokenizer, style, [{"role": "user", "content": text}])[0].tolist() for text in asked]
+    asked = (questions[index % len(questions)].turns[0] for index in range(count))
+    return prompts.encode_texts(engine.tokenizer, style, asked)
 
 
 def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,8 +28,7 @@ PROBLEMS = 4
 def bundled_problems(tokenizer: Any, style: prompts.PromptFormat, count: int) -> list[list[int]]:
     """The first `count` bundled problems as token ids."""
     asked = benchmarks.load("gsm8k", "sample", None, count).questions
-    chats = [[{"role": "user", "content": question.turns[0]}] for question in asked]
-    return [prompts.encode(tokenizer, style, chat)[0].tolist() for chat in chats]
+    return prompts.encode_texts(tokenizer, style, (question.turns[0] for question in asked))
 
 
 def table(points: list[Point]) -> str:

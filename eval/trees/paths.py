@@ -17,9 +17,9 @@ Shapes: B states, N nodes, K depth, V vocabulary.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
+import operator
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +31,7 @@ from torch import Tensor
 import hsd
 from eagle import command
 from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.step import common_prefix
 from eagle.model.eagle_model import EagleModel
 from eagle.modules.target import CachedLM
 from eagle.trees import DraftProbs, TreeSettings, find_tree
@@ -173,16 +174,7 @@ def scored(
         probs = transform(forest.grow(tokens, parents)).view(len(rows), nodes, -1)
         forest.truncate(mark)
         for row in rows:
-            yield states[row], Drafts(one_row(batch, row), probs[row - start][None], paths)
-
-
-def one_row(batch: TreeBatch, row: int) -> TreeBatch:
-    """A batch of one of the trees."""
-    part = slice(row, row + 1)
-    assert batch.proposals is not None
-    tokens, parents, depths = batch.tokens[part], batch.parents[part], batch.depths[part]
-    rows, proposals = batch.proposal_rows[part], batch.proposals[part]
-    return TreeBatch(tokens, parents, depths, rows, proposals, batch.support, batch.layout)
+            yield states[row], Drafts(TreeBatch.of_one(batch.row(row)), probs[row - start][None], paths)
 
 
 def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
@@ -349,13 +341,6 @@ def generator_of(seed: int, question: int, purpose: int) -> int:
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def common_prefix(rows: list[list[int]]) -> int:
-    """How many first tokens all rows share, at least one of each row's left out."""
-    shortest = min(map(len, rows)) - 1
-    same = (all(row[place] == rows[0][place] for row in rows) for place in range(shortest))
-    return next((place for place, equal in enumerate(same) if not equal), shortest)
-
-
 def load_pair(options: argparse.Namespace) -> tuple[EagleModel, CachedLM]:
     """The target, and the draft model's `CachedLM`."""
     if not options.draft_model_path:
@@ -366,13 +351,6 @@ def load_pair(options: argparse.Namespace) -> tuple[EagleModel, CachedLM]:
         dtype=DTYPES[options.dtype],
     )
     return model, model.drafter.lm  # type: ignore[union-attr]
-
-
-def encode(model: EagleModel, questions: list[benchmarks.Question], base_model_path: str) -> list[list[int]]:
-    """The questions as prompts in the target's chat template."""
-    style = prompts.prompt_format(model.tokenizer, base_model_path)
-    turns = [[{"role": "user", "content": question.turns[0]}] for question in questions]
-    return [prompts.encode(model.tokenizer, style, turn)[0].tolist() for turn in turns]
 
 
 class Work(NamedTuple):
@@ -439,11 +417,11 @@ def measure(work: Work, states: list[State], temperature: float, several: bool) 
         record = records.setdefault(state.question, {"states": [], "several": None})
         record["states"].append(one_path(pair, state, drafts, shape.depths))
     if several:
-        chosen = {}
-        for state in states:  # one per question, the same whatever is asked beside it
-            own = [other for other in states if other.question == state.question]
-            chosen[state.question] = own[own[0].seed % len(own)]
-        for state in chosen.values():
+        by_question: dict[int, list[State]] = {}
+        for state in states:
+            by_question.setdefault(state.question, []).append(state)
+        for own in by_question.values():
+            state = own[own[0].seed % len(own)]  # the same whatever is asked beside it
             trees = draft(pair, [state], temperature, max(shape.paths), shape.paths_depth)
             ((_, drafts),) = scored(pair, [state], trees, temperature, max(shape.paths))
             records[state.question]["several"] = several_paths(pair, state, drafts, shape)
@@ -460,8 +438,9 @@ def run(options: argparse.Namespace) -> None:
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
     model, draft_lm = load_pair(options)
-    rows = encode(model, asked.questions, options.base_model_path)
-    shared = common_prefix(rows)
+    style = prompts.prompt_format(model.tokenizer, options.base_model_path)
+    rows = prompts.encode_texts(model.tokenizer, style, (question.turns[0] for question in asked.questions))
+    shared = min(min(common_prefix(rows[0], row), len(row) - 1) for row in rows)  # each row keeps a token of its own
     prefix, rows = rows[0][:shared], [row[shared:] for row in rows]
     slots = options.rows * (max(map(len, rows)) + shape.max_new_tokens) + shape.slots(options.rows)
     columns = min(draft_lm.vocab_size, model.target.vocab_size)
@@ -520,17 +499,8 @@ def finished(path: Path, head: dict[str, Any]) -> set[int]:
         return {record["question_id"] for record in records}
 
 
-@contextlib.contextmanager
-def opened(path: Path, head: dict[str, Any]) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
-    """A file claimed by this process, and its records. ValueError where it was written with other settings."""
-    with contextlib.closing(jsonl.open_locked(path)) as file:
-        jsonl.recover(path)
-        found, *records = [value for _, value in jsonl.lines(path)] or [None]
-        if found is None:
-            jsonl.append(file, head, path)
-        elif found["settings"] != head["settings"]:
-            raise ValueError(f"{path} was measured with other settings ({found}); choose another --output")
-        yield file, records
+# A file of this command, claimed, and its records; the session in its head is not compared.
+opened = functools.partial(jsonl.measured, settings=operator.itemgetter("settings"))
 
 
 def header(
@@ -574,9 +544,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
-    add("--protocol")
-    add("--num-questions", type=int, default=40, metavar="N")
+    benchmarks.add_flags(parser, 40)
     add_model_flags(parser)
     add("--temperatures", type=float, nargs="+", default=[1.0], metavar="T")
     add("--depths", type=int, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")

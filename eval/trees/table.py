@@ -11,7 +11,6 @@ stopped. Timings and E[accepted] along each method's own generations come from `
 """
 
 import argparse
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -165,9 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--bench", choices=list(benchmarks.BENCHMARKS), default="gsm8k")
-    add("--protocol")
-    add("--num-questions", type=int, default=20, metavar="N")
+    benchmarks.add_flags(parser, 20)
     add_model_flags(parser)
     add(
         "--methods",
@@ -198,10 +195,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
     model = load_from_flags(options)
     style = prompts.prompt_format(model.tokenizer, options.base_model_path)
-    questions = [
-        prompts.encode(model.tokenizer, style, [{"role": "user", "content": question.turns[0]}])[0].tolist()
-        for question in asked.questions
-    ]
+    questions = prompts.encode_texts(model.tokenizer, style, (question.turns[0] for question in asked.questions))
     cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
     tables = {}
     for temperature in options.temperatures:
@@ -237,17 +231,11 @@ def one_temperature(
             for path in (options.base_model_path, options.ea_model_path, options.draft_model_path)
         ],
     }
-    with contextlib.closing(jsonl.open_locked(path)) as file:
-        jsonl.recover(path)
-        head, *rows = [value for _, value in jsonl.lines(path)] or [asked_for]
-        if head != asked_for:
-            raise ValueError(f"{path} was measured with other settings ({head}); choose another --output")
+    with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows[: len(questions)], start=2):
             check_row(row, {name(*cell) for cell in cells}, f"{path}, line {number}")
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
-        if not path.stat().st_size:
-            jsonl.append(file, asked_for, path)
         return measure(
             model,
             questions,

@@ -159,8 +159,15 @@ def first_prompts(tokenizer, conversations: list, numbers: Iterable[int], args) 
 
 
 def regenerate(args: argparse.Namespace) -> None:
-    """Sample what is missing of the output. Raises ValueError for settings, data or an output that do not fit."""
+    """Sample what is missing of the output. Raises ValueError for settings, data or an output that do not fit, or where
+    another process writes the output.
+    """
     check(args)
+    with sole_writer(args.output):
+        _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"auto": "bf16" if has_bf16(device) else "fp32"}.get(args.dtype, args.dtype)
     conversations = read_messages(args.data)[: args.limit]
@@ -257,12 +264,7 @@ def main(argv: list[str] | None = None) -> int:
             return f"finished conversations are kept in {part}; the same command continues"
         return "no conversation was finished yet; the same command continues"
 
-    def work() -> None:
-        check(args)
-        with sole_writer(args.output):
-            regenerate(args)
-
-    return command.run(work, kept)
+    return command.run(lambda: regenerate(args), kept)
 
 
 if __name__ == "__main__":
