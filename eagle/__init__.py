@@ -9,13 +9,14 @@ from eagle.engine.sampling import SamplingParams
 from eagle.model.custom_generate import custom_generate
 from eagle.model.ea_model import EaModel
 from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, GenerateOutput, StepRecord, TreeRecord
+from eagle.model.outputs import GeneratedRow, GenerateOutput, PlanRecord, StepRecord, TreeRecord
 
 __all__ = [
     "EaModel",
     "EagleModel",
     "GenerateOutput",
     "GeneratedRow",
+    "PlanRecord",
     "SamplingParams",
     "StepRecord",
     "TreeRecord",

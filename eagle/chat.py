@@ -24,13 +24,14 @@ from eagle.model.outputs import GeneratedRow
 from eagle.serve.options import LOSSLESS, add_model_arguments, drafting_arguments, load_model
 from eagle.serve.text import stream_text
 from eagle.trees import TREES
+from eagle.tuning.candidates import AUTO
 
 COLORS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m")  # one step after the other
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 PROBE_TOKENS = 16  # tokens of the plain decoding that is measured at the start
 HELP = """/reset                 forget the conversation
 /temperature T         0 is greedy
-/tree NAME             {trees}; none is plain decoding
+/tree NAME             {trees}; none is plain decoding, auto what is fastest here
 /verifier NAME         {verifiers}
 /help                  this text
 /exit                  leave (or Ctrl-D); Ctrl-C ends an answer"""
@@ -118,7 +119,7 @@ class Chat:
             return False
         settings: dict[str, Callable[[str], None]] = {
             "/temperature": self._set_temperature,
-            "/tree": lambda value: self._set_name("tree", value, list(TREES)),
+            "/tree": lambda value: self._set_name("tree", value, [*TREES, AUTO]),
             "/verifier": lambda value: self._set_name("verifier", value, LOSSLESS),
         }
         if name == "/reset":
@@ -129,7 +130,7 @@ class Chat:
         else:
             if name != "/help":
                 self._say(f"{name} is no command")
-            self._say(HELP.format(trees=", ".join(TREES), verifiers=", ".join(LOSSLESS)))
+            self._say(HELP.format(trees=", ".join([*TREES, AUTO]), verifiers=", ".join(LOSSLESS)))
         return True
 
     def _set_temperature(self, value: str) -> None:

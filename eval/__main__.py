@@ -28,12 +28,14 @@ from typing import Any, NamedTuple
 import torch
 
 from eagle import command
+from eagle.checkpoints.fingerprint import weights_fingerprint
+from eagle.tuning.candidates import AUTO
 from eval import flags, provenance
 from eval.questions import benchmarks, prompts
 from eval.runs import load_models, runner
 from eval.runs.answers import WEIGHTS, AnswerFile, shard_path
 from eval.runs.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
-from eval.speed import budget, dtypes
+from eval.speed import dtypes
 
 
 def settings(
@@ -56,7 +58,7 @@ def settings(
         "questions_sha256": questions.sha256,
         "num_questions": len(questions.questions),
         **{name: path and provenance.portable(path) for name, path in paths.items()},
-        **{WEIGHTS[name]: load_models.weights_fingerprint(path) for name, path in paths.items()},
+        **{WEIGHTS[name]: weights_fingerprint(path) for name, path in paths.items()},
         "dtype": dtype,
         "device": device_name(task.models.engine.device),
         "template": task.style.name,
@@ -93,34 +95,31 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
-def choice_file(options: argparse.Namespace, name: str) -> Path:
-    """Where a measured choice is kept: beside the answers."""
-    return Path(options.output, name) if options.output else Path(f"{options.answer_file}.{name}")
+def dtype_file(options: argparse.Namespace) -> Path:
+    """Where the measured dtype is kept: beside the answers."""
+    return Path(options.output, "dtype.json") if options.output else Path(f"{options.answer_file}.dtype.json")
 
 
-def check_choices(options: argparse.Namespace, ranks: Ranks) -> None:
-    """Drop earlier choices with --fresh. ValueError where several processes would choose differently."""
-    for flag, value, name, how in (
-        (
-            "--nodes",
-            options.nodes,
-            "budget.json",
-            "run python -m eval.speed.budget first and pass its --nodes and --depth",
-        ),
-        ("--dtype", options.dtype, "dtype.json", "pass --dtype float32 or bfloat16"),
-    ):
-        place = choice_file(options, name)
-        if value == "auto" and ranks.world > 1 and not place.is_file():
-            raise ValueError(f"{flag} auto: every process would measure its own; {how}")
-        if options.fresh and ranks.world == 1:
-            place.unlink(missing_ok=True)
+def check_choices(options: argparse.Namespace, methods: list[Method], ranks: Ranks) -> None:
+    """Drop an earlier choice with --fresh. ValueError where several processes would choose differently."""
+    kept = dtype_file(options)
+    if ranks.world > 1:
+        if AUTO in (options.nodes, *(method.tree for method in methods)):
+            raise ValueError(
+                "auto: every process would choose its own tree; run python -m eval.speed.budget first and pass what it "
+                "chooses"
+            )
+        if options.dtype == AUTO and not kept.is_file():
+            raise ValueError("--dtype auto: every process would measure its own; pass --dtype float32 or bfloat16")
+    elif options.fresh:
+        kept.unlink(missing_ok=True)
 
 
 Load = Callable[..., Any]
 
 
 def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ranks: Ranks, load: Load) -> runner.Task:
-    """Load the models; with `--nodes auto`, measure the budget or take the one of the run that is resumed."""
+    """Load the models."""
     engine = load(
         options.base_model_path,
         options.ea_model_path,
@@ -138,13 +137,11 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
         min_p=options.min_p,
         repetition_penalty=options.repetition_penalty,
         max_new_tokens=options.max_new_tokens or benchmarks.benchmark(options.bench).max_new_tokens,
-        nodes=None if options.nodes == flags.AUTO_BUDGET else options.nodes,
+        nodes=options.nodes,
         depth=options.depth,
         width=options.width,
         lookup_tokens=options.lookup_tokens,
     )
-    if options.nodes == flags.AUTO_BUDGET:
-        decoding = budget.kept_or_measured(choice_file(options, "budget.json"), engine, style, decoding, options.seed)
     return runner.Task(Models(engine, assistant), style, decoding.with_defaults(), options.seed, options.system_prompt)
 
 
@@ -163,11 +160,11 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
     try:
         for method, path in chosen:
             runs.append(runner.MethodRun(method, AnswerFile(shard_path(path, ranks.rank, ranks.world))))
-        check_choices(options, ranks)
+        check_choices(options, methods, ranks)
         dtype = options.dtype
         if dtype == load_models.AUTO_DTYPE:
             load_target = lambda name: load(options.base_model_path, None, name, local_rank=ranks.local)
-            dtype = dtypes.kept_or_measured(choice_file(options, "dtype.json"), load_target)
+            dtype = dtypes.kept_or_measured(dtype_file(options), load_target)
         task = load_task(options, methods, dtype, ranks, load)
         origin = provenance.provenance()
         for run in runs:

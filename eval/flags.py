@@ -5,12 +5,12 @@ from pathlib import Path
 
 import hsd
 from eagle.trees import TREES
+from eagle.tuning.candidates import AUTO
 from eval.questions import benchmarks
 from eval.runs import load_models
 from eval.runs.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
 
 VERIFIERS = [name for name in hsd.VERIFIERS if name != "greedy"]  # which temperature 0 stands for
-AUTO_BUDGET = "auto"
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 def add_methods(parser: argparse.ArgumentParser) -> None:
     """Flags that choose what drafts and what verifies."""
     group = parser.add_argument_group("methods")
-    group.add_argument("--tree", choices=list(TREES), help="how drafts are laid out (one method; default hybrid)")
+    group.add_argument("--tree", choices=[*TREES, AUTO], help="how drafts are laid out (one method; default hybrid)")
     group.add_argument(
         "--verifier",
         choices=VERIFIERS,
@@ -47,9 +47,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         type=count_or_auto,
         dest="nodes",
         metavar="N",
-        help="draft-token budget: rows of the target's forward per step, draft tokens and the root; `auto` measures "
-        "which budget and depth are fastest here (python -m eval.speed.budget) and keeps "
-        "the choice",
+        help="draft-token budget: rows of the target's forward per step, draft tokens and the root; `auto`, as "
+        "`--tree auto`: what is fastest here, depth included (python -m eval.speed.budget shows it)",
     )
     group.add_argument(
         "--depth", type=int, metavar="K", help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)"
@@ -66,7 +65,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 def count_or_auto(text: str) -> int | str:
     """The value of `--nodes`."""
-    return text if text == AUTO_BUDGET else int(text)
+    return text if text == AUTO else int(text)
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
@@ -153,8 +152,10 @@ def check_numbers(options: argparse.Namespace) -> None:
     """ValueError for a number no run can have."""
     for name, (low, high) in LIMITS.items():
         value = getattr(options, name)
-        if value not in (None, AUTO_BUDGET) and not (low <= value < float("inf") and (high is None or value <= high)):
+        if value not in (None, AUTO) and not (low <= value < float("inf") and (high is None or value <= high)):
             bound = f"at least {low}" if high is None else f"between {low} and {high}"
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected {bound}")
+    if options.nodes == AUTO and options.depth is not None:
+        raise ValueError(f"--depth {options.depth}: --nodes auto chooses the depth; leave it out, or name --nodes")
     if not 0 < options.repetition_penalty < float("inf"):
         raise ValueError(f"--repetition-penalty {options.repetition_penalty}: expected a number above 0")

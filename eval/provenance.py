@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from eagle.tuning.machine import processor
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "fschat", "accelerate", "numpy")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -36,16 +38,6 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def processor() -> str:
-    """The CPU's name where the system has it, else its architecture."""
-    try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def hardware() -> dict[str, Any]:

@@ -44,7 +44,7 @@ ROOMS = {
     "eagle.checkpoints": {"eagle.command", "eagle.files", "eagle.modules"},
     "eagle.engine": {"eagle.drafters", "eagle.model.outputs", "eagle.modules", "eagle.trees"},
     "eagle.model.outputs": set(),
-    "eagle.tuning": {"eagle.model.outputs"},
+    "eagle.tuning": {"eagle.checkpoints", "eagle.engine", "eagle.files", "eagle.modules", "eagle.trees"},
     "eagle.model": {
         "eagle.checkpoints",
         "eagle.drafters",
@@ -65,9 +65,10 @@ ROOMS = {
         "eagle.train",
     },
     "eagle.convert": {"eagle.checkpoints"},
+    "eagle.calibrate": {"eagle.checkpoints", "eagle.command", "eagle.model", "eagle.train", "eagle.tuning"},
     # where people talk to a model
-    "eagle.serve": {"eagle.checkpoints", "eagle.model", "eagle.model.outputs", "eagle.trees"},
-    "eagle.chat": {"eagle.command", "eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees"},
+    "eagle.serve": {"eagle.checkpoints", "eagle.model", "eagle.model.outputs", "eagle.trees", "eagle.tuning"},
+    "eagle.chat": {"eagle.command", "eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees", "eagle.tuning"},
     # benchmarks
     "eval.clock": set(),
     "eval.jsonl": set(),

@@ -25,6 +25,7 @@ PASSED_ON = {"--help"}
 # The test that runs each command on something tiny: file below tests/, function. It calls main or starts the module.
 TRIED_IN = {
     "hsd.audit": ("hsd/test_hsd_audit.py", "test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy"),
+    "eagle.calibrate": ("eagle/tuning/test_calibrate.py", "test_a_calibration_is_written_beside_the_head"),
     "eagle.chat": ("eagle/test_chat.py", "test_piped"),
     "eagle.checkpoints.convert": ("eagle/checkpoints/test_convert.py", "test_command_line"),
     "eagle.checkpoints.fetch": (

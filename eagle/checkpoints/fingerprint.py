@@ -12,6 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
+
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 BLOCK, BLOCKS = 256, 4
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors format
@@ -32,6 +34,25 @@ def fingerprint(directory: str | Path) -> str:
     for path in weights:
         _add_file(digest, path)
     return digest.hexdigest()[:32]
+
+
+def local_directory(path: str | None) -> Path | None:
+    """A directory as it is, a hub id's in the hub's cache; None where there is neither."""
+    if not path:
+        return None
+    try:
+        return Path(path) if Path(path).is_dir() else Path(snapshot_download(path, local_files_only=True))
+    except (ValueError, OSError):
+        return None
+
+
+def weights_fingerprint(path: str | None) -> str | None:
+    """The fingerprint of a directory's weights, or of a hub id's; None where there are none on this machine."""
+    folder = local_directory(path)
+    try:
+        return None if folder is None else fingerprint(folder)
+    except (ValueError, OSError):
+        return None
 
 
 def _add_file(digest, path: Path) -> None:

@@ -7,7 +7,7 @@ node's prefix.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
         generation_config: GenerationConfig | None = None,
         tree: str | None = None,
         verifier: str | None = None,
-        nodes: int | None = None,
+        nodes: int | Literal["auto"] | None = None,
         depth: int | None = None,
         width: int | None = None,
         beta: float | None = None,

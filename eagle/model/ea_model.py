@@ -14,9 +14,7 @@ from torch import Tensor
 
 from eagle.model.eagle_model import EagleModel
 from eagle.model.outputs import GeneratedRow, sequences_of
-from eagle.tuning.step_cost import Point, bundled_prompts, choose, measure
-
-PROMPTS, TOKENS = 2, 16  # what total_token=-1 measures each budget on
+from eagle.tuning.candidates import AUTO
 
 
 class EaModel:
@@ -31,15 +29,12 @@ class EaModel:
     training = False
 
     def __init__(self, model: EagleModel, total_token: int, depth: int, top_k: int):
-        """Wrap a loaded pair; arguments as for `from_pretrained`. With total_token=-1 budgets are measured here."""
+        """Wrap a loaded pair; arguments as for `from_pretrained`."""
         self.model = model
         self.tokenizer = model.tokenizer
         self.base_model = model.target.model
         self.config = self.base_model.config
-        self.nodes, self.depth, self.top_k = total_token, depth + 1, top_k
-        if total_token == -1:
-            best = measured_budget(model)
-            self.nodes, self.depth = best.nodes, best.depth
+        self.total_token, self.depth, self.top_k = total_token, depth + 1, top_k
 
     @classmethod
     def from_pretrained(
@@ -59,9 +54,9 @@ class EaModel:
     ) -> "EaModel":
         """Load a pair.
 
-        total_token     rows of the target's scoring forward, the root included; -1: the budget, `depth` included, that
-                        gives most tokens per second here, measured for some seconds (`eagle.tuning.step_cost`). Two
-                        measurements can differ, and seeded samples with them
+        total_token     rows of the target's scoring forward, the root included; -1: the number, `depth` included, that
+                        gives most tokens per second here (nodes="auto" of `EagleModel.generate`); the first generation
+                        may measure for some seconds first
         depth, top_k    shape of EAGLE's tree, as there
         threshold, low_cpu_mem_usage    accepted for old scripts, without effect
         the others      as for `EagleModel.from_pretrained`
@@ -148,8 +143,6 @@ class EaModel:
         room = max_length - input_ids.shape[-1]
         if room < 1:
             raise ValueError(f"max_length={max_length}: the prompt already has {input_ids.shape[-1]} tokens; raise it")
-        # `top_k` of the constructor is the published tree's width; the hybrid tree spends `total_token` its own way.
-        width = self.top_k if tree == "topk" or temperature == 0 else None
         steps = self.model.stream(
             input_ids,
             min(max_new_tokens, room),
@@ -160,25 +153,26 @@ class EaModel:
             repetition_penalty=1.0,
             tree=tree,
             verifier=verifier,
-            nodes=self.nodes,
-            depth=self.depth,
-            width=width,
             generator=generator,
             eos_token_id=self._eos_ids(is_llama3),
+            **self._size(tree, temperature),
         )
         return (rows[0] for rows in steps)
+
+    def _size(self, tree: str, temperature: float) -> dict[str, Any]:
+        """Keywords of `EagleModel.stream`. `top_k` of the constructor is the published tree's width; the hybrid tree
+        spends `total_token` its own way.
+        """
+        if self.total_token == -1:
+            return {"nodes": AUTO}
+        width = self.top_k if tree == "topk" or temperature == 0 else None
+        return {"nodes": self.total_token, "depth": self.depth, "width": width}
 
     def _eos_ids(self, is_llama3: bool) -> list[int]:
         ids = set(self.model.eos_ids())
         if is_llama3:
             ids.add(self.tokenizer.convert_tokens_to_ids("<|eot_id|>"))
         return sorted(ids)
-
-
-def measured_budget(model: EagleModel) -> Point:
-    """The fastest measured budget at temperature 1, from a few short answers; 1 node is plain decoding."""
-    prompts = bundled_prompts(model.tokenizer)[:PROMPTS]
-    return choose(measure(model, prompts, max_new_tokens=TOKENS))
 
 
 def _finish(input_ids: Tensor, rows: Iterator[GeneratedRow], log: bool) -> Any:

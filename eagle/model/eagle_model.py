@@ -1,8 +1,10 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
+import contextlib
 import threading
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -27,10 +29,11 @@ from eagle.model.generation_args import (
     token_ids,
 )
 from eagle.model.loading import load_lm, load_options
-from eagle.model.outputs import GeneratedRow, GenerateOutput, sequences_of
+from eagle.model.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
 from eagle.model.stopping import CriteriaStopping
 from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CachedLM, device_of
+from eagle.tuning.auto import AutoTree
 
 
 class Prepared(NamedTuple):
@@ -51,6 +54,7 @@ class EagleModel:
 
     captured        records steps as CUDA graphs; None where there is no CUDA device
     eager_because   why the latest generation ran without graphs; None: with them
+    auto            chooses for tree="auto"; keeps what it measured
     """
 
     def __init__(self, model: Any, drafter: Drafter | None = None, tokenizer: Any = None, taps: tuple[int, ...] = ()):
@@ -61,6 +65,7 @@ class EagleModel:
         self.device = self.target.device
         self.context_length = self.target.context_length
         self.captured = GraphRunner(CudaGraphs(self.device)) if self.device.type == "cuda" else None
+        self.auto = AutoTree()
         self._eager_because: str | None = None
         self._in_use = threading.Lock()
 
@@ -125,13 +130,17 @@ class EagleModel:
         model = load_lm(base_model_path, options, **model_kwargs)
         if ea_model_path:
             head = load_head(ea_model_path, model.config, dtype=model.dtype, taps=taps, rope_theta=rope_theta)
-            return cls.from_head(model, head, tokenizer)
+            pair = cls.from_head(model, head, tokenizer)
+            pair.auto = AutoTree(base_model_path, ea_model_path)
+            return pair
         if not draft_model_path:
             return cls(model, None, tokenizer)
         check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path))
         draft_model = load_lm(draft_model_path, options)
         check_models_agree(model, draft_model, tokenizer)
-        return cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
+        pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
+        pair.auto = AutoTree(base_model_path, draft_model_path)
+        return pair
 
     def generate(
         self,
@@ -175,23 +184,34 @@ class EagleModel:
         The model is in use from the first `next` until the iterator is exhausted, closed or dropped.
 
         Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, an argument that
-        is not known or out of range; RuntimeError from the first `next` while another generation is unfinished.
+        is not known or out of range; RuntimeError from the first `next` while another generation is unfinished (with
+        tree="auto" at once, where something has to be measured first).
         """
         return self._run(self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
 
-    def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the model's caches, as every generation does. RuntimeError while another one does."""
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError(
                 "another generation of this model is unfinished and holds its caches: exhaust its stream() or close() "
                 "it first, or load a second model"
             )
         try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
+        with self.exclusive():
             graphs = self._recordings(prepared.plan, prepared.args)
             args, _, prompts, plan, stopping, generator = prepared
             models, records = (self.target, self.drafter), (args.record_trees, args.reuse_cache)
-            yield from iterate(*models, plan, prompts, stopping, generator, graphs, *records)
-        finally:
-            self._in_use.release()
+            made = PlanRecord(args.tree, args.verifier, args.settings.nodes, args.settings.depth)
+            for rows in iterate(*models, plan, prompts, stopping, generator, graphs, *records):
+                for row in rows:
+                    row.plan = made
+                yield rows
 
     def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
@@ -200,6 +220,7 @@ class EagleModel:
         copies = args.num_return_sequences
         if copies > 1 and args.sampling.greedy:
             raise ValueError(f"num_return_sequences={copies} with greedy decoding: all of them would be the same")
+        args = self._choose_tree(args, len(prompts) * copies)
         return Prepared(
             args,
             input_ids.repeat_interleave(copies, 0),
@@ -208,6 +229,13 @@ class EagleModel:
             self._stopping(args, input_ids),
             self._generator(args),
         )
+
+    def _choose_tree(self, args: GenerationArgs, batch: int) -> GenerationArgs:
+        """The arguments with the tree that "auto" stands for."""
+        if not args.automatic or args.tree == "none":
+            return args
+        tree, nodes, depth = self.auto.choose(self, args.sampling.temperature, batch, args.tree).candidate
+        return replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
 
     def _plan(self, args: GenerationArgs) -> Plan:
         target = SamplingTransform(args.sampling, args.logits_processor)

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from transformers import GenerationConfig
 
 from eagle.engine.sampling import SamplingParams
 from eagle.trees import TreeSettings
+from eagle.tuning.candidates import AUTO, VERIFIER
 
 DEFAULT_NEW_TOKENS = 512
 MOST_NODES = 4096  # a tree's ancestor mask has nodes x nodes entries per row
@@ -54,9 +55,13 @@ class GenerateArguments(TypedDict, total=False):
 
     seed, generator         randomness: a seed, or a torch.Generator on the model's device, not both; neither: torch's
                             global generator
-    tree                    "none" (plain decoding) or a name in `eagle.trees.TREES`
+    tree                    "none" (plain decoding), a name in `eagle.trees.TREES`, or "auto": the tree, nodes and depth
+                            that give most tokens per second on this machine, plain decoding where none is faster
+                            (`eagle.tuning.auto`). Chosen before the generation from what was measured before it, so
+                            what is emitted is as exact as with the same tree named; `GeneratedRow.plan` records it
     verifier                a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
-    nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding
+    nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding;
+                            "auto": nodes and depth as with tree="auto", the kind of tree being given
     depth, width, beta      see `eagle.trees.TreeSettings`
     draft_temperature       temperature of the draft distribution; None: the target's
     graphs                  replay steps as CUDA graphs: None where possible, True the same with a warning where not,
@@ -88,7 +93,7 @@ class GenerateArguments(TypedDict, total=False):
     generator: torch.Generator | None
     tree: str
     verifier: str
-    nodes: int
+    nodes: int | Literal["auto"]
     depth: int
     width: int | None
     beta: float
@@ -100,13 +105,17 @@ class GenerateArguments(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class GenerationArgs:
-    """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere."""
+    """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere.
+
+    automatic: nodes and depth, and with tree "auto" the kind of tree, are to be chosen; `settings` holds defaults.
+    """
 
     sampling: SamplingParams
     draft_temperature: float | None
     tree: str
     verifier: str
     settings: TreeSettings
+    automatic: bool
     max_new_tokens: int | None
     max_length: int | None
     eos_token_id: frozenset[int] | None
@@ -368,10 +377,11 @@ def _sampling(given: Mapping[str, Any], both: Mapping[str, Any]) -> SamplingPara
 
 
 def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
+    automatic = _automatic(given)
     default = TreeSettings()
     width, temperature = given.get("width"), given.get("draft_temperature")
     settings = TreeSettings(
-        nodes=integer("nodes", given.get("nodes", default.nodes), 1, MOST_NODES),
+        nodes=default.nodes if automatic else integer("nodes", given.get("nodes", default.nodes), 1, MOST_NODES),
         depth=integer("depth", given.get("depth", default.depth), 1, MOST_NODES),
         width=None if width is None else integer("width", width, 1, MOST_NODES),
         beta=number("beta", given.get("beta", default.beta), 0, 1),
@@ -380,8 +390,27 @@ def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
         "tree": text("tree", given.get("tree", "hybrid")),
         "verifier": text("verifier", given.get("verifier", "hsd")),
         "settings": settings,
+        "automatic": automatic,
         "draft_temperature": None if temperature is None else number("draft_temperature", temperature, 0),
     }
+
+
+def _automatic(given: Mapping[str, Any]) -> bool:
+    """Whether the tree's size is to be chosen. Raises ValueError for what cannot be given then."""
+    kind, nodes = given.get("tree"), given.get("nodes")
+    if AUTO not in (kind, nodes):
+        return False
+    for name in ("nodes", "depth", "width"):
+        if name in given and given[name] != AUTO:
+            asked = "tree" if kind == AUTO else "nodes"
+            raise fault(
+                name, given[name], f"nothing: {asked}='auto' chooses it; leave it out, or name a tree and nodes"
+            )
+    if given.get("verifier", VERIFIER) != VERIFIER and kind != "topk":
+        raise fault(
+            "verifier", given["verifier"], f"{VERIFIER!r}, which 'auto' chooses trees for; or name tree and nodes"
+        )
+    return True
 
 
 def _limits(given: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:

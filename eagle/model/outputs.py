@@ -27,6 +27,15 @@ class StepRecord(NamedTuple):
     seconds: dict[str, float]
 
 
+class PlanRecord(NamedTuple):
+    """How a generation decoded: keywords of `generate` that decode alike, `tree="auto"` and `nodes="auto"` resolved."""
+
+    tree: str
+    verifier: str
+    nodes: int
+    depth: int
+
+
 class TreeRecord(NamedTuple):
     """One step's draft tree and its verification, for one row. Lists have an entry per node; node 0 is the root.
 
@@ -66,6 +75,8 @@ class GeneratedRow:
     prefill_seconds   those of them spent on the prompt
     reused_tokens     how many of the prompt's tokens were still in the caches (`reuse_cache=True`)
     trees             one draft tree per entry of `steps` with `record_trees=True`, else empty
+    plan              what drafted and verified: `generate` with its fields as keywords and the same seed gives the same
+                      tokens (None in rows that a `Decoder` made without a model)
     """
 
     prompt: list[int]
@@ -76,6 +87,7 @@ class GeneratedRow:
     prefill_seconds: float = 0.0
     reused_tokens: int = 0
     trees: list[TreeRecord] = field(default_factory=list)
+    plan: PlanRecord | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -1,6 +1,7 @@
 """The arguments that name a pair and how it drafts, the same for the chat and the server."""
 
 import argparse
+import sys
 from typing import Any
 
 from transformers.utils import logging
@@ -8,6 +9,7 @@ from transformers.utils import logging
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES
+from eagle.tuning.candidates import AUTO
 from hsd.verifiers import VERIFIERS
 
 LOSSLESS = [name for name, verifier in VERIFIERS.items() if verifier.lossless]
@@ -19,10 +21,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base-model-path", metavar="PATH", help="the target: a directory or a hub id")
     parser.add_argument("--ea-model-path", metavar="PATH", help="its EAGLE-3 head")
     parser.add_argument("--dtype", help="float32, float16, bfloat16, or auto: what decodes fastest on the device")
-    parser.add_argument("--tree", default="hybrid", choices=list(TREES), help="none: plain decoding")
+    parser.add_argument(
+        "--tree", default="hybrid", choices=[*TREES, AUTO], help="none: plain decoding; auto: what is fastest here"
+    )
     parser.add_argument("--verifier", default="hsd", choices=LOSSLESS)
-    parser.add_argument("--nodes", type=int, default=None, help="rows of the target's forward per step")
+    parser.add_argument(
+        "--nodes", type=count_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
+    )
     parser.add_argument("--depth", type=int, default=None, help="levels of the draft tree")
+
+
+def count_or_auto(text: str) -> int | str:
+    """The value of `--nodes`."""
+    return text if text == AUTO else int(text)
 
 
 def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -32,9 +43,16 @@ def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_model(options: argparse.Namespace) -> EagleModel:
-    """The pair that the options name. Raises ValueError or OSError saying what is missing."""
+    """The pair that the options name; with "auto", everything is measured that it needs.
+
+    Raises ValueError or OSError saying what is missing.
+    """
     apply_pair(options, head=options.tree != "none")
     if options.tree != "none" and not options.ea_model_path:
         raise ValueError(f"--tree {options.tree} needs a head: pass --pair or --ea-model-path, or --tree none")
     logging.disable_progress_bar()
-    return EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
+    model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
+    if AUTO in (options.tree, options.nodes):
+        print("choosing draft trees; what that needs is measured once on a machine ...", file=sys.stderr, flush=True)
+        model.auto.prepare(model)
+    return model

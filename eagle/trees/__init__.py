@@ -30,8 +30,6 @@ TREES: dict[str, TreeBuilder | None] = {
 
 
 def find_tree(name: str) -> TreeBuilder | None:
-    if name == "auto":
-        raise ValueError("tree 'auto' is not available yet: choose one of " + ", ".join(TREES))
     if name not in TREES:
         raise ValueError(f"tree {name!r} is not known; known: {', '.join(TREES)}")
     return TREES[name]

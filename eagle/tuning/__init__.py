@@ -1,1 +1,1 @@
-"""Settings chosen by measuring: what a step costs on this machine."""
+"""What a tree accepts and what its step costs, measured: how `tree="auto"` chooses."""

@@ -1,125 +1,131 @@
-"""Tokens per second by draft-token budget, measured: acceptance length over the seconds of a step.
+"""What a step costs on this machine: the median milliseconds of one decoding step, for every candidate.
 
-    points = measure(model, temperature=1.0)      one Point per candidate (nodes, depth)
-    best = choose(points)                         Point with .nodes and .depth
+    costs = StepCosts(key)                                        key: models, machine, dtype; None: nothing is kept
+    costs.of(model, batch=4, greedy=False)                        {Candidate: milliseconds}, PLAIN among them
 
-A larger tree accepts more and takes longer; where the optimum lies depends on the machine, the pair and the sampling
-settings. The candidates alternate prompt by prompt, so that a drift of the machine reaches all of them alike. The
-acceptance length is 1 + mean E[accepted] over all steps, the cost the median wall seconds of a step. One node is plain
-decoding; where it is the fastest, it is chosen, so that drafting never makes a model slower.
-
-Two measurements can choose differently; keep the choice where a result has to be repeatable.
+Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
+than everything it could accept is left out, and so are larger trees of its kind that would too. Times are taken at
+short prompts and kept in a file of the user's cache directory, one per key.
 """
 
+import hashlib
+import json
 import statistics
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from eagle.model.outputs import StepRecord
+from eagle.engine.capturable import why_not
+from eagle.engine.plan import Plan
+from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.step import Decoder
+from eagle.files import read_json, write_json
+from eagle.tuning.candidates import PLAIN, VERIFIER, Candidate, candidates_at
+from eagle.tuning.machine import cache_directory
+from eagle.tuning.prompts import bundled_prompts
 
-PLAIN = (1, 1)
-CANDIDATES = (PLAIN, (5, 3), (7, 6), (9, 4), (9, 6), (13, 5), (16, 6), (21, 5), (32, 6), (60, 7))
-PROMPTS = (
-    "A gardener plants 6 rows of 14 tulips and gives 19 of them away. How many tulips are left?",
-    "Explain in three sentences why the sky looks blue during the day and red in the evening.",
-    "Write a short letter that invites a friend to a picnic by the lake next Sunday.",
-    "List four ways to save electricity at home and say what each of them costs.",
-)
+WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
+ROUNDS = 3
+FORMAT = 1
 
-
-class Point(NamedTuple):
-    """One budget: rows scored per step, longest draft, 1 + mean E[accepted], median milliseconds, tokens per second."""
-
-    nodes: int
-    depth: int
-    tau: float
-    step_ms: float
-    tokens_per_second: float
+Milliseconds = dict[Candidate, float]
 
 
-def choose(points: Sequence[Point]) -> Point:
-    """The budget with most tokens per second; of equals the smallest. 1 node means plain decoding.
+class StepCosts:
+    """The times of one pair on one machine, by batch size, measured when they are first asked for."""
 
-    Raises ValueError without a point.
+    def __init__(self, key: dict[str, Any] | None):
+        self.key = key
+        self._known: dict[str, Milliseconds] = self._read()
+
+    @property
+    def path(self) -> Path | None:
+        """The file that holds the times."""
+        if self.key is None:
+            return None
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_directory() / f"step-costs-{digest}.json"
+
+    def known(self, batch: int, greedy: bool) -> Milliseconds | None:
+        """The times at a batch size, None where they have to be measured."""
+        return self._known.get(_name(batch, greedy))
+
+    def measure(self, model: Any, batch: int, greedy: bool) -> Milliseconds:
+        """Measure and keep them. A cache directory that cannot be written is warned about."""
+        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy)
+        if self.path is not None:
+            times = {name: [[*one, ms] for one, ms in times.items()] for name, times in self._known.items()}
+            try:
+                write_json(self.path, {"format": FORMAT, **self.key, "milliseconds": times})  # type: ignore[dict-item]
+            except OSError as error:
+                warnings.warn(f"measured step times are not kept: {error}", stacklevel=2)
+        return found
+
+    def _read(self) -> dict[str, Milliseconds]:
+        """What the file holds; nothing where there is none, or a damaged one: times can be measured again."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            value = read_json(self.path)
+            if value["format"] != FORMAT:
+                return {}
+            return {
+                name: {Candidate(str(tree), int(nodes), int(depth)): float(ms) for tree, nodes, depth, ms in times}
+                for name, times in value["milliseconds"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _name(batch: int, greedy: bool) -> str:
+    return f"batch {batch}, {'greedy' if greedy else 'sampling'}"
+
+
+def measure(model: Any, batch: int, greedy: bool) -> Milliseconds:
+    """Median milliseconds of a step by candidate, `batch` rows at once; the model's caches must be free.
+
+    model    an `eagle.EagleModel` with a drafter and a tokenizer
     """
-    if not points:
-        raise ValueError("no budget was measured: expected at least one point")
-    return max(points, key=lambda point: (point.tokens_per_second, -point.nodes))
+    prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
+    times: dict[Candidate, list[float]] = {}
+    for index in range(ROUNDS):
+        prompt = prompts[index % len(prompts)]
+        for candidate in [PLAIN, *candidates_at(temperature)]:
+            if index == 0 and not can_gain(candidate, {one: statistics.median(ms) for one, ms in times.items()}):
+                continue
+            if index == 0 or candidate in times:
+                times.setdefault(candidate, []).extend(step_times(model, candidate, prompt, batch, temperature))
+    return {candidate: statistics.median(found) for candidate, found in times.items()}
 
 
-def summarise(nodes: int, depth: int, steps: Sequence[StepRecord]) -> Point:
-    """The point of one budget. Steps cut by the end of an answer count with what they would have emitted.
-
-    Raises ValueError without a step.
+def can_gain(candidate: Candidate, times: Milliseconds) -> bool:
+    """Whether a tree could still beat plain decoding, if everything in it were accepted: it is at least as slow as the
+    smaller trees of its kind in `times`.
     """
-    if not steps:
-        raise ValueError(
-            f"no step was measured with {nodes} nodes: every answer ended with its first token; pass other prompts"
-        )
-    tau = 1 + statistics.fmean(step.expected_accepted for step in steps)
-    seconds = statistics.median(sum(step.seconds.values()) for step in steps)
-    return Point(nodes, depth, tau, 1e3 * seconds, tau / seconds)
+    smaller = [ms for one, ms in times.items() if one.tree == candidate.tree and one.nodes <= candidate.nodes]
+    return not smaller or max(smaller) < (candidate.depth + 1) * times[PLAIN]
 
 
-def bundled_prompts(tokenizer: Any) -> list[list[int]]:
-    """Token ids of `PROMPTS`, each as a user message in the tokenizer's chat template where it has one.
-
-    Raises ValueError without a tokenizer.
-    """
-    if tokenizer is None:
-        raise ValueError("the model was made without a tokenizer: pass the prompts as token ids")
-    if not getattr(tokenizer, "chat_template", None):
-        return [tokenizer(text)["input_ids"] for text in PROMPTS]
-    chats = [[{"role": "user", "content": text}] for text in PROMPTS]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for chat in chats]
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-
-
-def measure(
-    model: Any,
-    prompts: Sequence[Sequence[int]] | None = None,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    tree: str = "hybrid",
-    verifier: str = "hsd",
-    max_new_tokens: int = 48,
-    candidates: Sequence[tuple[int, int]] = CANDIDATES,
-    seed: int = 0,
-) -> list[Point]:
-    """One point per candidate (nodes, depth), for the model with its drafter under these sampling settings.
-
-    model       an `eagle.EagleModel` with a drafter; nothing but its `stream`, `device` and `tokenizer` is used
-    prompts     token ids per prompt; None: `bundled_prompts`. The first is answered twice, once to warm up
-    seed        prompt i is answered with seed + i, whatever the budget
-
-    Raises ValueError for an empty list of prompts or candidates, or where no step was made.
-    """
-    rows = bundled_prompts(model.tokenizer) if prompts is None else [list(prompt) for prompt in prompts]
-    if not rows or not candidates:
-        raise ValueError(f"{len(rows)} prompts, {len(candidates)} candidates: expected at least one of each")
-    steps: dict[tuple[int, int], list[StepRecord]] = {candidate: [] for candidate in candidates}
-    for index, row in enumerate([rows[0], *rows]):  # index 0 warms up
-        for nodes, depth in candidates:
-            *_, finished = model.stream(
-                torch.tensor([row], device=model.device),
-                max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                tree="none" if (nodes, depth) == PLAIN else tree,
-                verifier=verifier,
-                nodes=nodes,
-                depth=depth,
-                generator=torch.Generator(device=model.device).manual_seed(seed + index),
-            )
-            if index:
-                steps[nodes, depth] += finished[0].steps
-    return [summarise(nodes, depth, found) for (nodes, depth), found in steps.items()]
+def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:
+    """Milliseconds of some steps of one generation from `batch` copies of a prompt."""
+    target = SamplingTransform(SamplingParams(temperature))
+    plan = Plan.resolve(candidate.tree, VERIFIER, candidate.settings, target)
+    graphs = None if why_not(model.target, model.drafter if plan.builder else None, plan) else model.captured
+    generator = torch.Generator(device=model.device).manual_seed(0)
+    decoder = Decoder(model.target, model.drafter, plan, generator, graphs)
+    room = (WARM_UP + STEPS) * (plan.depth + 1) + 1
+    prompt = prompt[-max(model.context_length - room, 1) :]
+    state = decoder.prefill([prompt] * batch, room, None if graphs is None else graphs.buffers)
+    for row, token in zip(state.rows, state.step.root.tolist(), strict=True):
+        row.new_tokens.append(token)
+    for index in range(WARM_UP + STEPS):
+        began = time.perf_counter()
+        results = decoder.step(state)
+        if index >= WARM_UP:
+            yield 1e3 * (time.perf_counter() - began)
+        for row, result in zip(state.rows, results, strict=True):
+            row.new_tokens += result.tokens

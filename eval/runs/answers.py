@@ -7,8 +7,8 @@
 
 `choices[0].idxs`, `new_tokens`, `wall_time` are what EAGLE's scripts read: the index of a turn's last step (one less
 than its steps), its tokens, its seconds.
-`measured[t]` holds the tokens and, per decoding step, lists: accepted, emitted, expected, nodes, truncated, and the
-seconds of each phase.
+`measured[t]` holds the tokens, the plan that decoded them (tree, verifier, nodes, depth) and, per decoding step, lists:
+accepted, emitted, expected, nodes, truncated, and the seconds of each phase.
 """
 
 import json
@@ -87,6 +87,7 @@ def measured(turn: Turn) -> Record:
         "seconds": rounded(turn.seconds),
         "prefill_seconds": None if turn.prefill_seconds is None else rounded(turn.prefill_seconds),
         "stop_reason": turn.stop_reason,
+        "plan": None if turn.plan is None else turn.plan._asdict(),
         "steps": {
             "accepted": [int(step.accepted) for step in steps],
             "emitted": [int(step.emitted) for step in steps],

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers.utils import logging
 
 from eagle import EagleModel
-from eagle.checkpoints.fingerprint import fingerprint
 from eagle.checkpoints.known import KNOWN
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair, find_target
 from eagle.checkpoints.pretrained import read_model
@@ -117,14 +115,3 @@ def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     assistant.generation_config.assistant_confidence_threshold = 0.0
     return assistant
-
-
-def weights_fingerprint(path: str | None) -> str | None:
-    """The fingerprint of a directory's weights, or of a hub id's in the hub's cache; None where there is neither."""
-    if path is None:
-        return None
-    try:
-        folder = path if Path(path).is_dir() else snapshot_download(path, local_files_only=True)
-        return fingerprint(folder)
-    except (ValueError, OSError):
-        return None

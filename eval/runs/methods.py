@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig
 
+from eagle.model.outputs import PlanRecord
 from eagle.trees import TREES, TreeSettings
+from eagle.tuning.candidates import AUTO
 from eval.clock import synchronize
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -26,6 +28,7 @@ class Decoding(NamedTuple):
     Every sampling setting is written out, so that no default of a library or of a model's file decides what a benchmark
     measures. None leaves a choice about the tree to the engine's default.
 
+    nodes            "auto": nodes and depth as the engine chooses them for each tree
     lookup_tokens    longest draft of `transformers-lookup`
     """
 
@@ -35,7 +38,7 @@ class Decoding(NamedTuple):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_new_tokens: int = 512
-    nodes: int | None = None
+    nodes: int | str | None = None
     depth: int | None = None
     width: int | None = None
     lookup_tokens: int = 10
@@ -44,15 +47,21 @@ class Decoding(NamedTuple):
         """The sampling settings by name."""
         return {name: getattr(self, name) for name in SAMPLING}
 
-    def tree_options(self, tree: str) -> dict[str, int]:
+    def tree_options(self, tree: str) -> dict[str, Any]:
         """The engine's arguments about the tree. `width` belongs to EAGLE's own tree."""
-        given = {} if tree == "none" else {"nodes": self.nodes, "depth": self.depth}
+        if tree in ("none", AUTO):
+            return {}
+        if self.nodes == AUTO:
+            return {"nodes": AUTO}
+        given = {"nodes": self.nodes, "depth": self.depth}
         if tree == "topk":
             given["width"] = self.width
         return {name: value for name, value in given.items() if value is not None}
 
     def with_defaults(self) -> "Decoding":
         """The engine's own defaults where None was given, so that they are recorded."""
+        if self.nodes == AUTO:
+            return self
         defaults = TreeSettings()
         return self._replace(
             **{name: getattr(defaults, name) for name in ("nodes", "depth") if getattr(self, name) is None}
@@ -67,7 +76,9 @@ class Models(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One generated answer: its tokens, its time, and one record per decoding step (none for outside baselines)."""
+    """One generated answer: its tokens, its time, one record per decoding step and the engine's plan (none for outside
+    baselines).
+    """
 
     tokens: list[int]
     steps: list[Any]
@@ -75,6 +86,7 @@ class Turn(NamedTuple):
     prompt_tokens: int
     seconds: float
     prefill_seconds: float | None
+    plan: PlanRecord | None = None
 
 
 class Method(NamedTuple):
@@ -102,7 +114,13 @@ def by_engine(
         **decoding.tree_options(method.tree),
     ).rows[0]
     return Turn(
-        list(row.new_tokens), list(row.steps), row.stop_reason, row.prompt_tokens, row.seconds, row.prefill_seconds
+        list(row.new_tokens),
+        list(row.steps),
+        row.stop_reason,
+        row.prompt_tokens,
+        row.seconds,
+        row.prefill_seconds,
+        row.plan,
     )
 
 
@@ -162,7 +180,7 @@ def engine_method(tree: str, verifier: str) -> Method:
 
 
 EVERY = ("token", "hsd")  # verifiers of every tree
-VERIFIERS_OF = {"chain": ("token", "block", "hsd", "published")}  # and of those with one path
+VERIFIERS_OF = {"chain": ("token", "block", "hsd", "published"), AUTO: ("hsd",)}  # one path; chosen for one verifier
 METHODS = {
     method.name: method
     for method in (
@@ -172,7 +190,7 @@ METHODS = {
         Method("transformers-assisted", "draft model", "token", by_transformers),
         *(
             engine_method(tree, verifier)
-            for tree in TREES
+            for tree in [*TREES, AUTO]
             if tree != "none"
             for verifier in VERIFIERS_OF.get(tree, EVERY)
         ),

@@ -21,9 +21,9 @@ from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
+from eagle.tuning.probe import ScoredTree, StateProbe, TreeLimits
 from eval.jsonl import check_writable
 from eval.runs.load_models import add_model_flags, load_from_flags
-from eval.trees.probe import ScoredTree, StateProbe, TreeLimits
 
 
 class Node(NamedTuple):

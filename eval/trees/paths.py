@@ -30,6 +30,7 @@ from torch import Tensor
 
 import hsd
 from eagle import command
+from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.step import common_prefix
 from eagle.model.eagle_model import EagleModel
@@ -37,7 +38,7 @@ from eagle.modules.target import CachedLM
 from eagle.trees import DraftProbs, TreeSettings, find_tree
 from eval import jsonl, provenance
 from eval.questions import accuracy, benchmarks, prompts
-from eval.runs.load_models import DTYPES, add_model_flags, resolve_flags, weights_fingerprint
+from eval.runs.load_models import DTYPES, add_model_flags, resolve_flags
 from eval.trees.forest import Forest, ForestDrafter
 from hsd import TreeBatch
 

@@ -20,15 +20,16 @@ import torch
 from tqdm import tqdm
 
 from eagle import command
+from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file, write_whole
 from eagle.trees import TreeSettings, find_tree
+from eagle.tuning.probe import StateProbe, TreeLimits
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import markdown_table
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_fingerprint
-from eval.trees.probe import StateProbe, TreeLimits
+from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle.model.outputs import StepRecord
+from eagle.model.outputs import PlanRecord, StepRecord
 from eval.__main__ import main
 
 ALPHABET = [chr(code) for code in range(32, 127)] + ["\n"]
@@ -43,6 +43,7 @@ class Row(NamedTuple):
     prompt_tokens: int
     seconds: float
     prefill_seconds: float
+    plan: PlanRecord | None = None
 
 
 class Output(NamedTuple):

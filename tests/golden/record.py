@@ -76,7 +76,7 @@ def main() -> None:
 def record_trees(model: EagleModel) -> None:
     from eagle.engine.sampling import SamplingParams
     from eagle.trees import TreeSettings
-    from eval.trees.probe import StateProbe, TreeLimits
+    from eagle.tuning.probe import StateProbe, TreeLimits
 
     tensors = {}
     for name, skip in RECORDED_TREES.items():

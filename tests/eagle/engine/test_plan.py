@@ -20,7 +20,6 @@ SAMPLED, GREEDY = SamplingTransform(SamplingParams(1.0)), SamplingTransform(Samp
         ("none", "greedy", TreeSettings(), ["greedy", "temperature"]),
         ("bush", "hsd", TreeSettings(), ["bush", "known", "hybrid"]),
         ("hybrid", "best", TreeSettings(), ["best", "hsd"]),
-        ("auto", "hsd", TreeSettings(), ["auto", "not available yet"]),
         ("multi", "hsd", TreeSettings(10, 4, 3), ["nodes=10", "3 paths of 4", "13"]),
     ],
 )

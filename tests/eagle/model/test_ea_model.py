@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from eagle import EagleModel, EaModel, save_head
-from eagle.model import ea_model
-from eagle.tuning.step_cost import Point
+from eagle.tuning import step_cost
+from eagle.tuning.calibration import Calibration, Expected, Table
+from eagle.tuning.candidates import PLAIN, Candidate
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 9, 1, 5, 20]])
@@ -113,18 +114,17 @@ def test_an_ordinary_draft_model_from_disk(paths):
     assert all(step.accepted == 4 for step in out.steps[:-1])
 
 
-@pytest.mark.parametrize(("plain", "want"), [(750.0, (21, 5)), (900.0, (1, 1))])
-def test_an_automatic_budget_is_the_fastest_of_the_measured_ones(paths, monkeypatch, plain, want):
-    """Plain decoding included, where no tree is faster."""
-    asked = []
-
-    def measured(model, prompts, max_new_tokens):
-        asked.append((type(model), len(prompts), max_new_tokens))
-        return [Point(1, 1, 1.0, 1.0, plain), Point(9, 4, 2.0, 3.0, 700.0), Point(21, 5, 3.0, 4.0, 800.0)]
-
-    monkeypatch.setattr(ea_model, "measure", measured)
-    monkeypatch.setattr(ea_model, "bundled_prompts", lambda tokenizer: [[1], [2], [3]])
+@pytest.mark.parametrize(("plain", "want"), [(10.0, (1, 1)), (20.0, (32, 16))])
+def test_an_automatic_number_of_nodes_is_the_fastest_for_the_method(paths, plain, want, tmp_path, monkeypatch):
+    """total_token=-1: of the hybrid tree with `hsd`, of EAGLE's own without; plain decoding where none is faster."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     automatic = EaModel.from_pretrained(base_model_path=paths[0], ea_model_path=paths[1], total_token=-1)
-    assert asked == [(EagleModel, ea_model.PROMPTS, ea_model.TOKENS)]
-    assert (automatic.nodes, automatic.depth) == want
+    own, hybrid, ms = Candidate("topk", 16, 6), Candidate("hybrid", 32, 6), 30.0
+    table = Table(1.0, 1, (Expected(*own, 1.0, 0.0), Expected(*hybrid, 1.5, 0.0)))
+    automatic.model.auto.calibration = Calibration(None, None, "", 0, (table,))
+    monkeypatch.setattr(step_cost, "measure", lambda *_: {PLAIN: plain, own: ms, hybrid: ms})
+    given = {"temperature": 1.0, "max_new_tokens": 10}
+    plans = [next(automatic._rows(PROMPT, hsd=hsd, **given)).plan for hsd in (True, False)]
+    assert tuple(plan.nodes for plan in plans) == want
     assert automatic.eagenerate(PROMPT, max_new_tokens=10).shape == (1, 16)
+    assert automatic.naivegenerate(PROMPT, max_new_tokens=10).shape == (1, 16)

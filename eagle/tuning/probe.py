@@ -17,7 +17,7 @@ Shapes: N nodes, V vocabulary, Vd draft vocabulary.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, Drafted
-from eagle.model.eagle_model import EagleModel
 from eagle.modules.target import Scores
 from eagle.trees import DraftProbs, TreeBatch, TreeSettings, find_tree, root_only
 
@@ -77,7 +76,8 @@ class ScoredTree:
 class StateProbe:
     """One row's decoding, stopped at each state to look at trees."""
 
-    def __init__(self, model: EagleModel, sampling: SamplingParams, limits: TreeLimits):
+    def __init__(self, model: Any, sampling: SamplingParams, limits: TreeLimits):
+        """`model`: an `eagle.EagleModel` with a drafter."""
         if model.drafter is None:
             raise ValueError("a probe drafts trees: load the model with ea_model_path or draft_model_path")
         if sampling.needs_prefix:

@@ -1,4 +1,4 @@
-"""The probe compares what generation does; the picture says what the stopping law says."""
+"""The probe compares what generation does."""
 
 import pytest
 import torch
@@ -6,8 +6,7 @@ import torch
 import hsd
 from eagle import EagleModel, SamplingParams
 from eagle.trees import TreeSettings
-from eval.trees import draw as draw_tree
-from eval.trees.probe import StateProbe, TreeLimits
+from eagle.tuning.probe import StateProbe, TreeLimits
 from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -94,44 +93,6 @@ def test_a_plan_needs_room(model):
 def test_a_repetition_penalty_is_refused(model):
     with pytest.raises(ValueError, match="repetition_penalty"):
         StateProbe(model, SamplingParams(1.0, repetition_penalty=1.2), TreeLimits.of([("hybrid", SETTINGS)]))
-
-
-def test_the_pictures_weights_are_those_of_verification(model):
-    """A leaf that is visited first stops with its weight; every drawn leaf's weight bounds its stop probability."""
-    probe = next(steps(model))
-    drafted = probe.draft("hybrid", SETTINGS)
-    law, weights = drafted.stopping_law("hsd"), draw_tree.node_weights(drafted.tree, drafted.target_probs)
-    parents = set(drafted.tree.parents.tolist())
-    leaf = 0
-    while leaf in parents:  # the first child of the first child ...: first in post-order
-        leaf = (drafted.tree.parents == leaf).nonzero()[0, 0].item()
-    assert law.stop[leaf].item() == pytest.approx(weights[leaf], abs=1e-5)
-    assert all(law.stop[node].item() <= weight + 1e-5 for node, weight in enumerate(weights) if node)
-
-
-@pytest.mark.parametrize(("tree", "verifier"), [("hybrid", "hsd"), ("topk", "token"), ("chain", "block")])
-def test_a_picture_is_written(model, tmp_path, tree, verifier):
-    generator = torch.Generator().manual_seed(4)
-    drafted = draw_tree.draft_step(model, PROMPT, SamplingParams(1.0), tree, SETTINGS, verifier, 2, generator)
-    picture = draw_tree.describe(drafted, verifier, generator, None, "$a tree$")
-    assert len(picture.nodes) == len(drafted.tree)
-    assert sum(node.stop for node in picture.nodes) == pytest.approx(1, abs=1e-4)
-    accepted = [node for node in picture.nodes if node.accepted]
-    assert accepted[0].parent == -1 and [node.depth for node in accepted] == list(range(len(accepted)))
-    draw_tree.draw(picture, tmp_path / "tree.png")
-    assert (tmp_path / "tree.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_leaves_lie_one_below_another():
-    node = lambda parent, depth: draw_tree.Node(parent, depth, "", False, 1.0, 1.0, None, 0.0, False)
-    assert draw_tree.place([node(-1, 0), node(0, 1), node(0, 1), node(1, 2), node(1, 2)]) == [1.25, 0.5, 2.0, 0.0, 1.0]
-
-
-def test_a_step_past_the_answers_end_is_refused(model):
-    with pytest.raises(ValueError, match="--skip"):
-        draw_tree.draft_step(
-            model, PROMPT, SamplingParams(1.0), "chain", SETTINGS, "hsd", 999, torch.Generator().manual_seed(0)
-        )
 
 
 def test_stopping_laws_are_kept(model):

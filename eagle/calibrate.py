@@ -1,0 +1,107 @@
+"""Measure what each draft tree accepts with a head, for `tree="auto"`: writes calibration.json beside the head.
+
+    python -m eagle.calibrate checkpoints/demo/target checkpoints/demo/eagle3
+    python -m eagle.calibrate TARGET HEAD --data prompts.jsonl --temperatures 0 0.6 1 --states 200
+
+At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed. Nothing is
+timed, so the file is valid on every machine. --data should hold nobody's test questions: a choice tuned on them would
+flatter the numbers measured on them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eagle import command
+from eagle.checkpoints.fingerprint import fingerprint, local_directory
+from eagle.model.eagle_model import EagleModel
+from eagle.train.data.conversations import read_records
+from eagle.tuning.acceptance import measure_table
+from eagle.tuning.auto import TEMPERATURES
+from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
+from eagle.tuning.candidates import KINDS
+from eagle.tuning.prompts import bundled_prompts, encode
+
+
+def prompts_of(path: str) -> list[list[dict[str, str]]]:
+    """The messages before the first answer of every line {"messages": [...]}. Raises ValueError naming the line."""
+    found = []
+    for place, record in read_records(path):
+        try:
+            messages = [{"role": str(one["role"]), "content": str(one["content"])} for one in record["messages"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{place}: expected messages with role and content ({type(error).__name__}: {error})"
+            ) from error
+        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        found.append(messages[: answers[0]] if answers else messages)
+    if not found or not all(found):
+        raise ValueError(f"{path}: expected at least one line, each with a message before the first answer")
+    return found
+
+
+def calibrate(options: argparse.Namespace) -> Path:
+    """Measure every temperature and write the file. Returns its path."""
+    if options.states < 1 or min(options.temperatures) < 0:
+        raise ValueError(
+            f"--states {options.states}, --temperatures {min(options.temperatures):g}: expected at least 1 and 0"
+        )
+    chats = prompts_of(options.data) if options.data else None
+    model = EagleModel.from_pretrained(options.target, options.head, dtype=options.dtype)
+    prompts = encode(model.tokenizer, chats) if chats else bundled_prompts(model.tokenizer)
+    target, head = (Path(str(local_directory(path))) for path in (options.target, options.head))
+    tables = [
+        measure_table(model, prompts, temperature, options.states, options.seed)
+        for temperature in tqdm(sorted(set(options.temperatures)), unit="temperature", disable=not sys.stderr.isatty())
+    ]
+    path = head / NAME
+    Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tuple(tables)).save(path)
+    print("\n\n".join(map(text_of, tables)))
+    print(f"\nwritten to {path}")
+    return path
+
+
+def text_of(table: Table) -> str:
+    """One temperature's table as Markdown: the best tree of every kind and size, then the overlaps."""
+    rows = [
+        f"| {row.tree} | {row.nodes} | {row.depth} | {row.expected:.2f} +- {row.standard_error:.2f} |"
+        for kind in KINDS
+        for row in table.trees
+        if row.tree == kind
+    ]
+    head = [f"temperature {table.temperature:g}, {table.states} states", "", "| tree | nodes | depth | E[accepted] |"]
+    overlaps = ", ".join(f"{one.factor:g}: {one.overlap:.3f}" for one in table.overlaps)
+    tail = ["", f"sum of min(p, q) by draft temperature over temperature: {overlaps}"] if overlaps else []
+    return "\n".join([*head, "|---|---|---|---|", *rows, *tail])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eagle.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("target", metavar="TARGET", help="directory or hub id of the target model")
+    add("head", metavar="HEAD", help="directory or hub id of its draft head")
+    add("--data", metavar="F.jsonl", help='prompts, {"messages": [...]} per line (default: bundled ones)')
+    add("--temperatures", type=float, nargs="+", default=list(TEMPERATURES), metavar="T")
+    add("--states", type=int, default=64, metavar="N", help="states per temperature (default 64)")
+    add("--dtype", help="float32, float16, bfloat16, or auto: what decodes fastest on the device")
+    add("--seed", type=int, default=0)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = build_parser().parse_args(argv)
+
+    def work() -> None:
+        calibrate(options)
+
+    return command.run(work, lambda: "Nothing was written; run the command again.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

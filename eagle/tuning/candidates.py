@@ -1,0 +1,60 @@
+"""The draft trees that `tree="auto"` chooses among."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from eagle.trees import TreeSettings
+
+VERIFIER = "hsd"  # at temperature 0 it stands for "greedy", see `eagle.engine.plan.Plan.resolve`
+KINDS = ("topk", "hybrid", "chain")
+AUTO = "auto"
+
+
+class Candidate(NamedTuple):
+    """A kind of tree with its size and shape, as `generate` takes them; nodes=1 is plain decoding."""
+
+    tree: str
+    nodes: int
+    depth: int
+
+    @property
+    def settings(self) -> TreeSettings:
+        return TreeSettings(self.nodes, self.depth)
+
+
+PLAIN = Candidate("none", 1, 1)
+SHAPES = ((4, 2), (8, 4), (16, 6), (32, 6), (60, 7))  # nodes and depth of trees that branch
+CHAINS = (1, 2, 3, 5, 7, 10)  # depths of a sampled path
+CANDIDATES = (
+    *(Candidate(tree, nodes, depth) for tree in ("topk", "hybrid") for nodes, depth in SHAPES),
+    *(Candidate("chain", depth + 1, depth) for depth in CHAINS),
+)
+
+
+def is_greedy(temperature: float) -> bool:
+    """As `SamplingParams.greedy`."""
+    return temperature < 1e-5
+
+
+def nearest(temperature: float, temperatures: Iterable[float]) -> float:
+    """The nearest of `temperatures`, greedy and sampled ones apart where both are there."""
+    known = list(temperatures)
+    alike = [one for one in known if is_greedy(one) == is_greedy(temperature)]
+    return min(alike or known, key=lambda one: abs(one - temperature))
+
+
+def kinds_of(tree: str, temperature: float) -> tuple[str, ...]:
+    """The kinds that `tree` leaves to choose from; at temperature 0 a hybrid tree is built as the top-k tree.
+
+    Raises ValueError for a tree without candidates.
+    """
+    if tree != AUTO and tree not in KINDS:
+        raise ValueError(f"nodes='auto' with tree={tree!r}: expected one of {', '.join((AUTO, *KINDS))}")
+    kinds = KINDS if tree == AUTO else (tree,)
+    return tuple(dict.fromkeys("topk" if kind == "hybrid" and is_greedy(temperature) else kind for kind in kinds))
+
+
+def candidates_at(temperature: float) -> list[Candidate]:
+    """The candidates that differ at a temperature."""
+    kinds = kinds_of(AUTO, temperature)
+    return [candidate for candidate in CANDIDATES if candidate.tree in kinds]
