@@ -33,7 +33,7 @@ def naming(path: str | Path) -> Iterator[None]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise OSError(f"{path}: cannot be written ({reason})") from error
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or error.errno is None:  # it names the file already
             raise
         remedy = "; free space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise OSError(error.errno, f"{error.strerror or error}{remedy}", str(path)) from error
@@ -137,12 +137,13 @@ def open_locked(path: str | Path, message: str) -> BinaryIO:
     """Open for appending, claimed by this process. Raises ValueError(message) where another has it.
 
     Between opening and locking another process may have removed the file; the lock would then hold a file without a
-    name, so the name is looked up again.
+    name, so the name is looked up again. Nothing is buffered: on a full disk closing could not write what is left, and
+    its error would hide the first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab")
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "ab", buffering=0)
         try:
             lock(file, message)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -1,7 +1,7 @@
 """Files that survive a kill: whole-file writes, and JSON lines that are appended one by one.
 
 A reader never sees half of a report (`eagle.files.write_whole`). A line of an answer file is on disk
-before the next question starts (`append`: one line, flush, fsync); if the process ends inside a line, that line has no
+before the next question starts (`append`: one line, fsync); if the process ends inside a line, that line has no
 newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
 """
 
@@ -66,8 +66,9 @@ def append(file: BinaryIO, record: Any, path: Path) -> None:
     """One line, on disk when this returns. Raises OSError naming `path`, ValueError for nan or infinity."""
     line = json.dumps(record, allow_nan=False).encode("ascii") + b"\n"
     with files.naming(path):
-        file.write(line)
-        file.flush()
+        left = memoryview(line)
+        while left:  # a disk that fills up takes a part of it
+            left = left[file.write(left) :]
         os.fsync(file.fileno())
 
 

@@ -67,7 +67,14 @@ ROOMS = {
     "eagle.convert": {"eagle.checkpoints"},
     "eagle.calibrate": {"eagle.checkpoints", "eagle.command", "eagle.model", "eagle.train", "eagle.tuning"},
     # where people talk to a model
-    "eagle.serve": {"eagle.checkpoints", "eagle.model", "eagle.model.outputs", "eagle.trees", "eagle.tuning"},
+    "eagle.serve": {
+        "eagle.checkpoints",
+        "eagle.files",
+        "eagle.model",
+        "eagle.model.outputs",
+        "eagle.trees",
+        "eagle.tuning",
+    },
     "eagle.chat": {"eagle.command", "eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees", "eagle.tuning"},
     # benchmarks
     "eval.clock": set(),

@@ -19,6 +19,7 @@ from fastchat.constants import ErrorCode
 from fastchat.conversation import Conversation
 from fastchat.serve.base_model_worker import BaseModelWorker
 
+from eagle.files import parse_json
 from eagle.model.eagle_model import EagleModel
 from eagle.serve.limits import MOST_BYTES, SizeLimit
 from eagle.serve.page import load_page
@@ -228,7 +229,7 @@ def add_page(app: FastAPI, worker: Worker, most_bytes: int) -> None:
         if len(body) > most_bytes:
             return sentence(413, f"the request is larger than {most_bytes} bytes")
         try:
-            events = worker.events(json.loads(body))
+            events = worker.events(parse_json(body))
         except ValueError as error:
             return sentence(400, f"the request is no JSON: {error}")
         except RequestError as error:

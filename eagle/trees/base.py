@@ -29,7 +29,7 @@ class DraftProbs:
 
     def __init__(self, transform: Transform):
         self.transform = transform
-        self._faults: list[Tensor] = []
+        self._seen: list[Tensor] = []  # before the replacement; read once a step, not once a level
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Float32[..., Vd]: q under the sampling parameters."""
@@ -41,12 +41,12 @@ class DraftProbs:
 
     def replaced(self) -> Tensor:
         """Bool[]: whether any row was replaced so far."""
-        return torch.stack(self._faults).any()
+        # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
+        return torch.cat([values[..., 0].flatten() for values in self._seen]).isnan().any()
 
     def _finite(self, values: Tensor, uniform: float) -> Tensor:
-        # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
-        self._faults.append(values[..., 0].isnan().any())
-        return values.nan_to_num_(nan=uniform, neginf=-torch.inf, posinf=torch.inf)
+        self._seen.append(values)
+        return values.nan_to_num(nan=uniform, neginf=-torch.inf, posinf=torch.inf)
 
 
 @dataclass(frozen=True)

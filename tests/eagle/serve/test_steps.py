@@ -110,6 +110,16 @@ def test_sizes(worker, path):
     assert "larger than" in json.load(refused.value)["error"]["message"]
 
 
+@pytest.mark.parametrize("body", [b"[" * 9000, b'{"messages": ', b"\xff\xfe"], ids=["deep", "cut", "no UTF-8"])
+def test_a_body_that_is_no_json_is_refused(worker, body):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(
+            urllib.request.Request(f"{worker.url}/steps", body, {"Content-Type": "application/json"})
+        )
+    assert refused.value.code == 400
+    assert "no JSON" in json.load(refused.value)["error"]["message"]
+
+
 def test_other_sites_cannot_ask(worker):
     """A form of another site can send text, not JSON, without asking the server first."""
     with pytest.raises(urllib.error.HTTPError) as refused:

@@ -144,6 +144,7 @@ def test_a_full_disk_names_the_file(settings, tmp_path, capsys, monkeypatch):
     status, error = run(capsys, settings(tmp_path, steps=4, save_every=2))
     assert status == 2
     assert "head.safetensors: cannot be written ([Errno 28] No space left on device)" in error
+    assert error.strip().splitlines()[-1].startswith(f"error: {tmp_path}")
 
 
 def test_one_conversation_is_not_enough(settings, tiny_data, tmp_path, capsys):
