@@ -48,6 +48,7 @@ TRIED_IN = {
     "eval.questions.downloads": ("eval/questions/test_benchmarks.py", "test_the_command_lists_and_downloads"),
     "eval.speed.budget": ("eval/speed/test_budget.py", "test_the_command_prints_every_candidate"),
     "eval.speed.gpu_check": ("eval/speed/test_gpu_check.py", "test_a_dry_run_of_one_part"),
+    "eval.speed.numerics": ("eval/speed/test_numerics.py", "test_a_row_per_dtype"),
     "eval.speed.operators": ("eval/speed/test_operators.py", "test_a_table_per_variant"),
     "eval.speed.step_time": ("eval/speed/test_step_time.py", "test_rows_by_variant"),
     "eval.speed.verification": ("eval/speed/test_verification.py", "test_rows_by_draft_vocabulary"),
