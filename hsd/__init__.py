@@ -10,7 +10,7 @@ Torch only: no model, no tokenizer, no global random state unless `generator` is
 
 from hsd.layout import Layout
 from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
-from hsd.sampling import draw
+from hsd.sampling import draw, draw_distinct
 from hsd.topology import Topology, ancestors_of, topology
 from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import VERIFIERS, Verifier
@@ -30,6 +30,7 @@ __all__ = [
     "ancestors_of",
     "decide",
     "draw",
+    "draw_distinct",
     "stopping_law",
     "topology",
     "verify",

@@ -2,14 +2,16 @@
 
     rounds[t - 1][s] = the nodes of depth t that may hold the (s+1)-th sampled child of their parent
 
-Vocabulary-wide work is done once per listed node. Top-k nodes in a list are skipped, so a list may be longer than
-necessary; it may not miss a sampled node.
+Vocabulary-wide work is done once per listed node. Which sampled child of its parent a node is, is found on the device:
+a listed node that is another one, or a top-k token, is skipped. So a list may be longer than necessary, and rows whose
+nodes have different numbers of sampled children may share a layout; a list may not miss a sampled node.
 
     layout                        rounds at depth 1                          at depth 2
-    Layout.topk(2)              none                                       none
+    Layout.topk(2)                none                                       none
     Layout.chain(2)               range(1, 2)                                range(2, 3)
     Layout.paths(3, 2)            range(1, 2), range(2, 3), range(3, 4)      range(4, 7)
     Layout.levels((8, 8), (1, 3)) range(1, 2)                                range(9, 12)
+    Layout.siblings((2, 3))       range(1, 2), range(2, 3)                   range(3, 5), range(4, 6), range(5, 6)
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Layout:
     """Static shape of a family of trees.
 
     rounds         rounds[t - 1][s]: the nodes of depth t that may hold the (s+1)-th sampled child of their
-                   parent, at most one of them per parent. Ranges need no transfer to the device; tuples do.
+                   parent. Ranges need no transfer to the device; tuples do.
     sampled_first  no top-k child comes before a sampled sibling
     """
 
@@ -79,6 +81,18 @@ class Layout:
         for size, count in zip(sizes, sampled):
             rounds.append((range(start, start + count),) if count else ())
             start += size
+        return Layout(tuple(rounds), sampled_first=True)
+
+    @staticmethod
+    def siblings(sizes: Sequence[int]) -> Layout:
+        """Nodes in depth order, sizes[t] of them at depth t + 1, with any number of sampled children per parent.
+
+        Within a level first children come first, then second ones, and so on; sampled children before top-k siblings.
+        """
+        rounds, start, above = [], 1, 1
+        for size in sizes:
+            rounds.append(tuple(range(start + turn, start + min(size, (turn + 1) * above)) for turn in range(size)))
+            start, above = start + size, size
         return Layout(tuple(rounds), sampled_first=True)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""One draw per row from rows of probabilities, by inversion of the cumulative sum.
+"""Draws from rows of probabilities: one per row, by inversion of the cumulative sum, or several without replacement.
 
 One uniform number per row, in float64: the distribution is kept to 2^-53 whatever the vocabulary, where a race of
 float32 exponentials would distort tokens of probability below 1e-7.
@@ -25,3 +25,15 @@ def draw(probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
         # A parallel scan is not monotone to the last bit and can point at a zero: take the mode.
         token = torch.where(probs.gather(-1, token) > 0, token, probs.argmax(-1, keepdim=True))
     return token.squeeze(-1)
+
+
+def draw_distinct(probs: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """`count` columns per row without replacement, in draw order: Float[..., V] -> Int64[..., count], count <= V.
+
+    Column i is drawn from `probs` without the columns before it, renormalised. A column of probability 0 comes after
+    all others. A race of exponentials, -log(u) / p with one uniform u per entry in float64: the first is drawn from p,
+    the second from what is left, and so on (Gumbel-top-k, arXiv 1903.06059). No host synchronization.
+    """
+    uniform = torch.rand(probs.shape, dtype=torch.float64, device=probs.device, generator=generator)
+    finish = uniform.clamp_(min=torch.finfo(torch.float64).tiny).log_().div_(probs)  # minus the time; -inf where p is 0
+    return finish.topk(count).indices

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from eagle.engine.sampling import SamplingTransform
-from eagle.trees import TreeBuilder, TreeSettings, find_tree
+from eagle.trees import TreeBuilder, TreeSettings, find_tree, greedy_tree
 from hsd.verifiers import Verifier, find_verifier
 
 
@@ -38,7 +38,7 @@ class Plan:
         """A plan from names. `draft` None: the target's transform.
 
         At temperature 0 every lossless verifier accepts what "greedy" accepts, so that one is used; a sampled tree has
-        nothing to sample there, so "hybrid" is built as "topk".
+        nothing to sample there, so "hybrid" and "rsd" are built as "topk".
 
         Raises ValueError for an unknown tree or verifier, for "greedy" at a temperature above 0 (it would emit the
         target's most likely token instead of a sample), and for a verifier of single paths on a tree that branches.
@@ -48,7 +48,7 @@ class Plan:
         if settings.nodes == 1:
             builder = None  # the root alone is plain decoding
         if target.settings.greedy:
-            found, tree = find_verifier("greedy"), "topk" if tree == "hybrid" else tree
+            found, tree = find_verifier("greedy"), greedy_tree(tree)
             builder = builder and find_tree(tree)
         elif verifier == "greedy":
             raise ValueError(

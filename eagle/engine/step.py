@@ -26,7 +26,7 @@ from eagle.engine.sampling import Prefixes, node_prefixes, row_prefixes
 from eagle.engine.sequence import DecodingState, StateBuffers, StepState
 from eagle.model.outputs import GeneratedRow
 from eagle.modules.target import CachedLM, Scores
-from eagle.trees import DraftProbs, TreeBatch, root_only
+from eagle.trees import DraftProbs, GeneratorDraw, TreeBatch, root_only
 
 
 class Drafted(NamedTuple):
@@ -189,9 +189,7 @@ class Decoder:
         logits = self.drafter.read(*state.step)
         probs = DraftProbs(self.plan.draft)
         root = state.step.root.to(logits.device)
-        tree = self.plan.builder.build(
-            self.drafter, root, logits, self.plan.settings, probs, lambda q: hsd.draw(q, generator)
-        )
+        tree = self.plan.builder.build(self.drafter, root, logits, self.plan.settings, probs, GeneratorDraw(generator))
         return Drafted(tree, probs.replaced())
 
     def score(self, tree: TreeBatch, generator: torch.Generator | None = None) -> Scores:

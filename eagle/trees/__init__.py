@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from eagle.trees import hybrid, paths, topk
-from eagle.trees.base import DraftProbs, TreeBatch, TreeSettings, root_only
+from eagle.trees import hybrid, paths, rsd, topk
+from eagle.trees.base import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, root_only
 
 
 class TreeBuilder(NamedTuple):
@@ -13,11 +13,13 @@ class TreeBuilder(NamedTuple):
     build          (drafter, root Int64[B], logits [B, Vd] after it, settings, probs: DraftProbs, draw) -> TreeBatch
     slots          settings -> number of nodes given to the drafter
     single_path    whether every tree is one path, whatever the settings
+    greedy         the tree built in its place at temperature 0; None: itself
     """
 
     build: Callable[..., TreeBatch]
     slots: Callable[[TreeSettings], int]
     single_path: bool = False
+    greedy: str | None = None
 
 
 TREES: dict[str, TreeBuilder | None] = {
@@ -25,7 +27,8 @@ TREES: dict[str, TreeBuilder | None] = {
     "topk": TreeBuilder(topk.build, topk.slots),
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots, single_path=True),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
-    "hybrid": TreeBuilder(hybrid.build, hybrid.slots),
+    "rsd": TreeBuilder(rsd.build, hybrid.slots, greedy="topk"),
+    "hybrid": TreeBuilder(hybrid.build, hybrid.slots, greedy="topk"),
 }
 
 
@@ -35,4 +38,20 @@ def find_tree(name: str) -> TreeBuilder | None:
     return TREES[name]
 
 
-__all__ = ["DraftProbs", "TREES", "TreeBatch", "TreeBuilder", "TreeSettings", "find_tree", "root_only"]
+def greedy_tree(name: str) -> str:
+    """The tree built at temperature 0 where `name` is asked for: one with nothing to sample there gives way to topk."""
+    builder = find_tree(name)
+    return (builder.greedy if builder else None) or name
+
+
+__all__ = [
+    "DraftProbs",
+    "GeneratorDraw",
+    "TREES",
+    "TreeBatch",
+    "TreeBuilder",
+    "TreeSettings",
+    "find_tree",
+    "greedy_tree",
+    "root_only",
+]

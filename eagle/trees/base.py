@@ -9,6 +9,7 @@ Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +17,32 @@ from torch import Tensor
 import hsd
 from hsd import TreeBatch
 
-Draw = Callable[[Tensor], Tensor]  # probabilities Float[..., Vd] -> sampled columns Int64[...]
 Transform = Callable[[Tensor], Tensor]  # logits [..., Vd] -> probabilities Float32[..., Vd]
+
+
+class Draw(Protocol):
+    """A tree's randomness, handed to its builder: probabilities Float[..., Vd] -> sampled columns."""
+
+    def __call__(self, probs: Tensor) -> Tensor:
+        """One column per row: Int64[...]."""
+
+    def distinct(self, probs: Tensor, count: int) -> Tensor:
+        """`count` columns per row in draw order, without replacement, columns of probability 0 last: [..., count]."""
+
+
+@dataclass(frozen=True)
+class GeneratorDraw:
+    """`Draw` from a generator; None: torch's global one."""
+
+    generator: torch.Generator | None
+
+    def __call__(self, probs: Tensor) -> Tensor:
+        """As `Draw`."""
+        return hsd.draw(probs, self.generator)
+
+    def distinct(self, probs: Tensor, count: int) -> Tensor:
+        """As `Draw`."""
+        return hsd.draw_distinct(probs, count, self.generator)
 
 
 class DraftProbs:
@@ -55,9 +80,9 @@ class TreeSettings:
 
     nodes   rows of the target's scoring forward: drafted nodes and the root
     depth   longest path below the root (EAGLE's own `depth` counts one less)
-    width   topk: nodes expanded per level; hybrid: slots per level at most; multi: number of paths;
-            None: topk 10, hybrid and multi as many as `nodes` allows
-    beta    hybrid: the probability that an unlikely draw is accepted, in [0, 1]
+    width   topk: nodes expanded per level; hybrid and rsd: slots per level at most; multi: number of paths;
+            None: topk 10, the others as many as `nodes` allows
+    beta    hybrid and rsd: the probability that an unlikely draw is accepted, in [0, 1]
     """
 
     nodes: int = 60

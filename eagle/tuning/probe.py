@@ -28,7 +28,8 @@ from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, Drafted
 from eagle.modules.target import Scores
-from eagle.trees import DraftProbs, TreeBatch, TreeSettings, find_tree, root_only
+from eagle.trees import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, find_tree, root_only
+from eagle.trees.base import Draw
 
 
 class TreeLimits(NamedTuple):
@@ -125,7 +126,7 @@ class StateProbe:
         tree: str,
         settings: TreeSettings,
         draft_sampling: SamplingParams | None = None,
-        draw: Callable[[Tensor], Tensor] | None = None,
+        draw: Draw | None = None,
     ) -> ScoredTree:
         """Grow a tree from the current root and score it; the state stays where it is.
 
@@ -136,7 +137,7 @@ class StateProbe:
         builder = find_tree(tree)
         root = self.state.step.root.to(self.logits.device)
         transform = DraftProbs(SamplingTransform(draft_sampling) if draft_sampling else self.target)
-        draw = draw or (lambda probs: hsd.draw(probs, self.generator))
+        draw = draw or GeneratorDraw(self.generator)
         batch = (
             builder.build(self.drafter, root, self.logits, settings, transform, draw) if builder else root_only(root)
         )

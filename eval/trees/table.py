@@ -23,7 +23,7 @@ from eagle import command
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file, write_whole
-from eagle.trees import TreeSettings, find_tree
+from eagle.trees import TreeSettings, find_tree, greedy_tree
 from eagle.tuning.probe import StateProbe, TreeLimits
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
@@ -74,7 +74,7 @@ def at_state(
     for method, settings in cells:
         tree, verifier = method.split("+")
         if temperature == 0:
-            tree, verifier = "topk" if tree == "hybrid" else tree, "greedy"
+            tree, verifier = greedy_tree(tree), "greedy"
         if (tree, settings) not in drafted:
             drafted[tree, settings] = probe.draft(tree, settings)
         row[name(method, settings)].append(drafted[tree, settings].expected(verifier))

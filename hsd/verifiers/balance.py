@@ -126,20 +126,20 @@ def _try_level(problem: Problem, start: Tensor, rounds: tuple[Slots, ...]) -> _L
     previous: Nodes = slice(None)
     for turn, slots in enumerate(rounds):
         nodes = _index(slots, start.device)
-        left = sampled[:, nodes].to(start.dtype)  # D; 0 makes a top-k node in the range a no-op
+        left = mine = (problem.turn[:, nodes, None] == turn).to(start.dtype)  # D; 0 where another node is in the range
         share = _proposal_rows(problem, nodes)
         if turn == 0:
             measure = _target_rows(problem, nodes).mul_(start[:, nodes])
         else:
-            measure = _measures_of_previous(problem, measure, nodes, previous)
+            measure = _measures_of_previous(problem, measure, nodes, previous, turn)
         if not sampled_first:
             measure = _without_topk(problem, measure, nodes)
         if turn or not sampled_first:
             before = _left_before(problem, torch.where(sampled, mass, value))
-            left = left * before[:, nodes].clamp(min=0)
+            left = mine * before[:, nodes].clamp(min=0)
             share.mul_(left)
         taken = torch.minimum(measure, share)
-        mass[:, nodes] = taken.sum(2, keepdim=True)
+        mass[:, nodes] += mine * taken.sum(2, keepdim=True)
         value = torch.baddbmm(value, problem.d_earlier[:, :, nodes], left, alpha=-1).clamp_(min=0)
         if turn + 1 < len(rounds):
             measure, previous = measure - taken, nodes
@@ -162,11 +162,11 @@ def _proposal_rows(problem: Problem, nodes: Nodes) -> Tensor:
     return take_rows(problem.distributions.flatten(0, 1), problem.proposal_row[:, nodes])
 
 
-def _measures_of_previous(problem: Problem, measure: Tensor, nodes: Nodes, previous: Nodes) -> Tensor:
+def _measures_of_previous(problem: Problem, measure: Tensor, nodes: Nodes, previous: Nodes, turn: int) -> Tensor:
     """What the nodes' last sampled siblings left, they being in `previous`, the round before: Float[B, n, Vd]."""
     if measure.shape[1] == 1:
-        return measure.expand(-1, problem.sampled[:, nodes].shape[1], -1)
-    sibling = problem.topo.earlier[:, nodes][:, :, previous] & problem.sampled[:, None, previous]
+        return measure.expand(-1, problem.turn[:, nodes].shape[1], -1)
+    sibling = problem.topo.earlier[:, nodes][:, :, previous] & (problem.turn[:, None, previous] == turn - 1)
     position = flat_rows(sibling.to(torch.uint8).argmax(2), measure.shape[1])
     return take_rows(measure.flatten(0, 1), position)
 

@@ -64,6 +64,12 @@ class Problem:
         return self.batch.proposal_rows >= 0
 
     @cached_property
+    def turn(self) -> Tensor:
+        """Int64[B, N]: how many earlier sampled siblings a sampled child has; -1 at top-k tokens and at the root."""
+        earlier = self.topo.earlier & self.sampled[:, None, :]
+        return torch.where(self.sampled, earlier.sum(2), -1)
+
+    @cached_property
     def parent_row(self) -> Tensor:
         """Int64[B, N]: row of each node's parent in target.flatten(0, 1)."""
         return flat_rows(self.topo.parent, self.target.shape[1])

@@ -41,8 +41,7 @@ def _by_turn(problem: Problem, sampled: Tensor) -> list[Tensor]:
     """Sampled children of one node per row -> the first of them, the second, ..., each a mask Bool[B, N]."""
     if problem.layout.max_draws <= 1:
         return [sampled] * problem.layout.max_draws
-    rank = torch.bmm(problem.earlier, problem.sampled.to(problem.earlier.dtype)[:, :, None])[:, :, 0]
-    return [sampled & (rank == turn) for turn in range(problem.layout.max_draws)]
+    return [sampled & (problem.turn == turn) for turn in range(problem.layout.max_draws)]
 
 
 def _subtract(problem: Problem, measure: Tensor, before: Tensor, hit: Tensor) -> Tensor:

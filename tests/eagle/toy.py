@@ -24,6 +24,17 @@ class Table:
         return self._laws[prefix]
 
 
+class MoodyTable(Table):
+    """A table that is sharp after token 0 and flat after others: what grows below depends on what was drawn."""
+
+    def __call__(self, prefix: tuple[int, ...]) -> Tensor:
+        law = super().__call__(prefix)
+        if not prefix:
+            return law
+        power = law ** (4.0 if prefix[-1] == 0 else 0.25) * (law > 0)
+        return power / power.sum()
+
+
 class TableDrafter:
     """`Drafter` over a `Table`; one row. Logits are log-probabilities, so `law = softmax` gives the table back."""
 
@@ -52,6 +63,19 @@ class ReplayedDraws:
         rows = probs.reshape(-1, probs.shape[-1])
         return torch.tensor([self._one(row) for row in rows]).view(probs.shape[:-1])
 
+    def distinct(self, probs: Tensor, count: int) -> Tensor:
+        rows = probs.reshape(-1, probs.shape[-1])
+        return torch.tensor([self._several(row, count) for row in rows]).view(*probs.shape[:-1], count)
+
+    def _several(self, row: Tensor, count: int) -> list[int]:
+        tokens: list[int] = []
+        for _ in range(count):
+            rest = row.clone()
+            rest[tokens] = 0
+            unused = next(token for token in range(len(row)) if token not in tokens)
+            tokens.append(self._one(rest / rest.sum()) if rest.sum() > 0 else unused)
+        return tokens
+
     def _one(self, row: Tensor) -> int:
         possible = [token for token, p in enumerate(row.tolist()) if p > 1e-15]
         place = len(self.taken)
@@ -72,6 +96,15 @@ def every_outcome(build: Callable[[ReplayedDraws], object]) -> Iterator[tuple[fl
         for place in range(len(draws.script), len(draws.taken)):
             for other in draws.options[place][1:]:
                 stack.append((*draws.taken[:place], other))
+
+
+def merged(outcomes: Iterator[tuple[float, object]]) -> list[tuple[float, object]]:
+    """Equal trees once: draws that no node was made of do not count."""
+    found: dict[tuple, tuple[float, object]] = {}
+    for weight, tree in outcomes:
+        key = tuple(tuple(part.tolist()) for part in (tree.tokens, tree.parents, tree.proposal_rows))
+        found[key] = (found.get(key, (0.0, tree))[0] + weight, tree)
+    return list(found.values())
 
 
 def joint_law(table: Table, horizon: int) -> Tensor:

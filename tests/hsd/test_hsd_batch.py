@@ -15,6 +15,7 @@ import hsd
 from hsd.verifiers import find_verifier
 from hsd.verify import _solve
 from tests.hsd.random_trees import random_probs
+from tests.reference import scalar
 
 VOCABULARY = 7
 
@@ -45,7 +46,7 @@ def stack(
 
 
 def shapes(kind: str, count: int, seed: int) -> tuple[list[list[int]], list[list[bool]], hsd.Layout]:
-    """Parents and sampled flags of `count` trees of one layout; hybrid and topk rows differ from each other."""
+    """Parents and sampled flags of `count` trees of one layout; rows of hybrid, siblings and topk differ."""
     generator = torch.Generator().manual_seed(seed)
     below = lambda start, stop: int(torch.randint(start, stop, (1,), generator=generator))
     coin = lambda: bool(torch.rand((), generator=generator) < 0.7)
@@ -71,9 +72,26 @@ def shapes(kind: str, count: int, seed: int) -> tuple[list[list[int]], list[list
             parents.append([-1, 0, 0, 0, *second, *third])
             sampled.append([False, coin(), False, False, coin(), coin(), coin(), False, coin(), coin()])
         return parents, sampled, hsd.Layout.levels((3, 4, 2), (1, 3, 2))
+    if kind == "siblings":  # levels of 3, 4, 3 nodes; a parent has any number of sampled children, rows differ
+        rows = [sibling_levels((3, 4, 3), below, coin) for _ in range(count)]
+        return [row[0] for row in rows], [row[1] for row in rows], hsd.Layout.siblings((3, 4, 3))
     parents = [-1, *(below(0, i) for i in range(1, 9))]  # any tree, sampled and top-k siblings in any order
     sampled = [False, *(coin() for _ in range(8))]
     return [parents] * count, [sampled] * count, hsd.Layout.infer(parents, sampled)
+
+
+def sibling_levels(sizes: tuple[int, ...], below, coin) -> tuple[list[int], list[bool]]:
+    """Parents and sampled flags: first children of a level before second ones, sampled before top-k siblings."""
+    parents, sampled, first, above = [-1], [False], 0, 1
+    for size in sizes:
+        ups = sorted(below(first, first + above) for _ in range(size))
+        ups = [up for _, up in sorted((ups[:place].count(up), up) for place, up in enumerate(ups))]
+        flags = []
+        for place, up in enumerate(ups):
+            flags.append(coin() and all(flag for flag, other in zip(flags, ups[:place]) if other == up))
+        parents, sampled = parents + ups, sampled + flags
+        first, above = first + above, size
+    return parents, sampled
 
 
 def rowwise(batch: hsd.TreeBatch, target: Tensor, verifier: str, tolerance: float) -> None:
@@ -96,7 +114,7 @@ def rowwise(batch: hsd.TreeBatch, target: Tensor, verifier: str, tolerance: floa
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
-    kind=st.sampled_from(["chain", "multi", "topk", "hybrid", "any"]),
+    kind=st.sampled_from(["chain", "multi", "topk", "hybrid", "siblings", "any"]),
     count=st.integers(1, 5),
     support=st.booleans(),
     keep=st.sampled_from([0, 0, 3]),
@@ -112,7 +130,7 @@ def test_a_batch_is_its_rows(seed, kind, count, support, keep, dtype) -> None:
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
-@pytest.mark.parametrize("kind", ["hybrid", "topk", "multi", "any"])
+@pytest.mark.parametrize("kind", ["hybrid", "topk", "multi", "siblings", "any"])
 def test_decisions_of_a_batch_are_valid(kind: str, verifier: str) -> None:
     """Paths lead from the root to the drawn node, tokens are possible, E[accepted] is the rows'."""
     batch, target = stack(*shapes(kind, 6, 1), 1, support=True)
@@ -128,6 +146,35 @@ def test_decisions_of_a_batch_are_valid(kind: str, verifier: str) -> None:
         assert alone.stop[node] > 0
         assert alone.residual(node)[decision.token[row]] > 0
         assert torch.allclose(decision.expected_accepted[row], alone.expected_accepted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+def test_a_layout_wider_than_the_tree_changes_nothing(verifier: str) -> None:
+    """Which sampled child a node is, is found in the tree: every node may be listed in every round."""
+    batch, target = stack(*shapes("any", 4, 11), 11, support=True)
+    assert batch.layout.max_draws > 1
+    everywhere = ((range(1, 9),) * 8,) * batch.layout.depth
+    wide = replace(batch, layout=hsd.Layout(everywhere, batch.layout.sampled_first))
+    for (_, exact), (_, found) in [(_solve(batch, target, verifier), _solve(wide, target, verifier))]:
+        assert torch.allclose(found.stop, exact.stop, rtol=0, atol=1e-14)
+        for node in range(9):
+            at = torch.full((4,), node)
+            assert torch.allclose(found.residual(at), exact.residual(at), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+def test_rows_with_different_numbers_of_siblings_equal_the_scalar_reference(verifier: str) -> None:
+    for seed in range(6):
+        batch, target = stack(*shapes("siblings", 3, seed), seed, support=bool(seed % 2), keep=seed % 3 and 4)
+        _, found = _solve(batch, target, verifier)
+        for row in range(3):
+            stop, residual = scalar.exact_distribution(verifier, scalar.from_draft(batch.row(row), target[row]))
+            assert torch.allclose(found.stop[row], torch.tensor(stop, dtype=torch.float64), rtol=0, atol=1e-12)
+            for node, wanted in enumerate(residual):
+                if wanted is not None:
+                    mine = stop[node] * found.residual(torch.full((3,), node))[row]
+                    wanted = stop[node] * torch.tensor(wanted, dtype=torch.float64)
+                    assert torch.allclose(mine, wanted, rtol=0, atol=1e-12)
 
 
 def test_one_call_draws_all_nodes_and_one_all_tokens() -> None:

@@ -7,7 +7,7 @@ import torch
 
 import hsd
 from eagle.trees import DraftProbs, TreeSettings, find_tree
-from tests.eagle.toy import Table, TableDrafter, emitted_law, every_outcome, joint_law
+from tests.eagle.toy import MoodyTable, Table, TableDrafter, emitted_law, every_outcome, joint_law, merged
 
 SOFTMAX = lambda: DraftProbs(lambda logits: logits.softmax(-1))
 CASES = [  # tree, vocabulary, nodes, depth, width, beta
@@ -21,6 +21,11 @@ CASES = [  # tree, vocabulary, nodes, depth, width, beta
     ("hybrid", 4, 7, 2, 3, 0.3),
     ("hybrid", 3, 9, 2, 4, 0.85),
     ("hybrid", 3, 8, 3, None, 0.2),
+    ("rsd", 3, 4, 2, None, 0.85),
+    ("rsd", 3, 5, 2, None, 0.3),
+    ("rsd", 4, 4, 2, None, 0.6),
+    ("rsd", 2, 7, 3, 2, 0.5),
+    ("rsd", 2, 8, 2, None, 0.5),  # more slots than candidates on the first level
 ]
 SHAPED = [  # vocabulary, settings of the hybrid tree
     (3, TreeSettings(9, 3, None, 0.4)),
@@ -33,7 +38,7 @@ SHAPED = [  # vocabulary, settings of the hybrid tree
 def trees_of(name, settings, draft):
     builder, drafter, root = find_tree(name), TableDrafter(draft), torch.zeros(1, dtype=torch.int64)
     build = lambda draw: builder.build(drafter, root, drafter.root_logits(), settings, SOFTMAX(), draw).row(0)
-    return list(every_outcome(build))
+    return merged(every_outcome(build))
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
@@ -60,10 +65,24 @@ def test_growing_levels_and_other_powers_of_q_are_lossless(vocab, settings, zero
     assert (law - joint_law(target, horizon)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+@pytest.mark.parametrize("name", ["hybrid", "rsd"])
+@pytest.mark.parametrize("beta", [0.2, 0.85])
+def test_a_draft_whose_sharpness_depends_on_the_drawn_token(name, beta, verifier):
+    """Values of the next level's slots then depend strongly on what was drawn."""
+    target, draft = Table(3, seed=3), MoodyTable(3, seed=4)
+    outcomes = trees_of(name, TreeSettings(5, 2, None, beta), draft)
+    assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)
+    assert len({tuple(tree.parents.tolist()) for _, tree in outcomes}) > 1
+    law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), 3)
+    assert (law - joint_law(target, 3)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["hybrid", "rsd"])
 @pytest.mark.parametrize("beta", [0.3, 0.85])
-def test_hsd_accepts_at_least_as_much_as_token_wise_on_hybrid_trees(beta):
+def test_hsd_accepts_at_least_as_much_as_token_wise(name, beta):
     target, draft = Table(4, seed=5), Table(4, seed=6)
-    outcomes = trees_of("hybrid", TreeSettings(5, 2, 2, beta), draft)
+    outcomes = trees_of(name, TreeSettings(4, 2, 2, beta), draft)
     expected = {
         name: emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, name), 3)[1]  # noqa: B023
         for name in ("hsd", "token")
