@@ -1,7 +1,7 @@
 """Draws from rows of probabilities: one per row, by inversion of the cumulative sum, or several without replacement.
 
-One uniform number per row, in float64: the distribution is kept to 2^-53 whatever the vocabulary, where a race of
-float32 exponentials would distort tokens of probability below 1e-7.
+Uniform numbers in float64, one per row or, for several, one per entry: the distribution is kept to 2^-53 whatever the
+vocabulary, where a race of float32 exponentials would distort tokens of probability below 1e-7.
 """
 
 from __future__ import annotations

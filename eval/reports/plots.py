@@ -21,6 +21,7 @@ TREE_COLORS = {
     "hybrid": "#d9622b",
     "chain": "#3a9a5b",
     "multi": "#8458b3",
+    "rsd": "#b8336a",
 }
 VERIFIER_ALPHA = {"token": 0.5, "block": 0.75, "published": 0.35}
 PHASE_COLORS = dict(zip(PHASES, ("#d9622b", "#2f6fb7", "#3a9a5b", "#8a8f98"), strict=True))

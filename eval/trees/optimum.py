@@ -62,7 +62,7 @@ def drafts(world: World, settings: TreeSettings) -> Iterator[Draft]:
     while scripts:
         dice = Dice(scripts.pop())
         known = len(dice.script)
-        roll = lambda laws: torch.tensor([[dice.roll(law) for law in laws[0]]])  # noqa: B023
+        roll: Any = lambda laws: torch.tensor([[dice.roll(law) for law in laws[0]]])  # noqa: B023
         tree = hybrid.build(
             drafter, root, drafter.root_logits(), settings, DraftProbs(lambda x: x.softmax(-1)), roll
         ).row(0)

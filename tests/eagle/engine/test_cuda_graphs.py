@@ -15,7 +15,7 @@ from eagle.trees import TreeSettings
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
-TREES = ["none", "topk", "chain", "multi", "hybrid"]
+TREES = ["none", "topk", "chain", "multi", "rsd", "hybrid"]
 PROMPTS = torch.tensor([[7, 3, 22, 41, 5], [9, 1, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
@@ -61,7 +61,7 @@ def test_replayed_steps_give_the_tokens_and_leave_the_generator_of_eager_ones(tr
     assert engine.eager_because is None and replays(engine) > 16
 
 
-@pytest.mark.parametrize("tree", ["topk", "chain", "multi", "hybrid"])
+@pytest.mark.parametrize("tree", ["topk", "chain", "multi", "rsd", "hybrid"])
 def test_with_an_ordinary_draft_model(tree):
     engine = taped(with_lm())
     assert tokens(engine, tree=tree) == tokens(with_lm(), tree=tree)

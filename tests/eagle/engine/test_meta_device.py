@@ -42,7 +42,7 @@ def after_the_prompt(target, drafter, plan) -> DecodingState:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("pair", [head_pair, lm_pair])
-@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid"])
+@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "rsd", "hybrid"])
 @pytest.mark.parametrize(("temperature", "verifier"), [(0.0, "greedy"), (1.0, "hsd"), (1.0, "token")])
 def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
     target, drafter = pair(tiny_target())

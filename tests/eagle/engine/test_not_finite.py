@@ -126,7 +126,7 @@ def test_target_logits_that_are_not_finite_raise(tree, temperature, value):
         engine.generate(PROMPT, max_new_tokens=5, temperature=temperature, tree=tree, nodes=9, depth=3)
 
 
-@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "hybrid"])
+@pytest.mark.parametrize("tree", ["none", "topk", "chain", "multi", "rsd", "hybrid"])
 def test_settings_that_overflow_raise_and_are_named(tree):
     """1e-40 is a legitimate penalty by its range; the logits divided by it are infinite in float32."""
     target = tiny_target()

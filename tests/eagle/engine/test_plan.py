@@ -29,11 +29,13 @@ def test_refusals_name_the_value_and_the_remedy(tree, verifier, settings, words)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("tree", ["topk", "chain", "multi", "hybrid"])
+@pytest.mark.parametrize("tree", ["topk", "chain", "multi", "rsd", "hybrid"])
 @pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
-def test_temperature_0_is_greedy_and_its_hybrid_tree_is_topk(tree, verifier):
+def test_temperature_0_is_greedy_and_trees_with_nothing_to_sample_are_topk(tree, verifier):
     plan = Plan.resolve(tree, verifier, TreeSettings(), GREEDY)
-    assert plan.verifier is VERIFIERS["greedy"] and plan.builder is find_tree("topk" if tree == "hybrid" else tree)
+    assert plan.verifier is VERIFIERS["greedy"] and plan.builder is find_tree(
+        "topk" if tree in ("hybrid", "rsd") else tree
+    )
 
 
 @pytest.mark.parametrize("tree", TREES)

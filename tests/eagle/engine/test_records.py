@@ -10,7 +10,7 @@ from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 22, 41, 5]])
-TREES = ["hybrid", "topk", "chain", "multi", "none"]
+TREES = ["hybrid", "rsd", "topk", "chain", "multi", "none"]
 
 
 def with_head(draft_vocab=VOCAB):

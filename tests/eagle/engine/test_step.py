@@ -51,7 +51,7 @@ def simple_law(target, sequence: list[int], tree, temperature: float) -> torch.T
     return (torch.stack(laws) / temperature).softmax(-1)
 
 
-@pytest.mark.parametrize("tree", ["hybrid", "topk", "chain", "multi"])
+@pytest.mark.parametrize("tree", ["hybrid", "topk", "chain", "multi", "rsd"])
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
 def test_stopping_laws_are_those_of_a_simple_engine(monkeypatch, tree, verifier):
     engine = model()
@@ -64,7 +64,7 @@ def test_stopping_laws_are_those_of_a_simple_engine(monkeypatch, tree, verifier)
             assert torch.allclose(law.residual(node), expected.residual(node), atol=1e-3)
 
 
-@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi"])
+@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi", "rsd"])
 def test_tokens_at_temperature_0_are_those_of_a_simple_engine(tree):
     engine, sequence = model(), PROMPT[0].tolist()
     while len(sequence) < PROMPT.shape[1] + 40:
@@ -95,7 +95,7 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi"])
+@pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi", "rsd"])
 def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
     """Recorded or not, a step reads and writes the same tensors and, within a bucket, attends over the same window."""
     engine, commit, seen = model(), Decoder.commit, set()

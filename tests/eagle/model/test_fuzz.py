@@ -38,7 +38,7 @@ GOOD = {
     "num_return_sequences": st.integers(1, 3),
     "eos_token_id": st.one_of(st.integers(0, VOCAB - 1), st.lists(st.integers(0, VOCAB - 1), max_size=3)),
     "pad_token_id": st.integers(0, VOCAB - 1),
-    "tree": st.sampled_from(["none", "topk", "chain", "multi", "hybrid"]),
+    "tree": st.sampled_from(["none", "topk", "chain", "multi", "rsd", "hybrid"]),
     "verifier": st.sampled_from(["hsd", "token"]),
     "nodes": st.integers(1, 20),
     "depth": st.integers(1, 6),

@@ -66,11 +66,10 @@ def test_growing_levels_and_other_powers_of_q_are_lossless(vocab, settings, zero
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
-@pytest.mark.parametrize("name", ["hybrid", "rsd"])
-@pytest.mark.parametrize("beta", [0.2, 0.85])
+@pytest.mark.parametrize(("name", "beta"), [("hybrid", 0.2), ("rsd", 0.2), ("rsd", 0.6)])
 def test_a_draft_whose_sharpness_depends_on_the_drawn_token(name, beta, verifier):
     """Values of the next level's slots then depend strongly on what was drawn."""
-    target, draft = Table(3, seed=3), MoodyTable(3, seed=4)
+    target, draft = Table(3, seed=3), MoodyTable(3, seed=6)
     outcomes = trees_of(name, TreeSettings(5, 2, None, beta), draft)
     assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)
     assert len({tuple(tree.parents.tolist()) for _, tree in outcomes}) > 1
