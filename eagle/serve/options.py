@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.model.eagle_model import EagleModel
+from eagle.model.generation_args import resolve_arguments
 from eagle.trees import TREES
 from eagle.tuning.candidates import AUTO
 from hsd.verifiers import VERIFIERS
@@ -50,6 +51,7 @@ def load_model(options: argparse.Namespace) -> EagleModel:
     apply_pair(options, head=options.tree != "none")
     if options.tree != "none" and not options.ea_model_path:
         raise ValueError(f"--tree {options.tree} needs a head: pass --pair or --ea-model-path, or --tree none")
+    resolve_arguments(drafting_arguments(options), {})
     logging.disable_progress_bar()
     model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
     if AUTO in (options.tree, options.nodes):

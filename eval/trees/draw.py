@@ -22,6 +22,7 @@ from eagle.files import write_file
 from eagle.model.eagle_model import EagleModel
 from eagle.trees import TREES, TreeSettings
 from eagle.tuning.probe import ScoredTree, StateProbe, TreeLimits
+from eagle.tuning.prompts import encode
 from eval.jsonl import check_writable
 from eval.runs.load_models import add_model_flags, load_from_flags
 
@@ -239,16 +240,6 @@ def draft_step(
     raise ValueError(f"--skip {skip}: the answer ended before; use a smaller number or another --seed")
 
 
-def encode(tokenizer, text: str) -> list[int]:
-    """One user message in the tokenizer's chat template, or the plain text without one."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokenizer(text)["input_ids"]
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = argparse.ArgumentParser(
@@ -279,7 +270,7 @@ def run(options: argparse.Namespace) -> None:
     generator = torch.Generator(model.device).manual_seed(options.seed)
     drafted = draft_step(
         model,
-        encode(model.tokenizer, options.prompt),
+        encode(model.tokenizer, [[{"role": "user", "content": options.prompt}]])[0],
         SamplingParams(options.temperature),
         options.tree,
         settings,

@@ -16,6 +16,9 @@ import torch
 from jinja2 import TemplateError
 
 from eagle import EagleModel, chat
+from eagle.tuning.auto import AutoTree
+from eagle.tuning.candidates import Candidate
+from eagle.tuning.choice import Point
 
 PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
 ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}
@@ -196,6 +199,23 @@ def test_piped(monkeypatch, capsys):
     assert "\x1b" not in out + log
     assert re.search(r"acceptance length [\d.]+ \| [\d.]+ tok/s \| plain [\d.]+ tok/s \| \d+ tokens", log)
     assert log.count("acceptance length") == 1
+
+
+def test_auto_is_prepared_before_the_first_line(monkeypatch, capsys):
+    prepared = []
+    chosen = Point(Candidate("chain", 4, 3), 2.0, 0.0, 10.0)
+    monkeypatch.setattr(AutoTree, "prepare", lambda self, model: prepared.append(model))
+    monkeypatch.setattr(AutoTree, "choose", lambda *_: chosen)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    chat.main(["--pair", "demo", "--tree", "auto", "--no-plain", "--max-new-tokens", "4"])
+    assert len(prepared) == 1
+    assert "acceptance length" in capsys.readouterr().err
+
+
+def test_a_size_for_auto_is_refused_before_anything_is_loaded(capsys):
+    with pytest.raises(SystemExit):
+        chat.main(["--base-model-path", "nowhere", "--ea-model-path", "nowhere", "--tree", "auto", "--nodes", "16"])
+    assert "tree='auto' chooses it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [ValueError("the target's logits are NaN"), TemplateError("two turns, please")])

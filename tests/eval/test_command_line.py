@@ -13,7 +13,7 @@ import torch
 from eval.__main__ import main
 from eval.flags import build_parser
 from eval.runs import load_models
-from eval.runs.methods import SAMPLING
+from eval.runs.methods import SAMPLING, Decoding
 from eval.speed import dtypes
 from tests.eval.fake import FakeEngine, load
 from tests.eval.helpers import arguments, records
@@ -29,6 +29,8 @@ ONE = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "target"
         (["--methods", "plain"], "--methods needs --output DIR"),
         (["--methods", "plain", "--tree", "topk", "--output", "x"], "leave --tree, --verifier and --answer-file out"),
         (["--answer-file", "x", "--tree", "topk", "--verifier", "block"], "'topk+block' is not known"),
+        (["--answer-file", "x", "--tree", "auto", "--verifier", "token"], "'auto+token' is not known"),
+        (["--answer-file", "x", "--nodes", "auto", "--depth", "3"], "--depth 3: --nodes auto chooses the depth"),
         (["--answer-file", "x", "--temperature", "-1"], "--temperature -1.0: expected at least 0"),
         (["--answer-file", "x", "--top-p", "2"], "--top-p 2.0: expected between 0 and 1"),
         (["--answer-file", "x", "--max-new-tokens", "0"], "--max-new-tokens 0: expected at least 1"),
@@ -91,6 +93,15 @@ def test_eagle_s_flag_names():
     )
     assert (options.bench, options.nodes, options.depth, options.width) == ("mt_bench", 60, 7, 10)
     assert options.max_new_tokens == 1024
+
+
+def test_auto_is_a_method_of_its_own(tmp_path):
+    place = tmp_path / "auto.jsonl"
+    assert main([*ONE, "--tree", "auto", "--num-questions", "1", "--answer-file", str(place)], load=load) == 0
+    assert json.loads((tmp_path / "auto.meta.json").read_text())["settings"]["method"] == "auto+hsd"
+    decoding = Decoding(nodes="auto", width=4)
+    assert decoding.with_defaults().tree_options("topk") == {"nodes": "auto"}
+    assert Decoding(nodes=16).tree_options("auto") == {}
 
 
 def test_one_method_one_file(tmp_path, capsys):
