@@ -29,7 +29,8 @@ from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only, to_target
+from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
+from eagle.trees.grown import GrownTree
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -60,18 +61,19 @@ def build(
     sizes = level_sizes(settings)
     if not sizes:
         return root_only(root)
-    grown = _Grown(root, drafter.support)
+    grown = GrownTree(root, drafter.support)
     q = probs(logits)[:, None]
     reach = torch.ones_like(q[..., 0])
     for level, size in enumerate(sizes):
         picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
         outside = _outside(q, picked)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
-        grown.add(columns, picked, outside)
+        grown.add(columns, picked.parent, torch.where(picked.sampled, picked.parent, -1), outside)
         if level + 1 < len(sizes):
             reach = _reach(q, reach, picked, columns, settings.beta)
             q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
-    return grown.batch()
+    most_sampled = [min(above, size) for above, size in zip([1, *grown.sizes], grown.sizes)]
+    return grown.batch(hsd.Layout.levels(grown.sizes, most_sampled))
 
 
 def _candidates(q: Tensor) -> int:
@@ -133,31 +135,3 @@ def _reach(q: Tensor, reach: Tensor, picked: _Slots, columns: Tensor, beta: floa
     q_token = q.flatten(1).gather(1, picked.parent * q.shape[-1] + columns)
     accepted = outside * (1 - (1 - beta) * outside * (1 - q_token))
     return reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
-
-
-class _Grown:
-    """The tree so far, one entry per level."""
-
-    def __init__(self, root: Tensor, support: Tensor | None):
-        zero = torch.zeros_like(root)[:, None]
-        self.support = support
-        self.tokens, self.parents, self.depths, self.rows = [root[:, None]], [zero - 1], [zero], [zero - 1]
-        self.q: list[Tensor] = []
-        self.first = 0  # node index of the frontier's first node, and row of its q
-
-    def add(self, columns: Tensor, picked: _Slots, outside: Tensor) -> None:
-        parents = picked.parent + self.first  # q is kept for the whole frontier: row i of node i
-        self.first += outside.shape[1]
-        self.tokens.append(to_target(columns, self.support))
-        self.parents.append(parents)
-        self.depths.append(torch.full_like(parents, len(self.depths)))
-        self.rows.append(torch.where(picked.sampled, parents, -1))
-        self.q.append(outside)
-
-    def batch(self) -> TreeBatch:
-        sizes = [tokens.shape[1] for tokens in self.tokens]
-        most_sampled = [min(above, size) for above, size in zip(sizes, sizes[1:])]
-        tokens, parents, depths, rows, q = (
-            torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows, self.q)
-        )
-        return TreeBatch(tokens, parents, depths, rows, q, self.support, hsd.Layout.levels(sizes[1:], most_sampled))

@@ -28,7 +28,8 @@ from torch import Tensor
 
 import hsd
 from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only, to_target
+from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
+from eagle.trees.grown import GrownTree
 from eagle.trees.hybrid import level_sizes
 
 
@@ -39,18 +40,19 @@ def build(
     sizes = level_sizes(settings)
     if not sizes:
         return root_only(root)
-    grown = _Grown(root, drafter.support)
+    grown = GrownTree(root, drafter.support)
     q = probs(logits)[:, None]
     reach = torch.ones_like(q[..., 0])
     for level, size in enumerate(sizes):
         w = min(size, q.shape[1] * q.shape[2])
         children = _draw_children(q, min(w, q.shape[2]), draw)
         picked = _allot(children.values(reach, settings.beta), w)
-        grown.add(children, picked, _without_earlier_siblings(q, children, picked))
+        row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), -1)
+        grown.add(picked.of(children.columns), picked.parent, row, _without_earlier_siblings(q, children, picked))
         if level + 1 < len(sizes):
             reach = picked.of(children.reach(reach, settings.beta))
             q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
-    return grown.batch()
+    return grown.batch(hsd.Layout.siblings(grown.sizes))
 
 
 class _Slots(NamedTuple):
@@ -118,31 +120,3 @@ def _without_earlier_siblings(q: Tensor, children: _Children, picked: _Slots) ->
     earlier = torch.arange(columns.shape[2], device=q.device) < picked.turn[..., None]
     d.scatter_(2, columns, of_columns.masked_fill(earlier, 0))
     return d.div_(d.sum(2, keepdim=True).clamp_(min=torch.finfo(q.dtype).tiny))
-
-
-class _Grown:
-    """The tree so far, one entry per level."""
-
-    def __init__(self, root: Tensor, support: Tensor | None):
-        zero = torch.zeros_like(root)[:, None]
-        self.support = support
-        self.tokens, self.parents, self.depths, self.rows = [root[:, None]], [zero - 1], [zero], [zero - 1]
-        self.q: list[Tensor] = []
-        self.first, self.count = 0, 1  # node index of the frontier's first node; nodes so far
-
-    def add(self, children: _Children, picked: _Slots, d: Tensor) -> None:
-        w = picked.parent.shape[1]
-        row = torch.arange(self.count - 1, self.count - 1 + w, device=d.device)  # row i - 1 of q is node i's
-        self.tokens.append(to_target(picked.of(children.columns), self.support))
-        self.parents.append(picked.parent + self.first)
-        self.depths.append(torch.full_like(picked.parent, len(self.depths)))
-        self.rows.append(torch.where(picked.of(children.q) > 0, row, -1))
-        self.q.append(d)
-        self.first, self.count = self.count, self.count + w
-
-    def batch(self) -> TreeBatch:
-        sizes = [tokens.shape[1] for tokens in self.tokens[1:]]
-        tokens, parents, depths, rows, q = (
-            torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows, self.q)
-        )
-        return TreeBatch(tokens, parents, depths, rows, q, self.support, hsd.Layout.siblings(sizes))

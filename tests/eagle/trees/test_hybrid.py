@@ -1,4 +1,4 @@
-"""Hybrid trees: level sizes, what a slot may depend on, temperature 0, and the choices of `auto`."""
+"""Hybrid trees: level sizes, what a slot may depend on, temperature 0."""
 
 from collections import defaultdict
 
@@ -132,8 +132,3 @@ def test_temperature_zero_is_topk(model, tree, nodes, depth):
     ours, theirs = (generate(model, tree=name, nodes=nodes, depth=depth, temperature=0.0) for name in (tree, "topk"))
     assert ours.new_tokens == theirs.new_tokens
     assert [step[:2] for step in ours.steps] == [step[:2] for step in theirs.steps]
-
-
-def test_auto_is_refused_until_it_is_measured(model):
-    with pytest.raises(ValueError, match="not available yet"):
-        generate(model, tree="auto")
