@@ -11,7 +11,7 @@ Somebody else's verifier:  --verifier module:function  where
 or an object with .stop and .residual(node). It has to be exact: distributions, not samples. It is taken to
 claim losslessness. Raising ValueError on a tree refuses its family.
 
-Exit code 1 if something that claims losslessness is not lossless.
+Exit code 1 if something that claims losslessness is not lossless, 2 if a file cannot be written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,12 +104,27 @@ def main(argv: list[str] | None = None) -> int:
     for row in audit(subjects, families(args.families), args.seed):
         rows.append(row)
         print(line(row), flush=True)
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump([{**asdict(row), "verdict": row.verdict} for row in rows], file, indent=1)
-    if args.plot:
-        plot(rows, args.plot)
+    try:
+        if args.json:
+            content = json.dumps([{**asdict(row), "verdict": row.verdict} for row in rows], indent=1)
+            write_whole(Path(args.json), lambda path: path.write_text(content))
+        if args.plot:
+            write_whole(Path(args.plot), lambda path: plot(rows, str(path)))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return _conclude(subjects, rows)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then rename it: there is never half of one. OSError names `path`."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _conclude(subjects: list[Subject], rows: list[Row]) -> int:

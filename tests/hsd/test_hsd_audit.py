@@ -1,5 +1,6 @@
 """The audit certifies what is lossless, catches what is not, and knows the optimum."""
 
+import errno
 import json
 
 import pytest
@@ -62,3 +63,18 @@ def test_the_optimum_is_reached_where_theory_says_so_and_never_passed() -> None:
         assert best <= bound + 1e-8
         if family.recipe in ("top-k", "chain"):  # block verification is optimal for one path
             assert accepted == pytest.approx(best, abs=1e-8)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_one_line_and_leaves_no_half(flag, tmp_path, capsys, monkeypatch):
+    def full(path, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    file = tmp_path / "old.png"
+    file.write_text("old")
+    monkeypatch.setattr("hsd.audit.__main__.plot", lambda rows, path: full(path))
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(["--families", "quick", "--verifier", "token", flag, str(file)]) == 2
+    assert capsys.readouterr().err == f"error: [Errno {errno.ENOSPC}] No space left on device: '{file}'\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert file.read_bytes() == b"old"
