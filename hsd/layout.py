@@ -9,7 +9,6 @@ nodes have different numbers of sampled children may share a layout; a list may 
     layout                        rounds at depth 1                          at depth 2
     Layout.topk(2)                none                                       none
     Layout.chain(2)               range(1, 2)                                range(2, 3)
-    Layout.paths(3, 2)            range(1, 2), range(2, 3), range(3, 4)      range(4, 7)
     Layout.levels((8, 8), (1, 3)) range(1, 2)                                range(9, 12)
     Layout.siblings((2, 3))       range(1, 2), range(2, 3)                   range(3, 5), range(4, 6), range(5, 6)
 """
@@ -58,13 +57,6 @@ class Layout:
     def chain(length: int) -> Layout:
         """One path of `length` tokens, each of which may be sampled."""
         return Layout(tuple((range(i, i + 1),) for i in range(1, length + 1)), sampled_first=True)
-
-    @staticmethod
-    def paths(count: int, length: int) -> Layout:
-        """`count` paths of `length` sampled tokens; node 1 + t * count + k is token t of path k."""
-        first = tuple(range(i, i + 1) for i in range(1, count + 1))
-        rest = ((range(1 + t * count, 1 + (t + 1) * count),) for t in range(1, length))
-        return Layout((first, *rest)[:length], sampled_first=True)
 
     @staticmethod
     def levels(sizes: Sequence[int], sampled: Sequence[int]) -> Layout:

@@ -1,7 +1,17 @@
 """Sampled paths: one (`chain`) or several i.i.d. ones (`multi`, the HSD paper's multi-draft).
 
-The paths share only the root; repeated tokens are separate samples of one distribution, so verification is
-recursive rejection with replacement at the root and block-wise below it.
+Paths go on together while they have drawn the same tokens: behind a node there is one sample of its q for every path
+that came through it, and verification is recursive rejection with replacement. A repeated token stays in the tree as a
+leaf, since it is a sample of its own; what its path draws next hangs on the first node with that token.
+
+    the cat sat, a dog ran, the cat ran         root -- the -- cat -- sat
+                                                  |      |      `--- ran
+                                                  |      `--- (cat)
+                                                  |- a -- dog -- ran
+                                                  `- (the)              in brackets: leaves, drawn once more
+
+How many children a node has depends on tokens of its own level and above, never on what is drawn below it, which the
+rule of `eagle.trees.base` allows.
 """
 
 import torch
@@ -54,9 +64,7 @@ def _build(
     drafter: Drafter, root: Tensor, logits: Tensor, count: int, settings: TreeSettings, probs: DraftProbs, draw: Draw
 ) -> TreeBatch:
     depth = _depth(settings)
-    nodes = torch.arange(1 + count * depth, device=root.device)  # level by level, made where they are used
-    parents = torch.where(nodes == 0, -1, (nodes - count).clamp(min=0))
-    depths = (nodes + (count - 1)) // count
+    parents = [torch.full_like(root, -1)[:, None], torch.zeros_like(root)[:, None].expand(-1, count)]
     q = [probs(logits)[:, None]]  # the root's distribution is shared by the first token of every path
     columns = draw(q[0].expand(-1, count, -1))
     tokens = [root[:, None]]
@@ -64,10 +72,19 @@ def _build(
         tokens.append(to_target(columns, drafter.support))
         if level + 1 == depth:
             break
-        last = parents[1 + level * count : 1 + (level + 1) * count]
-        q.append(probs(drafter.grow(last.expand(len(root), -1), tokens[-1])))
-        columns = draw(q[-1])
-    parents, depths = parents.expand(len(root), -1), depths.expand(len(root), -1)
-    rows = parents  # row i of q: node i
-    layout = hsd.Layout.paths(count, depth)
-    return TreeBatch(torch.cat(tokens, 1), parents, depths, rows, torch.cat(q, 1), drafter.support, layout)
+        q.append(probs(drafter.grow(parents[-1], tokens[-1])))
+        first = _first_alike(parents[-1], columns)
+        columns = draw(q[-1].gather(1, first[..., None].expand(-1, -1, q[-1].shape[-1])))
+        parents.append(1 + level * count + first)
+    above = torch.cat(parents, 1)
+    depths = (torch.arange(above.shape[1], device=root.device) + (count - 1)) // count
+    layout = hsd.Layout.siblings((count,) * depth)
+    return TreeBatch(  # row i of q: node i
+        torch.cat(tokens, 1), above, depths.expand_as(above), above, torch.cat(q, 1), drafter.support, layout
+    )
+
+
+def _first_alike(parents: Tensor, columns: Tensor) -> Tensor:
+    """Int64[B, n]: for every node of a level, the first one with its parent and its token."""
+    alike = (parents[:, :, None] == parents[:, None]) & (columns[:, :, None] == columns[:, None])
+    return alike.int().argmax(-1)

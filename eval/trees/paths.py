@@ -185,8 +185,8 @@ def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
     level, path = (nodes + before - 1) // before, (nodes - 1) % before
     keep = ((level <= depth) & ((path < paths) | (nodes == 0))).nonzero()[:, 0]
     inner = keep[level[keep] < depth]  # row i of the proposals is node i's
-    new = torch.arange(len(keep))
-    parents = torch.where(new == 0, -1, (new - paths).clamp(min=0)).expand(len(batch), -1)
+    parents = torch.searchsorted(keep, batch.parents[:, keep].clamp(min=0))  # a first path with a token is kept too
+    parents[:, 0] = -1
     assert batch.proposals is not None
     smaller = TreeBatch(
         batch.tokens[:, keep],
@@ -195,7 +195,7 @@ def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
         parents,
         batch.proposals[:, inner],
         batch.support,
-        hsd.Layout.paths(paths, depth) if paths > 1 else hsd.Layout.chain(depth),
+        hsd.Layout.siblings((paths,) * depth),
     )
     return Drafts(smaller, drafts.target_probs[:, keep], paths)
 

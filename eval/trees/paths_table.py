@@ -114,7 +114,7 @@ def by_temperature(found: list[Measured]) -> Table:
 
 
 def by_paths(measured: Measured) -> Table:
-    """Several i.i.d. paths, recursive rejection with replacement at the root; one path at the same states first."""
+    """Several i.i.d. paths, recursive rejection with replacement; one path at the same states first."""
     depth, several = measured.settings["paths_depth"], [row for row in measured.questions if row["several"]]
     alone = [
         {**row, "states": [state for state in row["states"] if state["root"] == row["several"]["root"]]}

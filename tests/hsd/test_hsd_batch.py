@@ -57,7 +57,7 @@ def shapes(kind: str, count: int, seed: int) -> tuple[list[list[int]], list[list
             hsd.Layout.chain(3),
         )
     if kind == "multi":
-        return [[-1, 0, 0, 0, 1, 2, 3, 4, 5, 6]] * count, [[False] + [True] * 9] * count, hsd.Layout.paths(3, 3)
+        return [[-1, 0, 0, 0, 1, 2, 3, 4, 5, 6]] * count, [[False] + [True] * 9] * count, hsd.Layout.siblings((3, 3, 3))
     if kind == "topk":
         return (
             [[-1, *(below(0, i) for i in range(1, 8))] for _ in range(count)],

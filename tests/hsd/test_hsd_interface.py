@@ -188,7 +188,9 @@ def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     rows = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
     tokens = torch.cat((tensor(0), hsd.draw(q[rows[1:]], generator)))
     parents = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
-    return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.paths(3, 3)), random_probs(10, 6, generator)
+    return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.siblings((3, 3, 3))), random_probs(
+        10, 6, generator
+    )
 
 
 def topk_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
