@@ -195,7 +195,7 @@ def cut(drafts: Drafts, paths: int, depth: int) -> Drafts:
         parents,
         batch.proposals[:, inner],
         batch.support,
-        hsd.Layout.siblings((paths,) * depth),
+        hsd.Layout.infer(parents[0].tolist(), (parents[0] >= 0).tolist()),  # one state's: no node is looked at twice
     )
     return Drafts(smaller, drafts.target_probs[:, keep], paths)
 
