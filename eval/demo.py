@@ -37,8 +37,10 @@ CHATS = (
     "Explain to a ten-year-old why the sky is blue.",
     "Write a friendly email that moves Thursday's meeting to Friday morning.",
 )
-# What suits two CPU cores; an argument given by the user comes later on the command line and wins.
-SETTINGS = ("--temperature", "1", "--seed", "0", "--nodes", "16", "--depth", "6", "--fresh")
+# What suits two CPU cores and a few minutes; an argument given by the user comes later on the command line and wins.
+SETTINGS = ("--temperature", "1", "--seed", "0", "--fresh")
+TOY_SIZE = ("--nodes", "16", "--depth", "6", "--max-new-tokens", "160")
+REAL_SIZE = ("--nodes", "8", "--depth", "4", "--max-new-tokens", "96")
 
 
 def quiet_libraries() -> None:
@@ -124,7 +126,8 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
     """Fetch, answer, show two answers, print the tables."""
     pair, output = usable_pair(options.pair), Path(options.output)
     quiet_libraries()
-    more = ["--max-new-tokens", "160", *([] if sys.stderr.isatty() else ["--quiet"]), *more]
+    size = TOY_SIZE if pair == DEMO else REAL_SIZE
+    more = [*size, *([] if sys.stderr.isatty() else ["--quiet"]), *more]
     sets = question_sets(pair, output, options.num_questions)
     print(f"answering with the {pair} pair: {', '.join(sets)} by {', '.join(METHODS)} ...", flush=True)
     more = [*dtype_of(pair, output), *more]
