@@ -6,7 +6,8 @@
 # what       plain decoding; EAGLE-3's top-k tree and the hybrid tree, each verified token-wise and by HSD, at
 #            temperature 1; two answers as text, then the tables
 # hardware   any CPU; made for 2 cores
-# time       installs once (about 100 s and 1.2 GB with a good connection), downloads 93 MB once, then works offline.
+# time       installs once (100 to 150 s and 1.2 GB with a good connection), downloads 93 MB once (45 s with the conversion),
+#            then works offline; 4 minutes on two AVX2 cores.
 #            Where the download fails, or no head of this pair is here, the embedded demo pair runs instead
 # writes     results/demo/: one JSONL of answers per method and question set, report.html, report.md, report.json, plots
 set -euo pipefail
