@@ -47,7 +47,7 @@ def test_models_without_a_path_are_measured_in_memory(measured, tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1, "milliseconds": {"batch 1, sampling": [[1]]}}'])
 def test_a_damaged_file_is_measured_again(measured, content):
     costs = StepCosts(KEY)
-    costs.path.parent.mkdir()
+    costs.path.parent.mkdir(parents=True)
     costs.path.write_text(content)
     assert StepCosts(KEY).known(1, False) is None
     costs.measure(None, 1, False)
