@@ -1,13 +1,30 @@
-"""A tree that grows level by level: what the builders `hybrid` and `rsd` put together.
+"""A tree that grows level by level: what the builders `hybrid` and `rsd` share.
 
 Shapes: B batch, n frontier nodes (the level before), w nodes of a new level, Vd draft vocabulary.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from eagle.trees.base import TreeBatch, to_target
+from eagle.drafters.base import Drafter
+from eagle.trees.base import DraftProbs, TreeBatch, to_target
 from hsd import Layout
+
+
+class Level(NamedTuple):
+    """The nodes of a new level, as `GrownTree.add` takes them.
+
+    reach   the estimates [B, w] that the accepted path passes them; asked for where another level follows
+    """
+
+    columns: Tensor
+    parent: Tensor
+    row: Tensor
+    q: Tensor
+    reach: Callable[[], Tensor]
 
 
 class GrownTree:
@@ -43,3 +60,27 @@ class GrownTree:
             torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.depths, self.rows, self.q)
         )
         return TreeBatch(tokens, parents, depths, rows, q, self.support, layout)
+
+
+def grow_levels(
+    drafter: Drafter,
+    root: Tensor,
+    logits: Tensor,
+    sizes: list[int],
+    probs: DraftProbs,
+    pick: Callable[[Tensor, Tensor, int], Level],
+) -> GrownTree:
+    """root Int64[B], draft logits after it [B, Vd] -> a tree with a level of at most each of `sizes` nodes.
+
+    pick   (q Float[B, n, Vd], reach [B, n] of the frontier, size) -> the level's nodes
+    """
+    grown = GrownTree(root, drafter.support)
+    q = probs(logits)[:, None]
+    reach = torch.ones_like(q[..., 0])
+    for depth, size in enumerate(sizes, 1):
+        level = pick(q, reach, size)
+        grown.add(level.columns, level.parent, level.row, level.q)
+        if depth < len(sizes):
+            reach = level.reach()
+            q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
+    return grown

@@ -30,7 +30,7 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import GrownTree
+from eagle.trees.grown import Level, grow_levels
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -61,17 +61,15 @@ def build(
     sizes = level_sizes(settings)
     if not sizes:
         return root_only(root)
-    grown = GrownTree(root, drafter.support)
-    q = probs(logits)[:, None]
-    reach = torch.ones_like(q[..., 0])
-    for level, size in enumerate(sizes):
+
+    def pick(q: Tensor, reach: Tensor, size: int) -> Level:
         picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
         outside = _outside(q, picked)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
-        grown.add(columns, picked.parent, torch.where(picked.sampled, picked.parent, -1), outside)
-        if level + 1 < len(sizes):
-            reach = _reach(q, reach, picked, columns, settings.beta)
-            q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
+        row = torch.where(picked.sampled, picked.parent, -1)
+        return Level(columns, picked.parent, row, outside, lambda: _reach(q, reach, picked, columns, settings.beta))
+
+    grown = grow_levels(drafter, root, logits, sizes, probs, pick)
     most_sampled = [min(above, size) for above, size in zip([1, *grown.sizes], grown.sizes)]
     return grown.batch(hsd.Layout.levels(grown.sizes, most_sampled))
 

@@ -29,7 +29,7 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import GrownTree
+from eagle.trees.grown import Level, grow_levels
 from eagle.trees.hybrid import level_sizes
 
 
@@ -40,18 +40,21 @@ def build(
     sizes = level_sizes(settings)
     if not sizes:
         return root_only(root)
-    grown = GrownTree(root, drafter.support)
-    q = probs(logits)[:, None]
-    reach = torch.ones_like(q[..., 0])
-    for level, size in enumerate(sizes):
+
+    def pick(q: Tensor, reach: Tensor, size: int) -> Level:
         w = min(size, q.shape[1] * q.shape[2])
         children = _draw_children(q, min(w, q.shape[2]), draw)
         picked = _allot(children.values(reach, settings.beta), w)
         row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), -1)
-        grown.add(picked.of(children.columns), picked.parent, row, _without_earlier_siblings(q, children, picked))
-        if level + 1 < len(sizes):
-            reach = picked.of(children.reach(reach, settings.beta))
-            q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
+        return Level(
+            picked.of(children.columns),
+            picked.parent,
+            row,
+            _without_earlier_siblings(q, children, picked),
+            lambda: picked.of(children.reach(reach, settings.beta)),
+        )
+
+    grown = grow_levels(drafter, root, logits, sizes, probs, pick)
     return grown.batch(hsd.Layout.siblings(grown.sizes))
 
 
