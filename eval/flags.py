@@ -5,7 +5,7 @@ from pathlib import Path
 
 import hsd
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO
+from eagle.tuning.candidates import AUTO, count_or_auto
 from eval.questions import benchmarks
 from eval.runs import load_models
 from eval.runs.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
@@ -61,11 +61,6 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)",
     )
-
-
-def count_or_auto(text: str) -> int | str:
-    """The value of `--nodes`."""
-    return text if text == AUTO else int(text)
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:

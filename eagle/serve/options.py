@@ -10,7 +10,7 @@ from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.model.eagle_model import EagleModel
 from eagle.model.generation_args import resolve_arguments
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO
+from eagle.tuning.candidates import AUTO, count_or_auto
 from hsd.verifiers import VERIFIERS
 
 LOSSLESS = [name for name, verifier in VERIFIERS.items() if verifier.lossless]
@@ -30,11 +30,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=count_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
     )
     parser.add_argument("--depth", type=int, default=None, help="levels of the draft tree")
-
-
-def count_or_auto(text: str) -> int | str:
-    """The value of `--nodes`."""
-    return text if text == AUTO else int(text)
 
 
 def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:

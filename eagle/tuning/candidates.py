@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from eagle.trees import TreeSettings
+from eagle.trees import TreeSettings, greedy_tree
 
 VERIFIER = "hsd"  # at temperature 0 it stands for "greedy", see `eagle.engine.plan.Plan.resolve`
 KINDS = ("topk", "hybrid", "chain")
@@ -31,6 +31,11 @@ CANDIDATES = (
 )
 
 
+def count_or_auto(text: str) -> int | str:
+    """The value of a command's `--nodes`."""
+    return text if text == AUTO else int(text)
+
+
 def is_greedy(temperature: float) -> bool:
     """As `SamplingParams.greedy`."""
     return temperature < 1e-5
@@ -51,7 +56,7 @@ def kinds_of(tree: str, temperature: float) -> tuple[str, ...]:
     if tree != AUTO and tree not in KINDS:
         raise ValueError(f"nodes='auto' with tree={tree!r}: expected one of {', '.join((AUTO, *KINDS))}")
     kinds = KINDS if tree == AUTO else (tree,)
-    return tuple(dict.fromkeys("topk" if kind == "hybrid" and is_greedy(temperature) else kind for kind in kinds))
+    return tuple(dict.fromkeys(map(greedy_tree, kinds) if is_greedy(temperature) else kinds))
 
 
 def candidates_at(temperature: float) -> list[Candidate]:

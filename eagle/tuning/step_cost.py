@@ -1,7 +1,8 @@
 """What a step costs on this machine: the median milliseconds of one decoding step, for every candidate.
 
     costs = StepCosts(key)                                        key: models, machine, dtype; None: nothing is kept
-    costs.of(model, batch=4, greedy=False)                        {Candidate: milliseconds}, PLAIN among them
+    costs.known(batch=4, greedy=False)                            {Candidate: milliseconds}, PLAIN among them, or None
+    costs.measure(model, batch=4, greedy=False)                   the same, measured now and kept
 
 Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
 than everything it could accept is left out, and so are larger trees of its kind that would too. Times are taken at

@@ -30,18 +30,24 @@ def steps(model, seed=0, count=30):
         yield probe
 
 
+def generated(model, count, seed):
+    """The row that generation gives with the walk's tree."""
+    found = model.generate(
+        torch.tensor([PROMPT]),
+        count,
+        tree="hybrid",
+        nodes=SETTINGS.nodes,
+        depth=SETTINGS.depth,
+        verifier="hsd",
+        generator=torch.Generator().manual_seed(seed),
+        return_dict_in_generate=True,
+    )
+    return found.rows[0]
+
+
 def test_a_walk_along_a_method_is_its_generation(model):
     *_, probe = steps(model)
-    out = model.generate(
-        torch.tensor([PROMPT]),
-        30,
-        tree="hybrid",
-        nodes=12,
-        depth=4,
-        verifier="hsd",
-        generator=torch.Generator().manual_seed(0),
-        return_dict_in_generate=True,
-    ).rows[0]
+    out = generated(model, 30, 0)
     assert probe.sequence[: 5 + 30] == PROMPT + out.new_tokens
 
 
@@ -56,16 +62,7 @@ def test_the_walk_expects_what_generation_expects(model):
 
     for _ in probe.states(PROMPT, 20, torch.Generator().manual_seed(3), follow):
         pass
-    out = model.generate(
-        torch.tensor([PROMPT]),
-        20,
-        tree="hybrid",
-        nodes=12,
-        depth=4,
-        verifier="hsd",
-        generator=torch.Generator().manual_seed(3),
-        return_dict_in_generate=True,
-    ).rows[0]
+    out = generated(model, 20, 3)
     assert found[: len(out.steps)] == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
 
 
