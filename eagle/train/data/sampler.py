@@ -133,9 +133,8 @@ class RowCache(Cache):
             store[0, rows, :, : keys.shape[2]], store[1, rows, :, : keys.shape[2]] = keys, values
             return keys, values
         store, count = self.store(layer, keys, place), len(keys)
-        index = positions.to(keys.device)[:, None, None, None].expand_as(keys)
-        store[0, :count].scatter_(2, index, keys)
-        store[1, :count].scatter_(2, index, values)
+        each = torch.arange(count, device=keys.device)
+        store[0, each, :, positions], store[1, each, :, positions] = keys.squeeze(2), values.squeeze(2)
         return store[0, :count, :, :place], store[1, :count, :, :place]
 
     def move(self, source: int, goal: int, length: int) -> None:
