@@ -113,9 +113,10 @@ class KVBuffer:
 
     def write_rows(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
         """Write [B, G, n, E] at committed positions Int64[B, n], which may differ from row to row."""
-        index = (positions + self.shape.scratch)[:, None, :, None].expand_as(keys)
-        self.layers[layer][0].scatter_(2, index, keys)
-        self.layers[layer][1].scatter_(2, index, values)
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        slots, (store_keys, store_values) = positions + self.shape.scratch, self.layers[layer]
+        store_keys[rows, :, slots] = keys.transpose(1, 2)  # by index: scatter_ in bfloat16 is a hundred times slower
+        store_values[rows, :, slots] = values.transpose(1, 2)
 
     def view(self, layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         """Keys and values at slots first .. stop - 1, each [B, G, stop - first, E], without a copy."""
@@ -125,10 +126,9 @@ class KVBuffer:
     def commit(self, nodes: Tensor, positions: Tensor) -> None:
         """Copy scratch slots `nodes` Int64[B, k] to committed `positions` Int64[B, k], in all layers at once."""
         for store in self.stores:
-            size = (*store.shape[:4], nodes.shape[1], store.shape[5])
-            source = nodes.to(store.device)[None, None, :, None, :, None].expand(size)
-            goal = (positions.to(store.device) + self.shape.scratch)[None, None, :, None, :, None].expand(size)
-            store.scatter_(4, goal, store.gather(4, source))
+            source, goal = nodes.to(store.device), positions.to(store.device) + self.shape.scratch
+            rows = torch.arange(len(source), device=store.device)[:, None]
+            store[:, :, rows, :, goal] = store[:, :, rows, :, source]
 
 
 class CacheWindow(Cache):

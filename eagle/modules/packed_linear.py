@@ -1,24 +1,33 @@
-"""A large float32 weight on a CPU, packed once for products with few rows.
+"""Weights on a CPU, packed once for products with few rows.
 
-The product of 2 to 30 rows with a weight [out, in] spends most of its time rearranging the weight, anew each time.
-oneDNN takes a weight rearranged beforehand. On two AVX2 cores, one thread, milliseconds, ordinary / packed:
+Such a product spends most of its time rearranging the weight, anew each time. oneDNN takes a weight rearranged
+beforehand. One thread, ordinary / packed:
 
-    weight            1 row          3 rows         8 rows         16 rows
-    49152 x 576       11.1 / 9.4     37.0 / 14.3    28.7 / 14.9    32.7 / 20.4       output layer of SmolLM2-135M
-    151936 x 896      42 / 44        140 / 50       139 / 70       171 / 97          output layer of Qwen2.5-0.5B
-    1536 x 576        0.12 / 0.14    0.26 / 0.13    0.38 / 0.24    0.49 / 0.44       a draft head's MLP
+    float32, AVX2, milliseconds          1 row          3 rows         8 rows         16 rows
+    49152 x 576       output layer       11.1 / 9.4     37.0 / 14.3    28.7 / 14.9    32.7 / 20.4
+    1536 x 576        MLP                0.12 / 0.14    0.26 / 0.13    0.38 / 0.24    0.49 / 0.44
 
-One row, and hundreds, go the ordinary way. Values differ from those of `torch.nn.functional.linear` by rounding only.
-What it is worth in tokens per second on a real pair: docs/step.md.
+    bfloat16, AMX, milliseconds          1 row          8 rows         32 rows        512 rows
+    49152 x 576       output layer       4.4 / 2.7      5.7 / 2.7      7.6 / 4.1
+    1536 x 576        MLP                0.12 / 0.05    0.16 / 0.08    0.19 / 0.12    0.76 / 0.70
+    192 x 576         keys               0.03 / 0.02    0.03 / 0.02    0.03 / 0.02    0.12 / 0.10
+
+So in float32 one row, and hundreds, go the ordinary way; in bfloat16 every product is packed where the CPU multiplies
+that itself. Values differ from those of `torch.nn.functional.linear` by rounding only. The packed weight is a copy: a
+model is packed where its weights fit into memory a second time. What it is worth in tokens per second: docs/step.md.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-SMALLEST = 2**18  # weights; for smaller matrices the call costs more than the packing saves
-LARGEST = 2**28  # bytes; the packed weight is a copy
-ROWS = range(2, 31)
+from eagle.modules.memory import free_bytes
+from eagle.modules.precision import has_bf16
+
+SMALLEST = {torch.float32: 2**18, torch.bfloat16: 2**16}  # weights; below, the call costs more than packing saves
+ROWS = {torch.float32: range(2, 31), torch.bfloat16: range(1, 513)}
+LARGEST = 2**30  # bytes of one weight
+MEMORY_SHARE = 0.25  # of the free memory, at most, that a model's packed copies may take
 HINT = 8  # rows the packing is made for
 
 
@@ -27,13 +36,13 @@ def packed(weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), HINT)  # noqa: SLF001
 
 
-def packed_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in] and a packed W -> x W^T [..., out]"""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")  # noqa: SLF001
+def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [..., in] and a packed W -> x W^T + bias [..., out]"""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
 
 
 class PackedLinear:
-    """A linear layer without bias, x [..., in] -> x W^T [..., out], with a packed copy of W where that is faster.
+    """A linear layer, x [..., in] -> x W^T + b [..., out], with a packed copy of W where that is faster.
 
     The layer stays the owner of W: when its weight is replaced or written to, the copy is made anew.
     """
@@ -41,16 +50,16 @@ class PackedLinear:
     def __init__(self, layer: nn.Linear):
         self.layer = layer
         self.made_of: tuple[int, int] | None = None
-        self.packed: Tensor
+        self.packed: Tensor | None = None  # None: `made_of` is not to be packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows not in ROWS or not can_pack(self.layer.weight):
-            return linear(x, self.layer.weight)
-        version = version_of(self.layer.weight)
+        weight, bias = self.layer.weight, self.layer.bias
+        if x.numel() // x.shape[-1] not in ROWS.get(weight.dtype, ()) or needs_gradient(x, weight):
+            return linear(x, weight, bias)
+        version = version_of(weight)
         if version != self.made_of:
-            self.packed, self.made_of = packed(self.layer.weight), version
-        return packed_product(x, self.packed)
+            self.packed, self.made_of = packed(weight) if can_pack(weight) else None, version
+        return linear(x, weight, bias) if self.packed is None else packed_product(x, self.packed, bias)
 
 
 def version_of(weight: Tensor) -> tuple[int, int]:
@@ -58,11 +67,37 @@ def version_of(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
 
 
+def needs_gradient(x: Tensor, weight: Tensor) -> bool:
+    """Whether autograd would follow this product; the packed one has no derivative."""
+    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+
+
 def can_pack(weight: Tensor) -> bool:
-    """Whether this weight has the right size, on a CPU, in float32, and this torch has oneDNN's packed product."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+    """Whether this weight has the right size, on a CPU, in a dtype that it multiplies itself, and this torch has
+    oneDNN's packed product.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in ROWS:
         return False
-    if weight.numel() < SMALLEST or weight.nbytes > LARGEST:
+    if weight.numel() < SMALLEST[weight.dtype] or weight.nbytes > LARGEST:
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise")
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return weight.dtype == torch.float32 or has_bf16(weight.device)
+
+
+def pack_layers(layers: nn.Module) -> None:
+    """Let every linear layer inside a stock model's `layers` go through `PackedLinear`, where the copies fit.
+
+    Weights, their names and the module's type stay. Layers whose `forward` is someone else's already (accelerate's
+    hooks, a second call of this function) are left alone.
+    """
+    chosen = [
+        layer
+        for layer in layers.modules()
+        if type(layer) is nn.Linear and "forward" not in vars(layer) and can_pack(layer.weight)
+    ]
+    if not chosen or sum(layer.weight.nbytes for layer in chosen) > MEMORY_SHARE * free_bytes(chosen[0].weight.device):
+        return
+    for layer in chosen:
+        layer.forward = PackedLinear(layer)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from eagle.modules import tree_attention as attention
 from eagle.modules.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, whole
-from eagle.modules.packed_linear import PackedLinear, can_pack
+from eagle.modules.packed_linear import PackedLinear, can_pack, pack_layers
 
 SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
@@ -102,7 +102,8 @@ class CachedLM:
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
         head = self.model.get_output_embeddings()
-        self._output = PackedLinear(head) if head.bias is None and can_pack(head.weight) else head
+        self._output = PackedLinear(head) if can_pack(head.weight) else head
+        pack_layers(model.model.layers)
         self._cache_keyword = cache_keyword(model.model.forward)
         self.taps = taps
         layers = model.model.layers

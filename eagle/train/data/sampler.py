@@ -18,16 +18,18 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from eagle.modules.packed_linear import pack_layers
 from eagle.modules.target import cache_keyword
 
 GRANULE = 64  # slots are allocated and looked at in multiples of this
 PREFILL_TOKENS = 4096  # padded prompt tokens of one forward
+BLOCK = 256  # columns whose running sum is formed when a token is drawn
 NUCLEUS = 512  # most likely tokens in which top-p is looked for first
 GROUPED = "grouped_decode"
 
@@ -158,15 +160,23 @@ def nucleus(probs: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
 def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     """Index Int64[n] of the first column at which the running sum of weights [n, V] exceeds uniform [n] of the total.
 
-    Raises ValueError where a total is not finite.
+    First the block of columns that holds it, then the column within: a running sum over a whole vocabulary costs as
+    much as half a small model's forward. Raises ValueError where a total is not finite.
     """
-    running = weights.cumsum(-1, dtype=torch.float64)
+    blocks = pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    mass = blocks.sum(-1).double()
+    running = mass.cumsum(-1)
     total = running[:, -1]
     if not bool(total.isfinite().all()):
         raise ValueError("the target's logits are not finite; its weights may be damaged, or too large for --dtype")
-    return (
-        torch.searchsorted(running, (uniform * total)[:, None], right=True).squeeze(1).clamp(max=weights.shape[1] - 1)
-    )
+    goal = (uniform * total)[:, None]
+    block = torch.searchsorted(running, goal, right=True).clamp(max=mass.shape[1] - 1)
+    rest = goal - running.gather(1, block) + mass.gather(1, block)
+    inside = blocks.take_along_dim(block[:, :, None], 1).squeeze(1)
+    beyond = inside.cumsum(-1, dtype=torch.float64) > rest
+    rounded = ~beyond.any(-1)  # the block's own running sum ends a little below its mass
+    column = torch.where(rounded, inside.argmax(-1), beyond.int().argmax(-1))
+    return block.squeeze(1) * BLOCK + column
 
 
 def sample_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: Tensor) -> Tensor:
@@ -193,6 +203,7 @@ class Sampler:
     def __init__(self, model, rows: int, ends: list[int]) -> None:
         """`model` is a stock causal LM, whose attention is set for this; an answer ends with one of `ends`."""
         model.set_attn_implementation(GROUPED)
+        pack_layers(model)
         self.model = model.eval()
         self.rows, self.ends = rows, set(ends)
         self.cache = RowCache(model.config.num_hidden_layers, rows)

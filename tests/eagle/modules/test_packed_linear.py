@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from eagle.modules import packed_linear
-from eagle.modules.packed_linear import PackedLinear, can_pack
+from eagle.modules.packed_linear import PackedLinear, can_pack, pack_layers
+from eagle.modules.precision import has_bf16
 
 
 def layer_of(weight: Tensor) -> nn.Linear:
@@ -38,7 +39,46 @@ def test_a_changed_weight_is_packed_again():
 
 def test_small_weights_and_other_dtypes_stay_as_they_are(monkeypatch):
     assert not can_pack(torch.zeros(10, 10))
-    assert not can_pack(torch.zeros(1500, 256, dtype=torch.bfloat16))
+    assert not can_pack(torch.zeros(1500, 256, dtype=torch.float64))
+    assert can_pack(torch.zeros(1500, 256, dtype=torch.bfloat16)) == has_bf16(torch.device("cpu"))
     assert not can_pack(torch.zeros(1500, 256, device="meta"))
     monkeypatch.setattr(packed_linear, "LARGEST", 1000)
     assert not can_pack(torch.zeros(1500, 256))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 600])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_compute_what_they_did(rows, bias, dtype):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(512, 1024, bias=bias), nn.SiLU(), nn.Linear(1024, 512, bias=bias)).to(dtype)
+    x = torch.randn(rows, 512, dtype=dtype)
+    before, names = layers(x), list(layers.state_dict())
+    pack_layers(layers)
+    with torch.inference_mode():
+        after = layers(x)
+    assert torch.allclose(after, before, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert list(layers.state_dict()) == names and type(layers[0]) is nn.Linear
+
+
+def test_packed_layers_keep_their_gradient():
+    layers = nn.Sequential(nn.Linear(512, 1024))
+    pack_layers(layers)
+    layers(torch.ones(3, 512)).sum().backward()
+    assert torch.equal(layers[0].weight.grad, torch.full((1024, 512), 3.0))
+
+
+def test_a_second_call_and_foreign_forwards_change_nothing():
+    layers = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 512))
+    layers[1].forward = foreign = layers[1].forward
+    pack_layers(layers)
+    ours = layers[0].forward
+    pack_layers(layers)
+    assert isinstance(ours, PackedLinear) and layers[0].forward is ours and layers[1].forward is foreign
+
+
+def test_a_model_that_does_not_fit_twice_is_left_alone(monkeypatch):
+    monkeypatch.setattr(packed_linear, "free_bytes", lambda _device: 2**20)
+    layers = nn.Sequential(nn.Linear(512, 1024))
+    pack_layers(layers)
+    assert "forward" not in vars(layers[0])
