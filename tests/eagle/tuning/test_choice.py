@@ -69,5 +69,5 @@ def test_at_temperature_0_the_hybrid_tree_is_the_top_k_tree():
 
 
 def test_a_kind_without_candidates_is_refused():
-    with pytest.raises(ValueError, match="tree='multi'.*auto, topk, hybrid, chain"):
+    with pytest.raises(ValueError, match="tree='multi'.*auto, topk, hybrid, rsd, chain"):
         kinds_of("multi", 1.0)
