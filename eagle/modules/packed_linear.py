@@ -54,7 +54,8 @@ class PackedLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         weight, bias = self.layer.weight, self.layer.bias
-        if x.numel() // x.shape[-1] not in ROWS.get(weight.dtype, ()) or needs_gradient(x, weight):
+        few = x.numel() // x.shape[-1] in ROWS.get(weight.dtype, ())
+        if not few or x.dtype != weight.dtype or needs_gradient(x, weight):
             return linear(x, weight, bias)
         version = version_of(weight)
         if version != self.made_of:
