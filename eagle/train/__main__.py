@@ -10,6 +10,8 @@ itself, in the SafeAILab layout; with several processes or machines, start it wi
 import argparse
 import sys
 
+import torch
+
 from eagle import command
 from eagle.train import checkpoint
 from eagle.train.config import add_arguments, from_arguments
@@ -24,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
+    torch.set_flush_denormal(True)  # a CPU computes a draft's smallest probabilities many times slower than others
 
     def kept() -> str:
         found = checkpoint.directories(checkpoint_root(from_arguments(args).output))
