@@ -30,7 +30,9 @@ def test_it_parses_and_says_what_it_is(script):
 
 
 @pytest.mark.parametrize(
-    "script", [path for path in SCRIPTS if path.stem not in ("setup", "test")], ids=lambda path: path.stem
+    "script",
+    [*(path for path in SCRIPTS if path.stem not in ("setup", "test")), ROOT / "scripts" / "pair.sh"],
+    ids=lambda path: path.stem,
 )
 def test_methods_and_flags_exist(script):
     code = "\n".join(line.split(" #")[0] for line in script.read_text().splitlines() if not line.startswith("#"))
@@ -78,18 +80,23 @@ def test_every_call_of_the_paper_s_tables_parses(tmp_path):
 
 @pytest.mark.parametrize("script", ["gsm8k", "mt_bench"])
 @pytest.mark.parametrize(
-    "given",
-    [["--pair", "smollm2-135m"], ["--pair", "llama-3.1-8b", "--num-questions", "2"], ["--demo"], [], ["T", "H"]],
-    ids=["pair", "official pair", "demo", "default", "paths"],
+    ("given", "card"),
+    [
+        pytest.param(["--pair", "smollm2-135m"], [0.2], id="pair"),
+        pytest.param(["--pair", "llama-3.1-8b", "--num-questions", "2"], [0.6], id="official pair"),
+        pytest.param(["--demo"], [], id="demo"),
+        pytest.param([], [0.6], id="default"),
+        pytest.param(["T", "H"], [], id="paths"),
+    ],
 )
-def test_every_call_of_the_benchmark_scripts_parses(script, given, tmp_path):
+def test_every_call_of_the_benchmark_scripts_parses(script, given, card, tmp_path):
     lines = calls_of(script, given, tmp_path)
     fetched = [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"]
     name = {"--pair": given[1:2], "--demo": ["demo"]}.get(given[0] if given else "", [])
     assert fetched == ([name] if name else [])
     runs = [build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval"]
-    assert [options.temperature for options in runs] == [0.0, 1.0]
-    assert len({options.output for options in runs}) == 2
+    assert [options.temperature for options in runs] == [0.0, 1.0, *card]
+    assert len({options.output for options in runs}) == len(runs)
     assert {"plain", "transformers", "topk+hsd", "chain+hsd", "hybrid+token", "hybrid+hsd"} <= set(runs[1].methods)
     for options in runs:
         assert set(options.methods) <= set(METHODS)
