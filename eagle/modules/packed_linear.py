@@ -101,4 +101,4 @@ def pack_layers(layers: nn.Module) -> None:
     if not chosen or sum(layer.weight.nbytes for layer in chosen) > MEMORY_SHARE * free_bytes(chosen[0].weight.device):
         return
     for layer in chosen:
-        layer.forward = PackedLinear(layer)
+        layer.forward = PackedLinear(layer)  # type: ignore[method-assign, assignment]
