@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from eagle.tuning import auto, step_cost
-from eagle.tuning.candidates import PLAIN, Candidate, candidates_at
+from eagle.tuning.candidates import PLAIN, SHAPES, Candidate, candidates_at
 from eagle.tuning.choice import Point
 from eval.__main__ import main
 from eval.speed import budget
@@ -48,6 +48,6 @@ def test_the_command_prints_every_candidate(pair_flags, capsys, monkeypatch, tmp
     monkeypatch.setattr(step_cost, "measure", lambda model, batch, greedy: times)
     assert budget.main([*pair_flags, "--tree", "hybrid", "--batch", "2"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("| hybrid |") == 5
+    assert printed.count("| hybrid |") == len(SHAPES)
     assert printed.count("chosen") == 1
     assert budget.main([*pair_flags, "--batch", "0"]) == 2
