@@ -88,7 +88,8 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def pack_layers(layers: nn.Module) -> None:
-    """Let every linear layer inside a stock model's `layers` go through `PackedLinear`, where the copies fit.
+    """Let every bfloat16 linear layer inside a stock model go through `PackedLinear`, where the copies fit. (In float32 a
+    whole step gained nothing by it: 86 and 89 ms with 16 nodes on an AMX machine.)
 
     Weights, their names and the module's type stay. Layers whose `forward` is someone else's already (accelerate's
     hooks, a second call of this function) are left alone.
@@ -96,7 +97,8 @@ def pack_layers(layers: nn.Module) -> None:
     chosen = [
         layer
         for layer in layers.modules()
-        if type(layer) is nn.Linear and "forward" not in vars(layer) and can_pack(layer.weight)
+        if type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.dtype == torch.bfloat16
+        if can_pack(layer.weight)
     ]
     if not chosen or sum(layer.weight.nbytes for layer in chosen) > MEMORY_SHARE * free_bytes(chosen[0].weight.device):
         return
