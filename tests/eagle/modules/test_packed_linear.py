@@ -62,14 +62,21 @@ def test_packed_layers_compute_what_they_did(rows, bias, dtype):
 
 
 def test_packed_layers_keep_their_gradient():
+    layers = nn.Sequential(nn.Linear(512, 1024)).bfloat16()
+    pack_layers(layers)
+    layers(torch.ones(3, 512, dtype=torch.bfloat16)).sum().backward()
+    assert torch.equal(layers[0].weight.grad, torch.full((1024, 512), 3.0, dtype=torch.bfloat16))
+
+
+def test_float32_layers_are_left_alone():
     layers = nn.Sequential(nn.Linear(512, 1024))
     pack_layers(layers)
-    layers(torch.ones(3, 512)).sum().backward()
-    assert torch.equal(layers[0].weight.grad, torch.full((1024, 512), 3.0))
+    assert "forward" not in vars(layers[0])
 
 
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this CPU does not multiply bfloat16 itself")
 def test_a_second_call_and_foreign_forwards_change_nothing():
-    layers = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 512))
+    layers = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 512)).bfloat16()
     layers[1].forward = foreign = layers[1].forward
     pack_layers(layers)
     ours = layers[0].forward
@@ -79,6 +86,6 @@ def test_a_second_call_and_foreign_forwards_change_nothing():
 
 def test_a_model_that_does_not_fit_twice_is_left_alone(monkeypatch):
     monkeypatch.setattr(packed_linear, "free_bytes", lambda _device: 2**20)
-    layers = nn.Sequential(nn.Linear(512, 1024))
+    layers = nn.Sequential(nn.Linear(512, 1024)).bfloat16()
     pack_layers(layers)
     assert "forward" not in vars(layers[0])
