@@ -26,7 +26,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_arguments(parser)
     args = parser.parse_args(argv)
-    torch.set_flush_denormal(True)  # a CPU computes a draft's smallest probabilities many times slower than others
 
     def kept() -> str:
         found = checkpoint.directories(checkpoint_root(from_arguments(args).output))
@@ -34,7 +33,11 @@ def main(argv: list[str] | None = None) -> int:
             return "no checkpoint was written yet; the same command begins again"
         return f"{found[-1]} is kept; the same command continues from it"
 
-    return command.run(lambda: train(from_arguments(args)), kept)
+    torch.set_flush_denormal(True)  # a CPU computes a draft's smallest probabilities many times slower than others
+    try:
+        return command.run(lambda: train(from_arguments(args)), kept)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 if __name__ == "__main__":
