@@ -3,7 +3,8 @@
 #   --pair NAME | --demo | TARGET HEAD | nothing (the official Llama-3.1 pair), then flags for python -m eval
 #
 # Sets NAME (empty for models given by path) and PAIR, CARD, REST: flags for the models, for the sampling that the
-# target's card or generation_config recommends (Qwen's: from memory), and all others. A named pair is fetched. `run_all RESULTS flags...` runs the three settings.
+# target's card or generation_config recommends (Qwen's: from memory), and all others. A named pair is fetched.
+# `run_all RESULTS flags...` runs the three settings.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 SMALL=(--nodes 16 --depth 6) NAME=
