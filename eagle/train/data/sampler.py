@@ -135,7 +135,7 @@ class RowCache(Cache):
             store[0, rows, :, : keys.shape[2]], store[1, rows, :, : keys.shape[2]] = keys, values
             return keys, values
         store, count = self.store(layer, keys, place), len(keys)
-        each = torch.arange(count, device=keys.device)
+        each, positions = torch.arange(count, device=keys.device), positions.to(keys.device)
         store[0, each, :, positions], store[1, each, :, positions] = keys.squeeze(2), values.squeeze(2)
         return store[0, :count, :, :place], store[1, :count, :, :place]
 
@@ -163,7 +163,8 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     First the block of columns that holds it, then the column within: a running sum over a whole vocabulary costs as
     much as half a small model's forward. Raises ValueError where a total is not finite.
     """
-    blocks = pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    missing = -weights.shape[1] % BLOCK
+    blocks = (pad(weights, (0, missing)) if missing else weights).unflatten(1, (-1, BLOCK))  # padding copies
     mass = blocks.sum(-1).double()
     running = mass.cumsum(-1)
     total = running[:, -1]
