@@ -16,7 +16,6 @@
 set -euo pipefail
 source "$(dirname "$0")/pair.sh"
 
-EMBEDDED=${HSD_DATA:+eagle80}
-[ "$NAME" != demo ] || PROTOCOL=${PROTOCOL:-${EMBEDDED:-sample}}
+[ "$NAME" != demo ] || [ -n "${HSD_DATA:-}" ] || PROTOCOL=${PROTOCOL:-sample}
 PROTOCOL=${PROTOCOL:-eagle80}
 run_all "results/${NAME:+$NAME-}gsm8k-$PROTOCOL" --bench gsm8k --protocol "$PROTOCOL"

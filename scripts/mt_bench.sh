@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# MT-Bench (80 questions of two turns) by every method on one pair, at temperatures 0 and 1 and as the model's card recommends.
+# MT-Bench (80 questions of two turns) by every method on one pair, at temperatures 0 and 1 and as the model's card
+# recommends.
 #
 #   bash scripts/mt_bench.sh --pair NAME   [further arguments for python -m eval]   smollm2-135m, qwen2.5-coder-0.5b, ...
 #   bash scripts/mt_bench.sh TARGET HEAD   [further arguments]                      directories or hub ids

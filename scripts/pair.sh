@@ -7,18 +7,18 @@
 # `run_all RESULTS flags...` runs the three settings.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-SMALL=(--nodes 16 --depth 6) NAME=
+NAME= CARD=() LLAMA=(--temperature 0.6 --top-p 0.9)
 case "${1:-}" in
     --pair) NAME=${2:?expected --pair NAME}; shift 2 ;;
     --demo) NAME=demo; shift ;;
-    ""|--*) PAIR=(--base-model-path meta-llama/Llama-3.1-8B-Instruct --ea-model-path yuhuili/EAGLE3-LLaMA3.1-Instruct-8B) ;;
-    *) PAIR=(--base-model-path "$1" --ea-model-path "${2:?expected TARGET HEAD}"); NAME=paths; shift 2 ;;
+    ""|--*) CARD=("${LLAMA[@]}")
+        PAIR=(--base-model-path meta-llama/Llama-3.1-8B-Instruct --ea-model-path yuhuili/EAGLE3-LLaMA3.1-Instruct-8B) ;;
+    *) PAIR=(--base-model-path "$1" --ea-model-path "${2:?expected TARGET HEAD}"); shift 2 ;;
 esac
 case "$NAME" in
-    "") CARD=(--temperature 0.6 --top-p 0.9) ;;
-    paths) NAME= CARD=() ;;
-    llama-3.1-8b) PAIR=(--pair "$NAME") CARD=(--temperature 0.6 --top-p 0.9) ;;
-    *) PAIR=(--pair "$NAME" --dtype auto "${SMALL[@]}") CARD=() ;;
+    "") ;;
+    llama-3.1-8b) PAIR=(--pair "$NAME") CARD=("${LLAMA[@]}") ;;
+    *) PAIR=(--pair "$NAME" --dtype auto --nodes 16 --depth 6) ;;
 esac
 case "$NAME" in
     smollm2-*) CARD=(--temperature 0.2 --top-p 0.9) ;;

@@ -13,8 +13,8 @@ beforehand. One thread, ordinary / packed:
     192 x 576         keys               0.03 / 0.02    0.03 / 0.02    0.03 / 0.02    0.12 / 0.10
 
 So in float32 one row, and hundreds, go the ordinary way; in bfloat16 every product is packed where the CPU multiplies
-that itself. Values differ from those of `torch.nn.functional.linear` by rounding only. The packed weight is a copy: a
-model is packed where its weights fit into memory a second time. What it is worth in tokens per second: docs/step.md.
+that itself. Values differ from those of `torch.nn.functional.linear` by rounding only. The packed weight is a copy, so
+`pack_layers` asks for the memory first. What it is worth on a whole step: docs/step.md.
 """
 
 import torch
@@ -98,8 +98,10 @@ def pack_layers(layers: nn.Module) -> None:
     chosen = [
         layer
         for layer in layers.modules()
-        if type(layer) is nn.Linear and "forward" not in vars(layer) and layer.weight.dtype == torch.bfloat16
-        if can_pack(layer.weight)
+        if type(layer) is nn.Linear
+        and "forward" not in vars(layer)
+        and layer.weight.dtype == torch.bfloat16
+        and can_pack(layer.weight)
     ]
     if not chosen or sum(layer.weight.nbytes for layer in chosen) > MEMORY_SHARE * free_bytes(chosen[0].weight.device):
         return

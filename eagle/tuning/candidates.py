@@ -6,7 +6,8 @@ from typing import NamedTuple
 from eagle.trees import TreeSettings, greedy_tree
 
 VERIFIER = "hsd"  # at temperature 0 it stands for "greedy", see `eagle.engine.plan.Plan.resolve`
-KINDS = ("topk", "hybrid", "rsd", "chain")
+BRANCHING = ("topk", "hybrid", "rsd")
+KINDS = (*BRANCHING, "chain")
 AUTO = "auto"
 
 
@@ -26,7 +27,7 @@ PLAIN = Candidate("none", 1, 1)
 SHAPES = ((4, 2), (8, 3), (8, 4), (16, 4), (16, 6), (32, 4), (32, 6), (60, 7))  # nodes and depth of trees that branch
 CHAINS = (1, 2, 3, 5, 7, 10)  # depths of a sampled path
 CANDIDATES = (
-    *(Candidate(tree, nodes, depth) for tree in KINDS[:-1] for nodes, depth in SHAPES),
+    *(Candidate(tree, nodes, depth) for tree in BRANCHING for nodes, depth in SHAPES),
     *(Candidate("chain", depth + 1, depth) for depth in CHAINS),
 )
 

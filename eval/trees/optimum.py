@@ -32,7 +32,7 @@ SHAPES = [  # vocabulary, settings of the tree
     (3, TreeSettings(5, 3, beta=0.8)),
 ]
 
-TINY = 1e-15  # what is left of a distribution when rounding alone is left
+KINDS = [name for name, builder in TREES.items() if builder]
 
 
 class WorldDrafter:
@@ -73,19 +73,15 @@ class DiceDraw:
         return torch.tensor([[self._several(law, count) for law in probs[0]]])
 
     def _several(self, law: Tensor, count: int) -> list[int]:
-        rest, tokens = law.clone(), []
-        for _ in range(count):
-            unused = [token for token in range(len(law)) if token not in tokens]
-            tokens.append(self.dice.roll(rest / rest.sum()) if rest.sum() > TINY else unused[0])
-            rest[tokens[-1]] = 0
-        return tokens
+        rolled = [token for token, _ in self.dice.roll_distinct(law, count)]
+        return [*rolled, *(token for token in range(len(law)) if token not in rolled)][:count]
 
 
-def drafts(world: World, settings: TreeSettings, tree: str = "hybrid") -> Iterator[Draft]:
+def drafts(world: World, settings: TreeSettings, tree: str) -> Iterator[Draft]:
     """Every outcome of the real builder."""
     builder = find_tree(tree)
     if builder is None:
-        raise ValueError(f"tree {tree!r} drafts nothing; known: {', '.join(name for name in TREES if name != 'none')}")
+        raise ValueError(f"tree {tree!r} drafts nothing; known: {', '.join(KINDS)}")
     drafter: Any = WorldDrafter(world)  # the builder calls nothing else of a `Drafter`
     root = torch.zeros(1, dtype=torch.int64)
     scripts: list[list[int]] = [[]]
@@ -113,7 +109,7 @@ def merged(outcomes: Iterator[Draft], least: float = 1e-12) -> list[Draft]:
     return [draft for draft in found.values() if draft.probability > least]
 
 
-def compare(vocabulary: int, settings: TreeSettings, seed: int, tree: str = "hybrid") -> dict[str, float] | None:
+def compare(vocabulary: int, settings: TreeSettings, seed: int, tree: str) -> dict[str, float] | None:
     """E[accepted] of token-wise, HSD and the optimum in one world; None where the program is too large."""
     world = random_world("toy", vocabulary, settings.depth, seed)
     outcomes = merged(drafts(world, settings, tree))
@@ -150,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trees", nargs="+", default=["hybrid"], choices=[name for name in TREES if name != "none"])
+    parser.add_argument("--trees", nargs="+", default=["hybrid"], choices=KINDS)
     options = parser.parse_args(argv)
 
     def work() -> None:

@@ -53,6 +53,18 @@ class Dice:
         self.probability *= float(probs[possible[choice]])
         return possible[choice]
 
+    def roll_distinct(self, probs: Tensor, count: int) -> list[tuple[int, Tensor]]:
+        """Up to `count` possible tokens in turn, each with the distribution that it came from: `probs` without the
+        tokens before it, renormalised.
+        """
+        rolled: list[tuple[int, Tensor]] = []
+        while len(rolled) < count and bool((probs > 0).any()):
+            probs = probs / probs.sum()
+            token = self.roll(probs)
+            rolled.append((token, probs))
+            probs = probs.index_fill(0, torch.tensor([token]), 0)
+        return rolled
+
 
 class Sketch:
     """A draft tree under construction; node 0 is the root, whose prefix is empty."""
@@ -143,19 +155,7 @@ def paths(world: World, dice: Dice, count: int = 2) -> Sketch:
 
 def without_replacement(world: World, dice: Dice, count: int = 2) -> Sketch:
     """Every node samples `count` distinct children: each from q without its earlier siblings' tokens."""
-
-    def children(_node: int, probs: Tensor) -> Children:
-        sampled: Children = []
-        for _ in range(count):
-            if not bool((probs > 0).any()):
-                break
-            probs = probs / probs.sum()
-            token = dice.roll(probs)
-            sampled.append((token, probs))
-            probs = probs.index_fill(0, torch.tensor([token]), 0)
-        return sampled
-
-    return _grow(world, children)
+    return _grow(world, lambda _node, probs: [*dice.roll_distinct(probs, count)])
 
 
 def topk(world: World, dice: Dice, count: int = 2) -> Sketch:
