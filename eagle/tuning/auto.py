@@ -59,8 +59,9 @@ class AutoTree:
             raise ValueError(f"tree={tree!r} is not in the head's calibration: run python -m eagle.calibrate again")
         times = costs.known(batch, greedy)
         if times is None:
+            accepted = {} if self.calibration is None else self.calibration.most_accepted(greedy)
             with model.exclusive():
-                times = costs.measure(model, batch, greedy)
+                times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
 
     def prepare(self, model: Any) -> None:

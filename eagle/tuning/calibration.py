@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eagle.files import read_json, write_json
-from eagle.tuning.candidates import Candidate, nearest
+from eagle.tuning.candidates import Candidate, is_greedy, nearest
 
 FORMAT = 1
 NAME = "calibration.json"
@@ -73,6 +73,11 @@ class Calibration:
         """The table of the nearest temperature (`eagle.tuning.candidates.nearest`)."""
         tables = {table.temperature: table for table in self.tables}
         return tables[nearest(temperature, tables)]
+
+    def most_accepted(self, greedy: bool) -> dict[Candidate, float]:
+        """Each candidate's largest E[accepted] over the greedy temperatures, or over the others."""
+        rows = [row for table in self.tables if is_greedy(table.temperature) == greedy for row in table.trees]
+        return {one: max(row.expected for row in rows if row.candidate == one) for one in {r.candidate for r in rows}}
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

@@ -2,11 +2,11 @@
 
     costs = StepCosts(key)                                        key: models, machine, dtype; None: nothing is kept
     costs.known(batch=4, greedy=False)                            {Candidate: milliseconds}, PLAIN among them, or None
-    costs.measure(model, batch=4, greedy=False)                   the same, measured now and kept
+    costs.measure(model, batch=4, greedy=False, accepted={...})   the same, measured now and kept
 
 Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
-than everything it could accept is left out, and so are larger trees of its kind that would too. Times are taken at
-short prompts and kept in a file of the user's cache directory, one per key.
+than what it accepts is left out as soon as the smaller trees of its kind show it, which for large batches is most of
+them. Times are taken at short prompts and kept in a file of the user's cache directory, one per key.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from eagle.tuning.prompts import bundled_prompts
 
 WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
 ROUNDS = 3
+PROMPT_TOKENS = 256  # of all rows together, at most; a row has at least `SHORTEST`
+SHORTEST = 16
 FORMAT = 1
 
 Milliseconds = dict[Candidate, float]
@@ -55,9 +57,12 @@ class StepCosts:
         """The times at a batch size, None where they have to be measured."""
         return self._known.get(_name(batch, greedy))
 
-    def measure(self, model: Any, batch: int, greedy: bool) -> Milliseconds:
-        """Measure and keep them. A cache directory that cannot be written is warned about."""
-        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy)
+    def measure(self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+        """Measure and keep them. A cache directory that cannot be written is warned about.
+
+        accepted    by candidate, the most that any temperature's E[accepted] can be; missing: its depth
+        """
+        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy, accepted)
         if self.path is not None:
             times = {name: [[*one, ms] for one, ms in times.items()] for name, times in self._known.items()}
             try:
@@ -86,29 +91,31 @@ def _name(batch: int, greedy: bool) -> str:
     return f"batch {batch}, {'greedy' if greedy else 'sampling'}"
 
 
-def measure(model: Any, batch: int, greedy: bool) -> Milliseconds:
+def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
     """Median milliseconds of a step by candidate, `batch` rows at once; the model's caches must be free.
 
-    model    an `eagle.EagleModel` with a drafter and a tokenizer
+    model       an `eagle.EagleModel` with a drafter and a tokenizer
+    accepted    as in `StepCosts.measure`
     """
     prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
     times: dict[Candidate, list[float]] = {}
     for index in range(ROUNDS):
-        prompt = prompts[index % len(prompts)]
+        prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
         for candidate in [PLAIN, *candidates_at(temperature)]:
-            if index == 0 and not can_gain(candidate, {one: statistics.median(ms) for one, ms in times.items()}):
-                continue
-            if index == 0 or candidate in times:
+            medians = {one: statistics.median(ms) for one, ms in times.items()}
+            if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
                 times.setdefault(candidate, []).extend(step_times(model, candidate, prompt, batch, temperature))
     return {candidate: statistics.median(found) for candidate, found in times.items()}
 
 
-def can_gain(candidate: Candidate, times: Milliseconds) -> bool:
-    """Whether a tree could still beat plain decoding, if everything in it were accepted: it is at least as slow as the
-    smaller trees of its kind in `times`.
+def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candidate, float]) -> bool:
+    """Whether a tree may be faster than plain decoding by what it accepts.
+
+    It is taken to be at least as slow as those of its kind in `times` that are no larger.
     """
-    smaller = [ms for one, ms in times.items() if one.tree == candidate.tree and one.nodes <= candidate.nodes]
-    return not smaller or max(smaller) < (candidate.depth + 1) * times[PLAIN]
+    known = [ms for one, ms in times.items() if one.tree == candidate.tree and one.nodes <= candidate.nodes]
+    tau = 1 + accepted.get(candidate, candidate.depth)
+    return candidate == PLAIN or not known or max(known) < tau * times[PLAIN]
 
 
 def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:

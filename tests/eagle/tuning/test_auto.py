@@ -20,7 +20,7 @@ DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 
-def cheap(model, batch, greedy):
+def cheap(model, batch, greedy, accepted):
     """A machine on which a node costs a hundredth of a step: trees pay, unless a batch is large."""
     return {one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}
 
@@ -198,7 +198,7 @@ def test_a_real_step_is_measured(demo, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(step_cost, "ROUNDS", 1)
     monkeypatch.setattr(step_cost, "candidates_at", lambda _: [Candidate("hybrid", 4, 2), Candidate("chain", 3, 2)])
-    times = step_cost.measure(demo, 2, greedy=False)
+    times = step_cost.measure(demo, 2, greedy=False, accepted={})
     assert PLAIN in times and all(ms > 0 for ms in times.values())
     steps = list(itertools.islice(step_cost.step_times(demo, PLAIN, [3, 1, 4], 1, 0.0), 10))
     assert len(steps) == step_cost.STEPS

@@ -23,6 +23,14 @@ def test_the_table_of_the_nearest_temperature():
     assert FOUND.table(0.2) == FOUND.table(1.5) == FOUND.tables[1]
 
 
+def test_the_most_that_is_accepted_at_any_temperature():
+    warm = Table(1.0, 9, (Expected("hybrid", 16, 6, 1.7, 0.1), Expected("topk", 4, 2, 0.4, 0.0)))
+    calibration = Calibration("aa", "bb", "", 0, (*FOUND.tables, warm))
+    assert calibration.most_accepted(greedy=True) == {row.candidate: row.expected for row in TREES}
+    hybrid, topk = (row.candidate for row in warm.trees)
+    assert calibration.most_accepted(greedy=False) == {hybrid: 1.7, topk: 0.4}
+
+
 @pytest.mark.parametrize(
     ("marks", "which"), [(("aa", "cc"), "head"), (("cc", "bb"), "target"), ((None, "bb"), "target")]
 )
