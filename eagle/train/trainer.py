@@ -25,7 +25,7 @@ from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, split_rows
 from eagle.train.data.feature_cache import CachedFeatures, cache_directory, estimate
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.distributed import build_accelerator, check_launch, training_device
+from eagle.train.distributed import build_accelerator, check_launch, is_sharded, training_device
 from eagle.train.evaluation.acceptance import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
@@ -101,7 +101,9 @@ class Trainer:
         directory = cache_directory(config, self.train_set, size)
         if directory is None:
             return None
-        cache = CachedFeatures(self.train_set, directory, weights_of(config.target), taps, dtype, config.batch_tokens)
+        totals = self.head.support() is not None and not is_sharded(self.target)
+        target = weights_of(config.target)
+        cache = CachedFeatures(self.train_set, directory, target, taps, dtype, config.batch_tokens, totals)
         cache.check(size)
         return cache
 
@@ -165,7 +167,7 @@ class Trainer:
         where = align(batch.answer)
         with self.accelerator.autocast():
             features = self.cache(indices, self.device) if self.cache else self.source(batch)
-            probs = self.source.probs(features.last, where.predicted, self.head.support())
+            probs = self.source.probs(features, where.predicted, self.head.support())
         return self.objective(features.taps, batch, where, probs, self.acceptance_weight)
 
     def step(self, rows: list[int], share: float) -> None:

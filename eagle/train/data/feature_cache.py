@@ -1,7 +1,8 @@
 """The target's features of the whole training set, computed once and kept on disk.
 
     DIR/manifest.json                   what the cache belongs to
-    DIR/features-00000.safetensors      taps.<i> [n, 3F] and last.<i> [n, F] of examples i, in the training precision
+    DIR/features-00000.safetensors      taps.<i> [n, 3F] and last.<i> [n, F] of examples i, in the training precision;
+                                        log_sum.<i> and likeliest.<i> [n] for heads with a draft vocabulary
 
 It pays as soon as the data is read twice: reading is much cheaper than a forward of the target. The size is known
 before anything is computed (`estimate`) and compared with the free disk. Shards are written whole or not at all, so an
@@ -25,6 +26,8 @@ from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, collate, digest
 from eagle.train.data.features import Features, OnlineFeatures
 from eagle.train.distributed import is_sharded
+from eagle.train.objective.alignment import align
+from eagle.train.objective.loss import Totals
 
 SHARD_TOKENS = 65536
 WORTH_EPOCHS = 1.5  # passes over the data from which "auto" caches
@@ -100,9 +103,11 @@ class CachedFeatures:
         taps: tuple[int, ...],
         dtype: torch.dtype,
         batch_tokens: int,
+        totals: bool = False,
     ) -> None:
-        """Nothing is read or written yet. `batch_tokens` bounds a forward of `fill`."""
+        """Nothing is read or written yet. `batch_tokens` bounds a forward of `fill`; `totals`: keep those too."""
         self.examples = examples
+        self.totals = totals
         self.directory = Path(directory)
         self.dtype = dtype
         self.batch_tokens = batch_tokens
@@ -115,6 +120,7 @@ class CachedFeatures:
             "examples": len(examples),
             "data": digest(examples),
             "shard_tokens": SHARD_TOKENS,
+            "totals": totals,
         }
         self._open: dict[int, safe_open] = {}
 
@@ -181,15 +187,18 @@ class CachedFeatures:
             batch = collate([self.examples[i] for i in rows]).to(accelerator.device)
             with accelerator.autocast():
                 found = source(batch)
+                totals = source.totals(found.last, align(batch.answer).predicted) if self.totals else None
             for place, i in enumerate(rows):
                 length = len(self.examples[i].ids)
                 tensors[f"taps.{i}"] = found.taps[place, :length].to("cpu", self.dtype).clone()
                 tensors[f"last.{i}"] = found.last[place, :length].to("cpu", self.dtype).clone()
+                for name, total in (totals._asdict() if totals else {}).items():
+                    tensors[f"{name}.{i}"] = total[place, :length].to("cpu").clone()
             bar.update(len(rows))
         return tensors
 
     def read(self, name: str, i: int) -> Tensor:
-        """`taps` [n, 3F] or `last` [n, F] of example i."""
+        """`taps` [n, 3F], `last` [n, F], `log_sum` or `likeliest` [n] of example i."""
         number = self.shard_of[i]
         if number not in self._open:
             try:
@@ -206,4 +215,5 @@ class CachedFeatures:
         def padded(name: str) -> Tensor:
             return pad_sequence([self.read(name, i) for i in indices], batch_first=True).to(device)
 
-        return Features(padded("taps"), padded("last"))
+        totals = Totals(*map(padded, Totals._fields)) if self.totals else None
+        return Features(padded("taps"), padded("last"), totals)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from eagle.modules.target import layer_inputs, states_to_keep
 from eagle.train.data.conversations import Batch
-from eagle.train.objective.loss import TargetProbs, target_probs
+from eagle.train.objective.loss import TargetProbs, Totals, restricted_probs, target_probs
+
+TOTALS_ROWS = 512  # positions whose logits over the full vocabulary exist at once
 
 
 class Features(NamedTuple):
@@ -18,6 +21,7 @@ class Features(NamedTuple):
 
     taps: Tensor  # [B, n, 3F]  inputs of the tapped layers
     last: Tensor  # [B, n, F]   after the final norm: the input of the target's lm_head
+    totals: Totals | None = None  # [B, n] each, true where a token is predicted; None: to be computed from `last`
 
 
 class OnlineFeatures:
@@ -38,7 +42,28 @@ class OnlineFeatures:
         return Features(layer_inputs(out.hidden_states, self.taps, layers, last), last)
 
     @torch.no_grad()
-    def probs(self, last: Tensor, predicted: Tensor, support: Tensor | None) -> TargetProbs:
-        """Target probs at the M true entries of `predicted` Bool[B, n]; `last` as in `Features`."""
+    def probs(self, features: Features, predicted: Tensor, support: Tensor | None) -> TargetProbs:
+        """Target probs at the M true entries of `predicted` Bool[B, n].
+
+        With the totals known, only the logits of the draft vocabulary `support` are computed.
+        """
+        last, totals = features.last[predicted], features.totals
+        if support is None or totals is None:
+            return target_probs(self._logits(last), support)
         head = self.target.get_output_embeddings()
-        return target_probs(head(last[predicted].to(head.weight.dtype)), support)
+        bias = None if head.bias is None else head.bias[support]
+        inside = linear(last.to(head.weight.dtype), head.weight[support], bias)
+        return restricted_probs(inside, Totals(*(total[predicted] for total in totals)), support)
+
+    @torch.no_grad()
+    def totals(self, last: Tensor, predicted: Tensor) -> Totals:
+        """Of `last` [B, n, F] at the true entries of `predicted` Bool[B, n], 0 elsewhere: [B, n] each."""
+        found = [Totals.of(self._logits(part)) for part in last[predicted].split(TOTALS_ROWS)]
+        log_sum, likeliest = last.new_zeros(last.shape[:2], dtype=torch.float32), predicted.long()
+        log_sum[predicted] = torch.cat([one.log_sum for one in found])
+        likeliest[predicted] = torch.cat([one.likeliest for one in found])
+        return Totals(log_sum, likeliest)
+
+    def _logits(self, last: Tensor) -> Tensor:
+        head = self.target.get_output_embeddings()
+        return head(last.to(head.weight.dtype))

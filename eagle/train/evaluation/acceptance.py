@@ -81,7 +81,7 @@ def acceptance_sums(head: Eagle3Head, source: OnlineFeatures, batches: Iterable[
     for batch in batches:
         where = align(batch.answer)
         features = source(batch)
-        probs = source.probs(features.last, where.predicted, head.support())
+        probs = source.probs(features, where.predicted, head.support())
         found.append(chain_accepted(head, features.taps, batch, where, probs, steps).cpu())
     return torch.cat(found)
 

@@ -22,6 +22,11 @@ ROWS = 512  # of one block on a GPU
 CPU_BLOCK = 2**18  # logits of one block on a CPU, within its cache: 64 rows of a 4,096-token vocabulary
 
 
+def block_rows(logits: Tensor) -> int:
+    """Rows of logits [M, Vd] worked through together."""
+    return max(1, CPU_BLOCK // logits.shape[-1]) if logits.device.type == "cpu" else ROWS
+
+
 class TargetProbs(NamedTuple):
     """The target distribution at M positions, restricted to the draft vocabulary."""
 
@@ -34,16 +39,32 @@ class TargetProbs(NamedTuple):
         return TargetProbs(*(field[index] for field in self))
 
 
+class Totals(NamedTuple):
+    """What the restriction of M target distributions to a draft vocabulary needs of the tokens outside it."""
+
+    log_sum: Tensor  # Float32[M]  log of the sum of exp(logits) over the full vocabulary
+    likeliest: Tensor  # Int64[M]
+
+    @staticmethod
+    def of(logits: Tensor) -> "Totals":
+        """logits [M, V], worked through in blocks on a CPU."""
+        parts = [part.float() for part in logits.split(block_rows(logits))]
+        return Totals(torch.cat([part.logsumexp(-1) for part in parts]), torch.cat([part.argmax(-1) for part in parts]))
+
+
 def target_probs(logits: Tensor, support: Tensor | None) -> TargetProbs:
     """Target logits [M, V] -> their probs on the draft vocabulary (`support` Int64[Vd]; None: the full one)."""
-    logits = logits.float()
     if support is None:
-        ones = logits.new_ones(len(logits))
-        return TargetProbs(logits.softmax(-1), ones, ones)
-    inside = logits[:, support]
-    mass = (inside.logsumexp(-1) - logits.logsumexp(-1)).exp()
-    weight = (inside.amax(-1) >= logits.amax(-1)).float()
-    return TargetProbs(inside.softmax(-1), mass, weight)
+        ones = logits.new_ones(len(logits), dtype=torch.float32)
+        return TargetProbs(logits.float().softmax(-1), ones, ones)
+    return restricted_probs(logits[:, support], Totals.of(logits), support)
+
+
+def restricted_probs(inside: Tensor, totals: Totals, support: Tensor) -> TargetProbs:
+    """The same from the logits of the draft vocabulary alone, `inside` [M, Vd], and the totals of all."""
+    inside = inside.float()
+    mass = (inside.logsumexp(-1) - totals.log_sum).exp().clamp(max=1)
+    return TargetProbs(inside.softmax(-1), mass, torch.isin(totals.likeliest, support).float())
 
 
 class StepLoss(NamedTuple):
@@ -53,11 +74,6 @@ class StepLoss(NamedTuple):
     cross_entropy: Tensor
     accepted: Tensor  # [M] sum of min(p, q) at every position
     agree: Tensor  # positions where both have the same most likely token
-
-
-def block_rows(logits: Tensor) -> int:
-    """Rows of logits [M, Vd] worked through together."""
-    return max(1, CPU_BLOCK // logits.shape[-1]) if logits.device.type == "cpu" else ROWS
 
 
 class _DraftLoss(torch.autograd.Function):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle.train.objective.loss import draft_loss, target_probs
+from eagle.train.objective.loss import CPU_BLOCK, Totals, draft_loss, target_probs
 
 M, V = 7, 12
 SUPPORT = torch.tensor([0, 2, 3, 5, 8, 9, 11])
@@ -63,3 +63,11 @@ def test_no_rows():
     out = draft_loss(z, target_probs(torch.zeros(0, V), None), 0.5)
     out.loss.backward()
     assert out.loss == 0
+
+
+def test_totals_do_not_depend_on_the_blocks():
+    logits = torch.randn(5, CPU_BLOCK // 2)  # two rows to a block
+    found = Totals.of(logits)
+    torch.testing.assert_close(found.log_sum, logits.logsumexp(-1))
+    assert torch.equal(found.likeliest, logits.argmax(-1))
+    assert [len(field) for field in Totals.of(logits[:0])] == [0, 0]
