@@ -285,7 +285,8 @@ def first(questions: list[Question], count: int | None, source: str) -> list[Que
 
 
 def add_flags(parser: argparse.ArgumentParser, count: int) -> None:
-    """--bench, --protocol and --num-questions (default `count`), of commands that measure the states of a set."""
+    """The flags that choose questions, for commands that measure states; `count`: the default of --num-questions."""
     parser.add_argument("--bench", choices=list(BENCHMARKS), default="gsm8k")
     parser.add_argument("--protocol")
+    parser.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
     parser.add_argument("--num-questions", type=int, default=count, metavar="N")

@@ -193,7 +193,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     output = Path(options.output)
     jsonl.check_writable(output / "table.json")
     resolve_flags(options)
-    asked = benchmarks.load(options.bench, options.protocol, None, options.num_questions)
+    asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
     style = prompts.prompt_format(model.tokenizer, options.base_model_path)
     questions = prompts.encode_texts(model.tokenizer, style, (question.turns[0] for question in asked.questions))
@@ -225,7 +225,7 @@ def one_temperature(
         "states": options.states,
         "stride": options.stride,
         "seed": options.seed,
-        "bench": [options.bench, options.protocol],
+        "bench": [options.bench, options.protocol, options.question_file],
         "dtype": options.dtype,
         "models": [
             weights_fingerprint(path) or path

@@ -10,7 +10,7 @@ import torch
 import hsd
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.modules.target import CachedLM
-from eval.trees import paths, paths_table
+from eval.trees import measures, paths, paths_table, states
 from eval.trees.forest import Forest, ForestDrafter
 from tests.eagle.tiny import VOCAB, tiny_target
 
@@ -24,7 +24,7 @@ def models():
 
 def two_forests(models, slots=80):
     target, drafter = (Forest(CachedLM(model), PREFIX, slots) for model in models)
-    return paths.Pair(target, ForestDrafter(drafter, VOCAB, VOCAB), frozenset({5}))
+    return states.Pair(target, ForestDrafter(drafter, VOCAB, VOCAB), frozenset({5}))
 
 
 def after(model, tokens):
@@ -52,12 +52,12 @@ def test_a_cut_draft_is_a_shorter_draft_with_the_same_tokens(models):
     pair = two_forests(models)
     for forest in (pair.target, pair.drafter.forest):
         forest.chain([11, 12])
-    states = [paths.State(0, 1, 13, 1, 1, 5), paths.State(1, 0, 14, 0, 0, 6)]
-    batch = paths.draft(pair, states, 1.0, 3, 4)
-    assert torch.equal(paths.draft(pair, states[1:], 1.0, 3, 4).tokens, batch.tokens[1:])  # whatever is beside it
-    (_, drafts), _ = paths.scored(pair, states, batch, 1.0, 3)
+    places = [states.State(0, 1, 13, 1, 1, 5), states.State(1, 0, 14, 0, 0, 6)]
+    batch = states.draft(pair, places, 1.0, 3, 4)
+    assert torch.equal(states.draft(pair, places[1:], 1.0, 3, 4).tokens, batch.tokens[1:])  # whatever is beside it
+    (_, drafts), _ = states.scored(pair, places, batch, 1.0, 3)
     assert pair.target.filled == pair.drafter.forest.filled == 2
-    smaller = paths.cut(drafts, 2, 3)
+    smaller = states.cut(drafts, 2, 3)
     tree = smaller.batch.row(0)
     assert (smaller.batch.depths[0].tolist(), tree.parents.tolist()) == ([0, 1, 1, 2, 2, 3, 3], [-1, 0, 0, 1, 2, 3, 4])
     long = batch.tokens[0].tolist()
@@ -71,8 +71,8 @@ def test_a_cut_draft_is_a_shorter_draft_with_the_same_tokens(models):
 
 def test_nothing_behind_an_end_of_answer_token_is_counted():
     tree = hsd.DraftTree(torch.tensor([0, 4, 5, 6]), torch.tensor([-1, 0, 1, 2]), torch.tensor([-1] * 4))
-    assert paths.counted(tree, frozenset({5})).tolist() == [0, 1, 2, 2]
-    assert paths.counted(tree, frozenset()).tolist() == [0, 1, 2, 3]
+    assert measures.counted(tree, frozenset({5})).tolist() == [0, 1, 2, 2]
+    assert measures.counted(tree, frozenset()).tolist() == [0, 1, 2, 3]
 
 
 def test_what_the_released_rule_emits_by_enumeration():
@@ -86,12 +86,12 @@ def test_what_the_released_rule_emits_by_enumeration():
         law = hsd.stopping_law(tree, p, "published")
         emitted[token] += q[1, token] * law.stop[2]
         emitted += q[1, token] * law.stop[1] * law.residual(1)
-    found = paths.emitted_at_full_draft(p[:2], q[:2], [0])
+    found = measures.emitted_at_full_draft(p[:2], q[:2], [0])
     assert found.kept == 1.0
     assert found.mass == pytest.approx(float(emitted.sum()))
     assert found.distance == pytest.approx(float((emitted / emitted.sum() - p[1]).abs().sum() / 2))
     assert found.distance > 0.01
-    lossless = paths.emitted_at_full_draft(p[:2], q[:2], [1])  # a ratio below 1: nothing was capped
+    lossless = measures.emitted_at_full_draft(p[:2], q[:2], [1])  # a ratio below 1: nothing was capped
     assert lossless.distance == pytest.approx(0, abs=1e-12)
     assert lossless.mass == pytest.approx(lossless.kept)
 
@@ -101,7 +101,7 @@ def test_answers_are_the_target_s_own_samples(models):
     pair, rows = two_forests(models), [[11, 12], [13]]
     probs = SamplingTransform(SamplingParams(1.0))
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    answers = paths.sample_answers(pair, rows, probs, generators, 6)
+    answers = states.sample_answers(pair, rows, probs, generators, 6)
     for row, answer, seed in zip(rows, answers, (1, 2), strict=True):
         generator, tokens = torch.Generator().manual_seed(seed), []
         while len(tokens) < 6 and 5 not in tokens:
@@ -110,7 +110,7 @@ def test_answers_are_the_target_s_own_samples(models):
         assert answer.ended == (5 in tokens)
 
 
-def flags(pair, output, *more):
+def flags(pair, output, *more, questions=("--protocol", "sample")):
     model = ["--base-model-path", str(pair / "target"), "--draft-model-path", str(pair / "target")]
     sizes = ["--num-questions", "2", "--rows", "2", "--stride", "4", "--max-new-tokens", "12", "--depths", "2", "3"]
     several = [
@@ -122,11 +122,9 @@ def flags(pair, output, *more):
         "--temperatures",
         "1",
         "0.5",
-        "--protocol",
-        "sample",
         "--quiet",
     ]
-    return [*model, *sizes, *several, "--output", str(output), *more]
+    return [*model, *sizes, *several, *questions, "--output", str(output), *more]
 
 
 def test_a_run_that_is_resumed_and_its_table(pair, tmp_path, capsys):
@@ -157,3 +155,15 @@ def test_a_run_that_is_resumed_and_its_table(pair, tmp_path, capsys):
         "2",
         "3",
     }
+
+
+def test_questions_of_a_file(pair, tmp_path, capsys):
+    """Longer contexts, say: the same question behind other text. Another file is another measurement."""
+    for name in ("short", "long"):
+        question = json.dumps({"question": "2 + 2?" * (4 if name == "long" else 1), "answer": "#### 4"})
+        (tmp_path / f"{name}.jsonl").write_text(f"{question}\n{question}\n")
+    short, long = (("--question-file", str(tmp_path / f"{name}.jsonl")) for name in ("short", "long"))
+    assert paths.main(flags(pair, tmp_path / "out", questions=short)) == 0
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 3  # the settings, two answers
+    assert paths.main(flags(pair, tmp_path / "out", questions=long)) == 2
+    assert "was measured with other settings" in capsys.readouterr().err
