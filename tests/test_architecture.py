@@ -93,6 +93,7 @@ ROOMS = {
         "eval.runs",
     },
     "eval.report": {"eval.reports"},
+    "eval.accuracy": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
     "eval.flags": {"eval.questions", "eval.runs"},
 }
 # A tree is checked when it is built; the trainer evaluates, and evaluation reads training's settings and data.

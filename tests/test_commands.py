@@ -41,6 +41,7 @@ TRIED_IN = {
     "eagle.train.evaluation.plot": ("eagle/train/test_loop.py", "test_curves_are_drawn"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
+    "eval.accuracy": ("eval/test_accuracy.py", "test_a_run_that_goes_on_with_more_questions"),
     "eval.demo": ("eval/test_demo.py", "test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else"),
     "eval.reports.report": ("eval/reports/test_report.py", "test_report_command_equals_the_run_s_own_report"),
     "eval.reports.released": ("eval/reports/test_released.py", "test_by_hand"),

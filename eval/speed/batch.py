@@ -1,7 +1,7 @@
-"""Tokens per second by batch size: plain decoding and the hybrid tree with HSD, on the same engine.
+"""Tokens per second by batch size: plain decoding and draft trees, on the same engine.
 
     OMP_NUM_THREADS=2 python -m eval.speed.batch                              the demo pair
-    python -m eval.speed.batch --base-model-path P --ea-model-path P --batch 1 4 16 --output batch.json
+    python -m eval.speed.batch --pair smollm2-135m --batch 4 16 --methods plain hybrid+hsd auto+hsd --output batch.json
 
 The bundled sample problems, which belong to no benchmark, are answered in batches of different lengths, right-padded.
 Every repeat answers all of them by every method and batch size in turn, so that a drift of the machine hits all alike;
@@ -15,8 +15,6 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from eagle import command
 from eagle.checkpoints.pairs import DEMO
 from eagle.files import write_whole
@@ -25,9 +23,9 @@ from eval.jsonl import check_writable
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.markdown import markdown_table
+from eval.runs.batches import answer_batch
 from eval.runs.load_models import add_model_flags, load_from_flags
-
-METHODS = {"plain": "none", "hybrid+hsd": "hybrid"}
+from eval.runs.methods import PLAIN, Decoding, by_engine, resolve
 
 
 class Answered(NamedTuple):
@@ -46,44 +44,21 @@ def encoded(engine: Any, count: int) -> list[list[int]]:
     return prompts.encode_texts(engine.tokenizer, style, asked)
 
 
-def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids Int64[B, L] padded with 0 on the right, and their attention mask Int64[B, L]."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-
-
-def answer(engine: Any, rows: list[list[int]], tree: str, args: argparse.Namespace, seed: int) -> Answered:
+def answer(engine: Any, rows: list[list[int]], method: str, args: argparse.Namespace, seed: int) -> Answered:
     """One batch."""
-    ids, mask = padded(rows)
-    generator = torch.Generator(device=engine.device).manual_seed(seed)
+    decoding = Decoding(args.temperature, max_new_tokens=args.tokens, nodes=args.nodes, depth=args.depth)
     synchronize(engine.device)
-    found = engine.generate(
-        ids,
-        args.tokens,
-        attention_mask=mask,
-        temperature=args.temperature,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        tree=tree,
-        verifier="hsd",
-        nodes=args.nodes,
-        depth=args.depth,
-        generator=generator,
-        return_dict_in_generate=True,
-    ).rows
+    found = answer_batch(engine, resolve(method), rows, decoding, seed)
     steps = [step.expected_accepted for row in found for step in row.steps]
     return Answered(sum(len(row.new_tokens) for row in found), max(row.seconds for row in found), steps)
 
 
 def answer_all(
-    engine: Any, problems: list[list[int]], batch: int, tree: str, args: argparse.Namespace, seed: int
+    engine: Any, problems: list[list[int]], batch: int, method: str, args: argparse.Namespace, seed: int
 ) -> Answered:
     """Every problem, `batch` at a time."""
     groups = [problems[start : start + batch] for start in range(0, len(problems), batch)]
-    parts = [answer(engine, group, tree, args, seed + index) for index, group in enumerate(groups)]
+    parts = [answer(engine, group, method, args, seed + index) for index, group in enumerate(groups)]
     expected = [value for part in parts for value in part.expected]
     return Answered(sum(part.tokens for part in parts), sum(part.seconds for part in parts), expected)
 
@@ -91,20 +66,20 @@ def answer_all(
 def measure(engine: Any, args: argparse.Namespace) -> list[dict[str, Any]]:
     """One row per batch size and method."""
     problems = encoded(engine, args.problems)
-    cells = [(batch, name) for batch in args.batch for name in METHODS]
+    cells = [(batch, name) for batch in args.batch for name in args.methods]
     for batch, name in cells:
-        answer(engine, problems[:batch], METHODS[name], args, args.seed)
+        answer(engine, problems[:batch], name, args, args.seed)
     runs: dict[tuple[int, str], list[Answered]] = {cell: [] for cell in cells}
     for repeat in range(args.repeats):
         for batch, name in cells:
             seed = args.seed + 1000 * repeat
-            runs[batch, name].append(answer_all(engine, problems, batch, METHODS[name], args, seed))
+            runs[batch, name].append(answer_all(engine, problems, batch, name, args, seed))
     return [summarise(batch, name, runs) for batch, name in cells]
 
 
 def summarise(batch: int, name: str, runs: dict[tuple[int, str], list[Answered]]) -> dict[str, Any]:
     """Speedup is over plain decoding with the same batch size, repeat by repeat; all medians."""
-    own, plain = runs[batch, name], runs[batch, "plain"]
+    own, plain = runs[batch, name], runs[batch, PLAIN]
     rates = [run.tokens / run.seconds for run in own]
     speedups = [rate * other.seconds / other.tokens for rate, other in zip(rates, plain, strict=True)]
     expected = [value for run in own for value in run.expected]
@@ -141,6 +116,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--methods", nargs="+", default=[PLAIN, "hybrid+hsd"], metavar="M", help="plain must be one")
     parser.add_argument("--problems", type=int, default=16, help="answered per repeat, method and batch size")
     parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
     parser.add_argument("--nodes", type=int, default=21)
@@ -150,6 +126,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows and their origin as JSON")
     args = parser.parse_args(argv)
+    if PLAIN not in args.methods:
+        parser.error(f"--methods {' '.join(args.methods)}: {PLAIN} is missing, which speedups are over")
     for name in ("batch", "problems", "tokens", "repeats"):
         values = getattr(args, name) if name == "batch" else [getattr(args, name)]
         if min(values) < 1:
@@ -159,6 +137,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write the rows."""
+    for name in args.methods:
+        if resolve(name).answer is not by_engine:
+            raise ValueError(f"--methods {name}: expected methods of this engine, as plain or hybrid+hsd")
     if args.output:
         check_writable(args.output)
     rows = measure(load_from_flags(args), args)

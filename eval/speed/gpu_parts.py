@@ -26,6 +26,7 @@ from eagle.trees import TREES
 from eval.clock import seconds_of
 from eval.provenance import REPOSITORY
 from eval.runs import methods
+from eval.runs.batches import padded
 from eval.runs.load_models import DTYPES, load
 from eval.speed import batch, step_time, verification
 
@@ -251,7 +252,7 @@ def exactness(findings: Findings, at: Setting) -> None:
 
 def graph_tokens(engine: EagleModel, prompts: list[list[int]], tree: str, temperature: float, **options: Any) -> Any:
     """New tokens per row, and three numbers that show where the generator stands afterwards."""
-    ids, mask = batch.padded(prompts)
+    ids, mask = padded(prompts)
     generator = torch.Generator(engine.device).manual_seed(3)
     decoding: dict[str, Any] = methods.Decoding(temperature).sampling()
     common: dict[str, Any] = {

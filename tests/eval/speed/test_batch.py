@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from eval.runs.batches import padded
 from eval.runs.load_models import resolve_flags
 from eval.speed import batch
 
@@ -37,7 +38,7 @@ def test_sizes_below_one_are_refused(capsys):
 
 
 def test_padding_is_on_the_right():
-    ids, mask = batch.padded([[5, 6, 7], [8]])
+    ids, mask = padded([[5, 6, 7], [8]])
     assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -47,3 +48,11 @@ def test_the_demo_pair_is_the_default():
     resolve_flags(options)
     assert options.base_model_path.endswith("checkpoints/demo/target")
     assert options.ea_model_path.endswith("checkpoints/demo/eagle3")
+
+
+def test_methods_are_of_this_engine_and_plain_is_among_them(pair_flags, capsys):
+    with pytest.raises(SystemExit):
+        batch.main(["--methods", "hybrid+hsd"])
+    assert "plain is missing" in capsys.readouterr().err
+    assert batch.main([*pair_flags, "--methods", "plain", "transformers"]) == 2
+    assert "--methods transformers: expected methods of this engine" in capsys.readouterr().err

@@ -1,0 +1,237 @@
+r"""Accuracy of whole answers by method, many questions at once: whether a rule changes what is answered.
+
+    python -m eval.accuracy --bench gsm8k --protocol eagle80 --methods plain chain+token chain+hsd chain+published \
+        --base-model-path qwen2.5-coder-1.5b --draft-model-path qwen2.5-coder-0.5b --output results/accuracy
+
+A batch takes less time per answer than one question after the other; how much is not the subject here (python -m eval;
+python -m eval.speed.batch). With `--samples` every question is answered several times, which narrows the interval. A
+lossless rule has plain decoding's accuracy up to chance; the difference is paired over questions, with a 95 % bootstrap
+interval over them.
+
+    DIR/METHOD.jsonl      the settings, then one line per finished batch; the same command goes on behind the last one,
+                          also with more questions
+    DIR/accuracy.json     the table, as `python -m eval.reports.embed` takes it
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from eagle import command
+from eagle.checkpoints.fingerprint import weights_fingerprint
+from eagle.files import write_whole
+from eval import jsonl, provenance
+from eval.questions import benchmarks, prompts
+from eval.questions.accuracy import is_correct
+from eval.reports.estimates import bootstrap, ratio, wilson
+from eval.reports.markdown import Table, markdown_table, percent
+from eval.runs.batches import answer_batch
+from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags
+from eval.runs.methods import PLAIN, Decoding, Method, by_engine, resolve
+from eval.runs.runner import seed_of
+
+Answer = dict[str, Any]
+
+
+class Work(NamedTuple):
+    """The engine, the questions with their prompts, and how they are answered, `batch` at a time."""
+
+    engine: Any
+    questions: list[benchmarks.Question]
+    prompts: list[list[int]]
+    decoding: Decoding
+    batch: int
+    samples: int
+    seed: int
+
+    @property
+    def total(self) -> int:
+        """Answers of one method: the samples of a question follow each other."""
+        return len(self.questions) * self.samples
+
+
+def answer_some(work: Work, method: Method, first: int) -> list[Answer]:
+    """The answers numbered from `first` on, a batch of them."""
+    numbers = [number // work.samples for number in range(first, min(first + work.batch, work.total))]
+    rows = [work.prompts[number] for number in numbers]
+    found = answer_batch(work.engine, method, rows, work.decoding, seed_of(work.seed, first, 0))
+    answers = []
+    for number, row in zip(numbers, found, strict=True):
+        question, text = work.questions[number], work.engine.tokenizer.decode(row.new_tokens, skip_special_tokens=True)
+        answers.append(
+            {
+                "question_id": question.question_id,
+                "correct": is_correct(text, question.reference or ""),
+                "tokens": len(row.new_tokens),
+                "steps": len(row.steps),
+                "stop_reason": row.stop_reason,
+                "text": text,
+            }
+        )
+    return answers
+
+
+def answer_all(work: Work, methods: list[Method], output: Path, settings: dict[str, Any], quiet: bool) -> None:
+    """What is missing of every method, the one with the fewest answers first, so that a stopped run can be compared."""
+    have = {method: len(read(output / f"{method.name}.jsonl", settings | describe(method))) for method in methods}
+    with tqdm(total=work.total * len(methods), initial=sum(have.values()), unit="answer", disable=quiet) as bar:
+        while min(have.values()) < work.total:
+            method = min(have, key=have.__getitem__)
+            found = answer_some(work, method, have[method])
+            path = output / f"{method.name}.jsonl"
+            with jsonl.measured(path, settings | describe(method)) as (file, _):
+                jsonl.append(file, {"answers": found, "session": provenance.provenance()}, path)
+            have[method] += len(found)
+            bar.update(len(found))
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """The settings that are one method's own."""
+    return {"method": method.name, "lossy": method.lossy}
+
+
+def read(path: Path, settings: dict[str, Any]) -> list[Answer]:
+    """The answers that a file has. Raises ValueError where it is of other settings."""
+    with jsonl.measured(path, settings) as (_, records):
+        return [answer for record in records for answer in record["answers"]]
+
+
+def table(found: dict[str, list[Answer]], methods: list[Method], questions: int, samples: int) -> Table:
+    """One row per method; differences are over the questions that both answered."""
+    header = [
+        "method",
+        "accuracy",
+        "minus plain",
+        "tokens per call",
+        "tokens per answer",
+        "cut at the limit",
+        "answers",
+    ]
+    shares = {name: correct_shares(answers) for name, answers in found.items()}
+    rows = []
+    for method in methods:
+        answers = found[method.name]
+        difference = None if method.name == PLAIN else minus(shares[method.name], shares.get(PLAIN, {}))
+        tokens, steps = (sum(answer[name] for answer in answers) for name in ("tokens", "steps"))
+        rows.append(
+            [
+                method.name + (" (lossy)" if method.lossy else ""),
+                percent(wilson(sum(answer["correct"] for answer in answers), len(answers))),
+                percent(difference, "+"),
+                f"{(tokens - len(answers)) / steps:.2f}" if steps else "–",  # the prompt's forward gives the first one
+                f"{tokens / len(answers):.0f}",
+                f"{sum(answer['stop_reason'] != 'eos' for answer in answers) / len(answers):.0%}",
+                str(len(answers)),
+            ]
+        )
+    note = f"{questions} questions, {samples} answers each. Accuracy has Wilson's interval, over answers."
+    return Table("Accuracy by method", note, header, rows)
+
+
+def correct_shares(answers: list[Answer]) -> dict[int, float]:
+    """Question -> share of its answers that are right."""
+    by_question: dict[int, list[bool]] = {}
+    for answer in answers:
+        by_question.setdefault(answer["question_id"], []).append(answer["correct"])
+    return {question: sum(found) / len(found) for question, found in by_question.items()}
+
+
+def minus(first: dict[int, float], second: dict[int, float]) -> Any:
+    """The mean difference over common questions, with its bootstrap interval."""
+    both = sorted(first.keys() & second.keys())
+    differences = np.array([first[question] - second[question] for question in both])
+    return bootstrap(ratio, differences, np.ones(len(both)))
+
+
+def write(
+    methods: list[Method], output: Path, settings: dict[str, Any], asked: benchmarks.QuestionSet, samples: int
+) -> str:
+    """Write accuracy.json; returns the table as Markdown."""
+    found = {method.name: read(output / f"{method.name}.jsonl", settings | describe(method)) for method in methods}
+    made = table(found, methods, len(asked.questions), samples)
+    session = provenance.provenance()
+    below = (
+        f"{settings['bench']} ({asked.protocol}), temperature {settings['temperature']:g}, at most "
+        f"{settings['max_new_tokens']} tokens, batches of {settings['batch']}; seed {settings['seed']}, "
+        f"{settings['dtype']}, {session['hardware']['cpu']}, torch {session['versions']['torch']}, commit "
+        f"{(session['git']['commit'] or 'unknown')[:9]}."
+    )
+    write_whole(output / "accuracy.json", json.dumps({"tables": [made._asdict()], "caption": below}, indent=1) + "\n")
+    return f"{markdown_table(made.header, made.rows)}\n\n{made.note} {below}"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Answer what is missing, print and write the table."""
+    methods, output = [resolve(name) for name in dict.fromkeys(options.methods)], Path(options.output)
+    for method in methods:
+        if method.answer is not by_engine:
+            raise ValueError(f"--methods {method.name}: expected methods of this engine, as plain or chain+hsd")
+    for name in ("batch", "samples", "max_new_tokens"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
+    jsonl.check_writable(output / "accuracy.json")
+    resolve_flags(options)
+    asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
+    unjudged = next((one for one in asked.questions if "####" not in (one.reference or "")), None)
+    if unjudged:
+        raise ValueError(f"question {unjudged.question_id} has no `#### n` reference: accuracy needs GSM8K's")
+    decoding = Decoding(
+        options.temperature, max_new_tokens=options.max_new_tokens, nodes=options.nodes, depth=options.depth
+    )
+    settings = {
+        "bench": asked.bench,
+        "protocol": options.question_file or asked.protocol,
+        **{name: getattr(options, name) for name in ("temperature", "max_new_tokens", "nodes", "depth")},
+        **{name: getattr(options, name) for name in ("batch", "samples", "seed", "dtype")},
+        "models": [
+            weights_fingerprint(path) or path
+            for path in (options.base_model_path, options.ea_model_path, options.draft_model_path)
+        ],
+    }
+    engine = load_from_flags(options)
+    style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
+    encoded = prompts.encode_texts(engine.tokenizer, style, (question.turns[0] for question in asked.questions))
+    work = Work(engine, asked.questions, encoded, decoding, options.batch, options.samples, options.seed)
+    answer_all(work, methods, output, settings, options.quiet)
+    print(write(methods, output, settings, asked, options.samples))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.accuracy",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    benchmarks.add_flags(parser, 80)
+    add_model_flags(parser)
+    add("--methods", nargs="+", default=[PLAIN, "hybrid+token", "hybrid+hsd"], metavar="M", help="as of python -m eval")
+    add("--temperature", type=float, default=1.0, metavar="T")
+    add("--max-new-tokens", type=int, default=320, metavar="N")
+    add("--nodes", "--total-token", type=int, default=16, metavar="N", help="of a draft, the root included")
+    add("--depth", type=int, default=6, metavar="K", help="longest draft")
+    add("--batch", type=int, default=16, metavar="B", help="answers at a time (memory: their caches)")
+    add("--samples", type=int, default=1, metavar="S", help="answers per question")
+    add("--seed", type=int, default=0)
+    add("--output", required=True, metavar="DIR")
+    add("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = build_parser().parse_args(argv)
+    return command.run(
+        lambda: run(options),
+        lambda: f"The finished batches are kept in {options.output}; the same command goes on there.",
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
