@@ -7,9 +7,11 @@
 # NAME       of the fetch table (qwen2.5-coder-1.5b, qwen2.5-coder-0.5b: fetched and checked), or a directory or hub id
 # what       1. token-wise, block-wise, HSD and the released rule on the same drafts at the same states, exactly:
 #            temperatures 1, 0.6, 0.8; draft lengths 5, 10, 15; 4 and 11 paths (python -m eval.trees.paths)
-#            2. answers by every method, with accuracy and tok/s, transformers' assisted generation beside them
-#            GSM8K: the first questions of the paper's 263, 8-shot; HumanEval. CNN/DM is not among the benchmarks
-# how many   QUESTIONS=40 for 1, ANSWERS=4 for 2; raise them and run again: what is there is kept
+#            2. GSM8K accuracy of whole answers under every rule, in batches, zero-shot (python -m eval.accuracy)
+#            3. answers on the clock, one at a time, transformers' assisted generation beside them
+#            GSM8K in 1 and 3: the first questions of the paper's 263, 8-shot; HumanEval. CNN/DM is not among the benchmarks
+# how many   QUESTIONS=40 for 1, JUDGED=64 for 2, ANSWERS=4 for 3; raise them and run again: what is there is kept
+# dtype      DTYPE=bfloat16 where the CPU multiplies it itself; default: bfloat16 on a GPU, float32 on a CPU
 # hardware   1.5B with 0.5B: two CPU cores, 12 GB of memory in float32, hours; a GPU with 24 GB
 #            the paper's: GPTQ 8-bit targets (a GPTQ backend for transformers), TARGETS="14B 32B 72B", one H20 (96 GB)
 # data       $HSD_DATA, else downloaded and checked (python -m eval.questions.downloads)
@@ -21,17 +23,18 @@ source "$(dirname "$0")/setup.sh"
 TARGET= DRAFT=Qwen/Qwen2.5-0.5B-Instruct
 [ "${1:-}" != --target ] || { TARGET=${2:?expected --target NAME}; shift 2; }
 [ "${1:-}" != --draft ] || { DRAFT=${2:?expected --draft NAME}; shift 2; }
-QUESTIONS=${QUESTIONS:-40} ANSWERS=${ANSWERS:-4}
+QUESTIONS=${QUESTIONS:-40} JUDGED=${JUDGED:-64} ANSWERS=${ANSWERS:-4}
+DTYPE_FLAG=${DTYPE:+--dtype $DTYPE}
 SINGLE="plain chain+token chain+block chain+hsd chain+published transformers transformers-assisted"
 
 fetch() { case "$1" in */*) ;; *) "$PYTHON_VENV" -m eagle.checkpoints.fetch "$1" ;; esac; }
 states() {
     "$PYTHON_VENV" -m eval.trees.paths --base-model-path "$1" --draft-model-path "$DRAFT" --num-questions "$QUESTIONS" \
-        --stride 32 --max-new-tokens 256 --rows 10 --output "$2" "${@:3}"
+        --stride 32 --max-new-tokens 256 --rows 10 --output "$2" $DTYPE_FLAG "${@:3}"
 }
 answers() {
     ${LAUNCH:-$PYTHON_VENV -m} eval --draft-model-path "$DRAFT" --seed 0 --max-new-tokens 256 --depth 10 \
-        --num-questions "$ANSWERS" "$@"
+        --num-questions "$ANSWERS" $DTYPE_FLAG "$@"
 }
 
 tables() {
@@ -42,6 +45,9 @@ tables() {
     for BENCH in gsm8k humaneval; do
         "$PYTHON_VENV" -m eval.trees.paths_table "$OUT/states-$BENCH"
     done
+    "$PYTHON_VENV" -m eval.accuracy --bench gsm8k --protocol full --base-model-path "$1" --draft-model-path "$DRAFT" \
+        --num-questions "$JUDGED" --nodes 11 --depth 10 --output "$OUT/accuracy" $DTYPE_FLAG \
+        --methods plain chain+token chain+block chain+hsd chain+published
     for BENCH in gsm8k:paper263 humaneval:full; do
         answers --bench "${BENCH%:*}" --protocol "${BENCH#*:}" --base-model-path "$1" --total-token 11 --temperature 1 \
             --methods $SINGLE --output "$OUT/${BENCH%:*}" "${@:2}"

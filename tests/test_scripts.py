@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from eval import accuracy
 from eval.flags import build_parser
 from eval.runs.methods import METHODS
 from eval.trees import paths
@@ -71,6 +72,8 @@ def test_every_call_of_the_paper_s_tables_parses(tmp_path):
     assert [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"] == [["a-target"], ["a-draft"]]
     states = [paths.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.trees.paths"]
     assert sorted(sum((options.temperatures for options in states), [])) == [0.6, 0.8, 1.0, 1.0]
+    (judged,) = [accuracy.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.accuracy"]
+    assert set(judged.methods) <= set(METHODS) and "chain+published" in judged.methods
     runs = [build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval"]
     assert {method for options in runs for method in options.methods} <= set(METHODS)
     assert len({options.output for options in runs}) == len(runs) == 4
