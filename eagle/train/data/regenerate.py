@@ -35,7 +35,7 @@ from eagle.train.data.sampler import Request, Sampler, seed_of
 from eagle.train.data.self_prompts import PromptWriter
 from eagle.train.setup import load_pretrained
 
-WINDOW = 1024  # conversations among which similar prompt lengths are put beside each other
+WINDOW = 256  # conversations among which similar prompt lengths are put beside each other, short ones first
 
 
 def check(args: argparse.Namespace) -> None:
@@ -100,7 +100,7 @@ class Clock:
 def in_sampling_order(dialogues: dict[int, Dialogue], seed: int) -> list[int]:
     """Numbers in random order, similar prompt lengths beside each other.
 
-    The first ones are a fair sample of all, whenever the time is over.
+    The first ones are a fair sample of all, whenever the time is over, but for a last unfinished window.
     """
     numbers = sorted(dialogues)
     shuffled = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(seed)).tolist()
