@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -51,7 +52,8 @@ def portable(text: str) -> str:
     places = {os.environ.get("HSD_DATA"): "$HSD_DATA", str(REPOSITORY): ".", str(Path.home()): "~"}
     for place, name in places.items():
         if place and len(place) > 1:
-            text = text.replace(place.rstrip("/"), name)
+            whole = rf"(?<![\w./~-]){re.escape(place.rstrip('/'))}(?![\w.-])"  # no part of another directory's name
+            text = re.sub(whole, lambda _, name=name: name, text)
     return text
 
 

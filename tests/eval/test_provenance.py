@@ -19,6 +19,13 @@ def test_this_machine_s_directories_are_left_out(monkeypatch):
     assert provenance.portable("checkpoints/demo/target") == "checkpoints/demo/target"
 
 
+def test_a_directory_inside_another_name_stays(monkeypatch):
+    monkeypatch.setenv("HOME", "/root")
+    assert provenance.portable("--target=/root/model") == "--target=~/model"
+    for path in ("/home/root/model", "/rooted/model", "/root.old/model"):
+        assert provenance.portable(path) == path
+
+
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setattr(provenance, "git", lambda *_: None)
     assert provenance.commit() == {"commit": None, "dirty": None}
