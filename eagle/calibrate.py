@@ -79,9 +79,7 @@ def text_of(table: Table) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eagle.calibrate", __doc__)
     add = parser.add_argument
     add("target", metavar="TARGET", help="directory or hub id of the target model")
     add("head", metavar="HEAD", help="directory or hub id of its draft head")

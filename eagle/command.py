@@ -1,16 +1,28 @@
-"""What every command does with errors: one line on stderr, and an exit code.
+"""What all commands have in common: the shape of --help; errors as one line on stderr, and an exit code.
 
 2      ValueError or OSError: what was given cannot be used, or a file cannot be read or written; a chat template that
        refuses the messages
 130    interrupted by the keyboard (SIGINT), the code that shells expect
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 
 from jinja2 import TemplateError
 
 FAILED, INTERRUPTED = 2, 130
+
+
+def parser(module: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """An empty parser for `python -m MODULE`: texts are printed as they are, flags are written out in full."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def run(work: Callable[[], int | None], kept: Callable[[], str] | None = None) -> int:

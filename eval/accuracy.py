@@ -202,12 +202,7 @@ def run(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.accuracy",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.accuracy", __doc__)
     add = parser.add_argument
     benchmarks.add_flags(parser, 80)
     add_model_flags(parser)

@@ -110,12 +110,7 @@ def questions_of(arguments: list[str]) -> dict[int, str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's own flags; all others are those of `python -m eval`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.demo",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.demo", __doc__)
     parser.add_argument("--pair", default="smollm2-135m", metavar="NAME", help=f"one of {', '.join(pair_names())}")
     parser.add_argument("--num-questions", type=int, default=4, metavar="N", help="of the 16 bundled problems")
     parser.add_argument("--output", default="results/demo", metavar="DIR")

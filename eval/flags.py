@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import hsd
+from eagle import command
 from eagle.trees import TREES
 from eagle.tuning.candidates import AUTO, count_or_auto
 from eval.questions import benchmarks
@@ -88,12 +89,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def build_parser(description: str = "") -> argparse.ArgumentParser:
     """All flags of `python -m eval`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval",
-        description=description,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval", description)
     for add in (add_questions, add_models, add_methods, add_decoding, add_output):
         add(parser)
     return parser

@@ -53,7 +53,7 @@ def portable(text: str) -> str:
     for place, name in places.items():
         if place and len(place) > 1:
             whole = rf"(?<![\w./~-]){re.escape(place.rstrip('/'))}(?![\w.-])"  # no part of another directory's name
-            text = re.sub(whole, lambda _, name=name: name, text)
+            text = re.sub(whole, name, text)
     return text
 
 

@@ -69,6 +69,7 @@ ROOMS = {
     # where people talk to a model
     "eagle.serve": {
         "eagle.checkpoints",
+        "eagle.command",
         "eagle.files",
         "eagle.model",
         "eagle.model.outputs",

@@ -10,7 +10,6 @@ safeailab     what SafeAILab's code, SGLang and vLLM read: flat config.json, mid
 speculators   what the speculators library and vLLM read: nested config.json, layers.0.*
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -86,9 +85,7 @@ def check_new(output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Convert as `argv` says and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eagle.convert", __doc__)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("output", metavar="OUT")
     parser.add_argument("--to", required=True, choices=tuple(LAYER_PREFIX))

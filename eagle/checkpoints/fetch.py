@@ -16,6 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from eagle import command
 from eagle.checkpoints import hub, registry
 from eagle.checkpoints.known import KNOWN, KnownPair
 from eagle.checkpoints.pairs import DEMO, find_known, find_part, find_target, readable, roots
@@ -98,12 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         f"  {name:20} {known.model}, {known.licence}, {megabytes(known.weight_bytes)}; {' or '.join(known.sources)}"
         for name, known in KNOWN.items()
     )
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.checkpoints.fetch",
-        description=__doc__,
-        epilog=f"known pairs:\n{rows}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.checkpoints.fetch", __doc__, epilog=f"known pairs:\n{rows}")
     parser.add_argument("name", metavar="NAME", help="one of the pairs below")
     parser.add_argument("--source", choices=("registry", "hub"), help="default: registry where the pair is there")
     return parser

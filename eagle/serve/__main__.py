@@ -15,15 +15,14 @@ import threading
 import time
 from pathlib import Path
 
+from eagle import command
 from eagle.serve import launch
 from eagle.serve.options import add_model_arguments, drafting_arguments, load_model
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eagle.serve", __doc__)
     add_model_arguments(parser)
     parser.add_argument("--model-name", help="name in requests; default: the pair's, or the target's folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")

@@ -7,7 +7,6 @@ output directory holds checkpoints continues from the last one. The best head so
 itself, in the SafeAILab layout; with several processes or machines, start it with `accelerate launch -m eagle.train`.
 """
 
-import argparse
 import sys
 
 import torch
@@ -21,9 +20,7 @@ from eagle.train.trainer import train
 
 def main(argv: list[str] | None = None) -> int:
     """Train a head as `argv` says and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eagle.train", __doc__)
     add_arguments(parser)
     args = parser.parse_args(argv)
 

@@ -7,7 +7,6 @@ A file is looked for in `$HSD_DATA`, then in the download folder (`~/.cache/hsd-
 compared with the checksum written here before it is used: a changed question is a changed benchmark.
 """
 
-import argparse
 import hashlib
 import os
 import urllib.request
@@ -161,11 +160,7 @@ def list_files() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.questions.downloads",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.questions.downloads", __doc__)
     parser.add_argument("paths", nargs="*", help="files to download, named as in the list; nothing: list them")
     options = parser.parse_args(argv)
 

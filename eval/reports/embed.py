@@ -10,7 +10,6 @@ command wrote as such (python -m eval.trees.paths_table).
     <!-- /table -->
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -61,9 +60,7 @@ def embedded(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code: 1 with --check where a table is out of date."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.reports.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.reports.embed", __doc__)
     parser.add_argument("documents", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args(argv)

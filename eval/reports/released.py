@@ -105,11 +105,7 @@ def print_tables(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.reports.released",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.reports.released", __doc__)
     parser.add_argument("first", help="answer file in EAGLE's format")
     parser.add_argument("second", nargs="?", help="another one, to compare with the first")
     parser.add_argument("--limit", type=int, default=512, help="tokens from which an answer counts as cut (512)")

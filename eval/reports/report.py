@@ -7,7 +7,6 @@ Methods with equal settings are compared in one section. DIR also gets model_ans
 FastChat's layout (shards joined, failed questions left out), for its MT-Bench judge.
 """
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -63,9 +62,7 @@ def write(paths: list[str], output: Path) -> list[Section]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.reports", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.reports", __doc__)
     parser.add_argument("answers", nargs="+", help="answer files, or directories of them")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the first answer file)")
     options = parser.parse_args(argv)

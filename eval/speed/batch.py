@@ -111,9 +111,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command's flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.batch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.speed.batch", __doc__)
     add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", default=[PLAIN, "hybrid+hsd"], metavar="M", help="plain must be one")

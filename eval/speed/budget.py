@@ -39,9 +39,7 @@ def table(points: list[Point]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.budget", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.speed.budget", __doc__)
     add_model_flags(parser)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--tree", default=AUTO, choices=[AUTO, *KINDS], help="one kind of tree instead of all")

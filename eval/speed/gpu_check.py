@@ -207,9 +207,7 @@ def own_command(out: Path, dry: bool) -> CommandOf:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command's flags, checked."""
     names = [part.name for part in PARTS]
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.gpu_check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.speed.gpu_check", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the demo pair and tiny sizes")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART", help=", ".join(names))

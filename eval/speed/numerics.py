@@ -145,12 +145,7 @@ def measure(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command's flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.numerics",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.speed.numerics", __doc__)
     add_model_flags(parser, default_pair="demo")
     add = parser.add_argument
     add("--dtypes", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"], help="instead of --dtype")

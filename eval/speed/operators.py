@@ -154,9 +154,7 @@ def table(counts: dict[str, float], times: list[dict[str, float]]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.operators", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.speed.operators", __doc__)
     add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--tree", help="default: hybrid, and topk at temperature 0")
     parser.add_argument("--verifier", default="hsd")

@@ -181,9 +181,7 @@ def picture(rows: list[dict]) -> bytes:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command's flags, checked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.step_time", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.speed.step_time", __doc__)
     add_model_flags(parser)
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in this shape, instead of a checkpoint")
     parser.add_argument("--layers", type=int, help="with --shape: a target of only this many layers")

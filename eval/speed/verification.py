@@ -197,11 +197,7 @@ def measure(actions: dict[str, Callable[[], object]], args: argparse.Namespace) 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.speed.verification",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.speed.verification", __doc__)
     parser.add_argument("--vocabulary", type=int, default=128_256)
     parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

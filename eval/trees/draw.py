@@ -242,9 +242,7 @@ def draft_step(
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trees.draw", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.trees.draw", __doc__)
     add = parser.add_argument
     add_model_flags(parser)
     add("--prompt", default="A baker fills 4 trays with 6 rolls each and sells 15 rolls. How many are left?")

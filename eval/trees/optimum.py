@@ -7,7 +7,6 @@ token-wise verification of these trees are compared with the optimum over all lo
 (hsd/audit/optimum.py, needs scipy). Reported are means over worlds, the same ones for every kind of tree.
 """
 
-import argparse
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -141,9 +140,7 @@ def table(worlds: int, seed: int, trees: list[str]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trees.optimum", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("eval.trees.optimum", __doc__)
     parser.add_argument("--worlds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trees", nargs="+", default=["hybrid"], choices=KINDS)

@@ -288,12 +288,7 @@ def hashed(path: str) -> str | None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trees.paths",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.trees.paths", __doc__)
     add = parser.add_argument
     benchmarks.add_flags(parser, 40)
     add_model_flags(parser)

@@ -8,7 +8,6 @@ can be compared is the order of the methods and their distances. Writes DIR/path
 into documents, and prints it.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -270,11 +269,7 @@ def write(folder: Path, output: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trees.paths_table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.trees.paths_table", __doc__)
     parser.add_argument("folder", type=Path, help="what python -m eval.trees.paths wrote")
     parser.add_argument("--output", type=Path, metavar="F", help="default: paths.json in the folder")
     options = parser.parse_args(argv)

@@ -158,12 +158,7 @@ def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[in
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trees.table",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eval.trees.table", __doc__)
     add = parser.add_argument
     benchmarks.add_flags(parser, 20)
     add_model_flags(parser)

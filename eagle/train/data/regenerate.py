@@ -211,11 +211,7 @@ def _sample(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    found = argparse.ArgumentParser(
-        prog="python -m eagle.train.regenerate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = command.parser("eagle.train.regenerate", __doc__)
     add = found.add_argument
     add("--target", required=True, help="directory or hub id of the target model")
     add("--data", nargs="+", default=[], help="JSONL files, messages or ShareGPT")

@@ -9,7 +9,6 @@ Nothing marked "evaluation only" is ever opened here. Every 20th GSM8K training 
 never trained on; settings are tuned on it.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -137,11 +136,7 @@ def write_sources(data_dir: str | Path, out_dir: str | Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the corpus as `argv` says and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.demo.corpus",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.train.demo.corpus", __doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR")
     args = parser.parse_args(argv)

@@ -153,11 +153,7 @@ def export(model: LlamaForCausalLM, tokenizer, run: Run, output: str) -> None:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.demo.target",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.train.demo.target", __doc__)
     parser.add_argument("data_dir")
     parser.add_argument("--output", default="checkpoints/demo/target")
     parser.add_argument("--work", default="results/train_demo/target", help="checkpoints to resume from")

@@ -6,7 +6,6 @@ Per head and temperature: mean E[accepted] over decoding steps, exact for each d
 prompts. A prompt is the part of a conversation before its first answer.
 """
 
-import argparse
 import statistics
 import sys
 
@@ -55,11 +54,7 @@ def compare(args) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> int:
     """Compare as `argv` says and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.evaluation.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.train.evaluation.compare", __doc__)
     parser.add_argument("target")
     parser.add_argument("heads", nargs="+", metavar="HEAD")
     parser.add_argument("--data", nargs="+", required=True, help="JSONL files that were not trained on")

@@ -92,11 +92,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as `argv` says and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.evaluation.held_out",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.train.evaluation.held_out", __doc__)
     add = parser.add_argument
     add("target", metavar="TARGET", help="directory or hub id of the target model")
     add("head", metavar="HEAD", help="directory or hub id of the head")

@@ -3,7 +3,6 @@
 python -m eagle.train.evaluation.plot OUTPUT_DIR        reads log.jsonl, writes curves.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -50,11 +49,7 @@ def plot(output: str | Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """Draw the curves of the run that `argv` names and return the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eagle.train.evaluation.plot",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("eagle.train.evaluation.plot", __doc__)
     parser.add_argument("output", metavar="OUTPUT_DIR")
     args = parser.parse_args(argv)
     return command.run(lambda: print(plot(args.output)))
