@@ -1,16 +1,31 @@
 """The demo from a command line: what it prints, and what it does where a pair cannot be had."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from eval import demo
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(tmp_path):
+@pytest.fixture
+def checkout(tmp_path):
+    """A source tree with the embedded pair and no other: this one may hold a target that was fetched."""
+    tree = tmp_path / "tree"
+    for package in ("eagle", "eval", "hsd"):
+        shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    (tree / "checkpoints").mkdir()
+    (tree / "checkpoints" / "demo").symlink_to(ROOT / "checkpoints" / "demo")
+    return tree
+
+
+def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tmp_path):
     """A head is there and the download fails: one line, the demo pair, two answers, the table, no noise."""
     head = tmp_path / "checkpoints" / "smollm2-135m" / "eagle3"
     head.mkdir(parents=True)
@@ -20,11 +35,12 @@ def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(tmp_path):
         "HSD_CHECKPOINTS": str(tmp_path / "checkpoints"),
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": str(tmp_path),
+        "HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "eval.demo", "--num-questions", "2", "--max-new-tokens", "6"]
     done = subprocess.run(
-        [*command, "--output", str(tmp_path / "out")], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "--output", str(tmp_path / "out")], cwd=checkout, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
