@@ -128,7 +128,7 @@ def table(found: dict[str, list[Answer]], methods: list[Method], questions: int,
                 str(len(answers)),
             ]
         )
-    note = f"{questions} questions, {samples} answers each. Accuracy has Wilson's interval, over answers."
+    note = f"{questions} questions, {samples} answer(s) each. Accuracy has Wilson's interval, over answers."
     return Table("Accuracy by method", note, header, rows)
 
 
