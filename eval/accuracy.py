@@ -14,6 +14,7 @@ interval over them.
 """
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,6 @@ import numpy as np
 from tqdm import tqdm
 
 from eagle import command
-from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.files import write_whole
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
@@ -30,8 +30,8 @@ from eval.questions.accuracy import is_correct
 from eval.reports.estimates import bootstrap, ratio, wilson
 from eval.reports.markdown import Table, markdown_table, percent
 from eval.runs.batches import answer_batch
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags
-from eval.runs.methods import PLAIN, Decoding, Method, by_engine, resolve
+from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
+from eval.runs.methods import PLAIN, Decoding, Method, resolve_own
 from eval.runs.runner import seed_of
 
 Answer = dict[str, Any]
@@ -75,29 +75,31 @@ def answer_some(work: Work, method: Method, first: int) -> list[Answer]:
     return answers
 
 
-def answer_all(work: Work, methods: list[Method], output: Path, settings: dict[str, Any], quiet: bool) -> None:
-    """What is missing of every method, the one with the fewest answers first, so that a stopped run can be compared."""
-    have = {method: len(read(output / f"{method.name}.jsonl", settings | describe(method))) for method in methods}
-    with tqdm(total=work.total * len(methods), initial=sum(have.values()), unit="answer", disable=quiet) as bar:
-        while min(have.values()) < work.total:
-            method = min(have, key=have.__getitem__)
-            found = answer_some(work, method, have[method])
+def answer_all(
+    work: Work, methods: list[Method], output: Path, settings: dict[str, Any], quiet: bool
+) -> dict[str, list[Answer]]:
+    """Every method's answers, from its file or given now and appended to it.
+
+    The method with the fewest goes next, so that a stopped run can be compared. Raises ValueError for a file of other
+    settings.
+    """
+    session, found, files = provenance.provenance(), {}, {}
+    with contextlib.ExitStack() as stack:
+        for method in methods:
             path = output / f"{method.name}.jsonl"
-            with jsonl.measured(path, settings | describe(method)) as (file, _):
-                jsonl.append(file, {"answers": found, "session": provenance.provenance()}, path)
-            have[method] += len(found)
-            bar.update(len(found))
-
-
-def describe(method: Method) -> dict[str, Any]:
-    """The settings that are one method's own."""
-    return {"method": method.name, "lossy": method.lossy}
-
-
-def read(path: Path, settings: dict[str, Any]) -> list[Answer]:
-    """The answers that a file has. Raises ValueError where it is of other settings."""
-    with jsonl.measured(path, settings) as (_, records):
-        return [answer for record in records for answer in record["answers"]]
+            head = settings | {"method": method.name, "lossy": method.lossy}
+            file, records = stack.enter_context(jsonl.measured(path, head))
+            files[method] = file, path
+            found[method] = [answer for record in records for answer in record["answers"]]
+        have = sum(map(len, found.values()))
+        bar = stack.enter_context(tqdm(total=work.total * len(methods), initial=have, unit="answer", disable=quiet))
+        while len(found[method := min(methods, key=lambda method: len(found[method]))]) < work.total:
+            answers = answer_some(work, method, len(found[method]))
+            file, path = files[method]
+            jsonl.append(file, {"answers": answers, "session": session}, path)
+            found[method] += answers
+            bar.update(len(answers))
+    return {method.name: answers for method, answers in found.items()}
 
 
 def table(found: dict[str, list[Answer]], methods: list[Method], questions: int, samples: int) -> Table:
@@ -148,11 +150,14 @@ def minus(first: dict[int, float], second: dict[int, float]) -> Any:
 
 
 def write(
-    methods: list[Method], output: Path, settings: dict[str, Any], asked: benchmarks.QuestionSet, samples: int
+    found: dict[str, list[Answer]],
+    methods: list[Method],
+    output: Path,
+    settings: dict[str, Any],
+    asked: benchmarks.QuestionSet,
 ) -> str:
     """Write accuracy.json; returns the table as Markdown."""
-    found = {method.name: read(output / f"{method.name}.jsonl", settings | describe(method)) for method in methods}
-    made = table(found, methods, len(asked.questions), samples)
+    made = table(found, methods, len(asked.questions), settings["samples"])
     session = provenance.provenance()
     below = (
         f"{settings['bench']} ({asked.protocol}), temperature {settings['temperature']:g}, at most "
@@ -166,10 +171,7 @@ def write(
 
 def run(options: argparse.Namespace) -> None:
     """Answer what is missing, print and write the table."""
-    methods, output = [resolve(name) for name in dict.fromkeys(options.methods)], Path(options.output)
-    for method in methods:
-        if method.answer is not by_engine:
-            raise ValueError(f"--methods {method.name}: expected methods of this engine, as plain or chain+hsd")
+    methods, output = resolve_own(options.methods), Path(options.output)
     for name in ("batch", "samples", "max_new_tokens"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
@@ -187,17 +189,14 @@ def run(options: argparse.Namespace) -> None:
         "protocol": options.question_file or asked.protocol,
         **{name: getattr(options, name) for name in ("temperature", "max_new_tokens", "nodes", "depth")},
         **{name: getattr(options, name) for name in ("batch", "samples", "seed", "dtype")},
-        "models": [
-            weights_fingerprint(path) or path
-            for path in (options.base_model_path, options.ea_model_path, options.draft_model_path)
-        ],
+        "models": weights_of(options),
     }
     engine = load_from_flags(options)
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
     encoded = prompts.encode_texts(engine.tokenizer, style, (question.turns[0] for question in asked.questions))
     work = Work(engine, asked.questions, encoded, decoding, options.batch, options.samples, options.seed)
-    answer_all(work, methods, output, settings, options.quiet)
-    print(write(methods, output, settings, asked, options.samples))
+    found = answer_all(work, methods, output, settings, options.quiet)
+    print(write(found, methods, output, settings, asked))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -76,8 +76,10 @@ class Calibration:
 
     def most_accepted(self, greedy: bool) -> dict[Candidate, float]:
         """Each candidate's largest E[accepted] over the greedy temperatures, or over the others."""
-        rows = [row for table in self.tables if is_greedy(table.temperature) == greedy for row in table.trees]
-        return {one: max(row.expected for row in rows if row.candidate == one) for one in {r.candidate for r in rows}}
+        found: dict[Candidate, float] = {}
+        for row in (row for table in self.tables if is_greedy(table.temperature) == greedy for row in table.trees):
+            found[row.candidate] = max(row.expected, found.get(row.candidate, row.expected))
+        return found
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""

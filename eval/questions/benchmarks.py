@@ -285,7 +285,7 @@ def first(questions: list[Question], count: int | None, source: str) -> list[Que
 
 
 def add_flags(parser: argparse.ArgumentParser, count: int) -> None:
-    """The flags that choose questions, for commands that measure states; `count`: the default of --num-questions."""
+    """The flags that choose questions, `count` of them by default, of commands that measure a part of a set."""
     parser.add_argument("--bench", choices=list(BENCHMARKS), default="gsm8k")
     parser.add_argument("--protocol")
     parser.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")

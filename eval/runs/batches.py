@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from eval.runs.methods import Decoding, Method
+from eval.runs.methods import Decoding, Method, engine_rows
 
 
 def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -17,14 +17,5 @@ def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 def answer_batch(engine: Any, method: Method, rows: list[list[int]], decoding: Decoding, seed: int) -> list[Any]:
     """The engine's record of each row of a batch, in order; every row draws from one generator, seeded here."""
     ids, mask = padded(rows)
-    return engine.generate(
-        ids.to(engine.device),
-        decoding.max_new_tokens,
-        attention_mask=mask.to(engine.device),
-        tree=method.tree,
-        verifier=method.verifier,
-        generator=torch.Generator(device=engine.device).manual_seed(seed),
-        return_dict_in_generate=True,
-        **decoding.sampling(),
-        **decoding.tree_options(method.tree),
-    ).rows
+    generator = torch.Generator(device=engine.device).manual_seed(seed)
+    return engine_rows(engine, method, ids, decoding, generator, mask)

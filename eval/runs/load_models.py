@@ -9,6 +9,7 @@ import torch
 from transformers.utils import logging
 
 from eagle import EagleModel
+from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.checkpoints.known import KNOWN
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair, find_target
 from eagle.checkpoints.pretrained import read_model
@@ -67,6 +68,12 @@ def fetched(path: str | None) -> str | None:
     Raises ValueError for one that was not fetched yet.
     """
     return find_target(path) if path in KNOWN and not Path(path).exists() else path
+
+
+def weights_of(options: argparse.Namespace) -> list[str | None]:
+    """Which weights the flags of `add_model_flags` name: a fingerprint of each, the path where it has none."""
+    paths = (options.base_model_path, options.ea_model_path, options.draft_model_path)
+    return [weights_fingerprint(path) or path for path in paths]
 
 
 def load_from_flags(options: argparse.Namespace) -> EagleModel:

@@ -7,7 +7,7 @@ denominator of every speedup) and three baselines from outside: `transformers` (
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -99,20 +99,33 @@ class Method(NamedTuple):
     lossy: bool = False
 
 
-def by_engine(
-    models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
-) -> Turn:
-    """One answer by this project's engine."""
-    row = models.engine.generate(
-        input_ids.to(models.engine.device),
+def engine_rows(
+    engine: Any,
+    method: Method,
+    input_ids: torch.Tensor,
+    decoding: Decoding,
+    generator: torch.Generator,
+    attention_mask: torch.Tensor | None = None,
+) -> list[Any]:
+    """What this project's engine records of each row of input_ids Int64[B, L], padded where the mask says so."""
+    return engine.generate(
+        input_ids.to(engine.device),
         max_new_tokens=decoding.max_new_tokens,
+        attention_mask=None if attention_mask is None else attention_mask.to(engine.device),
         tree=method.tree,
         verifier=method.verifier,
         generator=generator,
         return_dict_in_generate=True,
         **decoding.sampling(),
         **decoding.tree_options(method.tree),
-    ).rows[0]
+    ).rows
+
+
+def by_engine(
+    models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
+) -> Turn:
+    """One answer by this project's engine."""
+    (row,) = engine_rows(models.engine, method, input_ids, decoding, generator)
     return Turn(
         list(row.new_tokens),
         list(row.steps),
@@ -205,6 +218,15 @@ def resolve(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method {name!r} is not known; expected one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def resolve_own(names: Iterable[str]) -> list[Method]:
+    """The methods of these names, once each. Raises ValueError for one that is not decoded by this engine."""
+    methods = [resolve(name) for name in dict.fromkeys(names)]
+    for method in methods:
+        if method.answer is not by_engine:
+            raise ValueError(f"--methods {method.name}: expected methods of this engine, as plain or hybrid+hsd")
+    return methods
 
 
 def from_flags(tree: str, verifier: str) -> Method:

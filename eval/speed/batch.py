@@ -25,7 +25,7 @@ from eval.questions import benchmarks, prompts
 from eval.reports.markdown import markdown_table
 from eval.runs.batches import answer_batch
 from eval.runs.load_models import add_model_flags, load_from_flags
-from eval.runs.methods import PLAIN, Decoding, by_engine, resolve
+from eval.runs.methods import PLAIN, Decoding, resolve, resolve_own
 
 
 class Answered(NamedTuple):
@@ -135,9 +135,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write the rows."""
-    for name in args.methods:
-        if resolve(name).answer is not by_engine:
-            raise ValueError(f"--methods {name}: expected methods of this engine, as plain or hybrid+hsd")
+    resolve_own(args.methods)
     if args.output:
         check_writable(args.output)
     rows = measure(load_from_flags(args), args)

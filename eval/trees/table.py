@@ -20,7 +20,6 @@ import torch
 from tqdm import tqdm
 
 from eagle import command
-from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file, write_whole
 from eagle.trees import TreeSettings, find_tree, greedy_tree
@@ -29,7 +28,7 @@ from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import markdown_table
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags
+from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
 
@@ -222,10 +221,7 @@ def one_temperature(
         "seed": options.seed,
         "bench": [options.bench, options.protocol, options.question_file],
         "dtype": options.dtype,
-        "models": [
-            weights_fingerprint(path) or path
-            for path in (options.base_model_path, options.ea_model_path, options.draft_model_path)
-        ],
+        "models": weights_of(options),
     }
     with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows[: len(questions)], start=2):
