@@ -21,7 +21,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--protocol",
         help="which of the benchmark's question sets: gsm8k has full (default), eagle80, "
-        "paper263 (8-shot), sample (bundled); humaneval has full, eagle80",
+        "paper263 (8-shot), shots4, shots12, shots24 (longer contexts), sample (bundled); humaneval has full, eagle80",
     )
     group.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
     group.add_argument("--num-questions", type=int, metavar="N", help="the first N questions (default: all)")

@@ -5,6 +5,7 @@
 | gsm8k | full | all 1,319 test questions, zero-shot chat |
 | gsm8k | eagle80 | the 80 questions EAGLE reports on, zero-shot chat |
 | gsm8k | paper263 | the HSD paper's: the first 263 test questions behind an 8-shot chain-of-thought prompt |
+| gsm8k | shots4, shots12, shots24 | test questions behind so many worked training problems: 0.5k, 2k, 4k tokens (Qwen2.5) |
 | gsm8k | sample | 16 problems in the same style, written for this project, always at hand |
 | mt_bench | full | 80 questions of two turns; the first answer is fed back |
 | humaneval | full, eagle80 | 164 or 80 function headers to complete; what the model writes is never executed |
@@ -13,8 +14,10 @@
 """
 
 import argparse
+import functools
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +195,20 @@ def paper263() -> list[Question]:
     return [question._replace(turns=(f"{examples}\nQuestion: {question.turns[0]}\n",)) for question in plain]
 
 
+def behind_examples(count: int) -> list[Question]:
+    """The test questions, each behind the first `count` training problems with their solutions: longer contexts."""
+    examples = as_questions(downloads.read_or_download("gsm8k/train.jsonl"), "math", "gsm8k/train.jsonl")[:count]
+    shown_first = "".join(f"Question: {example.turns[0]}\n{solution(example)}\n\n" for example in examples)
+    plain = as_questions(downloads.read_or_download("gsm8k/test.jsonl"), "math", "gsm8k/test.jsonl")
+    return [question._replace(turns=(f"{shown_first}Question: {question.turns[0]}\n",)) for question in plain]
+
+
+def solution(example: Question) -> str:
+    """A training problem's reference without its calculator marks; the number behind `####` as a sentence."""
+    worked = re.sub(r"<<.*?>>", "", example.reference or "")
+    return re.sub(r"\n####\s*(.*)", r"\nThe answer is \1.", worked)
+
+
 class Benchmark(NamedTuple):
     """A benchmark's protocols, the first being the default, and how long an answer may get."""
 
@@ -206,6 +223,7 @@ BENCHMARKS = {
             "full": from_file("gsm8k/test.jsonl", "math"),
             "eagle80": from_file("eagle80/gsm8k.jsonl", "math"),
             "paper263": paper263,
+            **{f"shots{count}": functools.partial(behind_examples, count) for count in (4, 12, 24)},
             "sample": lambda: as_questions(SAMPLE.read_bytes(), "math", SAMPLE.name),
         },
         512,

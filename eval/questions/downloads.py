@@ -38,6 +38,12 @@ KNOWN = {
             "MIT",
         ),
         DataFile(
+            "gsm8k/train.jsonl",
+            f"{GITHUB}/openai/grade-school-math/master/grade_school_math/data/train.jsonl",
+            "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+            "MIT",
+        ),
+        DataFile(
             "gsm8k/prompt_original.txt",
             f"{GITHUB}/FranxYao/chain-of-thought-hub/main/gsm8k/lib_prompt/prompt_original.txt",
             "db8c84b10707a16cc2f61e192e1e55452393510470a3d5790db86188a42ae4e0",

@@ -70,6 +70,18 @@ def test_paper263_puts_eight_examples_in_front(data, monkeypatch):
     assert found.questions[4].reference == "#### 5"
 
 
+def test_worked_examples_stand_in_front_without_calculator_marks(data, monkeypatch):
+    worked = [
+        {"question": f"{i} + 1?", "answer": f"{i} + 1 = <<{i}+1={i + 1}>>{i + 1} eggs.\n#### {i + 1}"} for i in range(9)
+    ]
+    put(data, monkeypatch, "gsm8k/train.jsonl", as_lines(worked))
+    put(data, monkeypatch, "gsm8k/test.jsonl", as_lines(NUMBERED))
+    found = benchmarks.load("gsm8k", "shots4", num_questions=3).questions[2]
+    examples = "".join(f"Question: {i} + 1?\n{i} + 1 = {i + 1} eggs.\nThe answer is {i + 1}.\n\n" for i in range(4))
+    assert found.turns == (f"{examples}Question: How much is 2 + 1?\n",)
+    assert found.reference == "#### 3"
+
+
 def test_humaneval_is_asked_not_run(data, monkeypatch):
     task = {"task_id": "HumanEval/0", "prompt": "def f():\n", "canonical_solution": "    pass\n"}
     put(data, monkeypatch, "humaneval/HumanEval.jsonl.gz", gzip.compress(as_lines([task])))
