@@ -5,7 +5,7 @@
 | gsm8k | full | all 1,319 test questions, zero-shot chat |
 | gsm8k | eagle80 | the 80 questions EAGLE reports on, zero-shot chat |
 | gsm8k | paper263 | the HSD paper's: the first 263 test questions behind an 8-shot chain-of-thought prompt |
-| gsm8k | shots4, shots12, shots24 | test questions behind so many worked training problems: 0.5k, 2k, 4k tokens (Qwen2.5) |
+| gsm8k | shots4, shots12, shots24 | test questions behind so many worked training problems: 0.5k, 2k, 4k tokens |
 | gsm8k | sample | 16 problems in the same style, written for this project, always at hand |
 | mt_bench | full | 80 questions of two turns; the first answer is fed back |
 | humaneval | full, eagle80 | 164 or 80 function headers to complete; what the model writes is never executed |
