@@ -26,7 +26,7 @@ from eagle import command
 from eagle.files import write_whole
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
-from eval.questions.accuracy import is_correct
+from eval.questions.accuracy import has_number, is_correct
 from eval.reports.estimates import bootstrap, ratio, wilson
 from eval.reports.markdown import Table, markdown_table, percent
 from eval.runs.batches import answer_batch
@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> None:
     jsonl.check_writable(output / "accuracy.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
-    unjudged = next((one for one in asked.questions if "####" not in (one.reference or "")), None)
+    unjudged = next((one for one in asked.questions if not has_number(one.reference)), None)
     if unjudged:
         raise ValueError(f"question {unjudged.question_id} has no `#### n` reference: accuracy needs GSM8K's")
     decoding = Decoding(
@@ -192,8 +192,7 @@ def run(options: argparse.Namespace) -> None:
         "models": weights_of(options),
     }
     engine = load_from_flags(options)
-    style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
-    encoded = prompts.encode_texts(engine.tokenizer, style, (question.turns[0] for question in asked.questions))
+    encoded = prompts.encode_first_turns(engine.tokenizer, options.base_model_path, asked.questions)
     work = Work(engine, asked.questions, encoded, decoding, options.batch, options.samples, options.seed)
     found = answer_all(work, methods, output, settings, options.quiet)
     print(write(found, methods, output, settings, asked))

@@ -5,6 +5,7 @@ A few-shot model may go on and invent further questions: text from a new `Questi
 """
 
 import re
+from typing import TypeGuard
 
 NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 COMMITMENTS = [
@@ -28,6 +29,11 @@ def final_number(text: str) -> float | None:
         if found:
             return to_float(found[-1])
     return None
+
+
+def has_number(reference: str | None) -> TypeGuard[str]:
+    """Whether a reference answer is one of GSM8K's, with `#### n` at its end: answers to others are not judged."""
+    return reference is not None and "####" in reference
 
 
 def reference_number(reference: str) -> float:

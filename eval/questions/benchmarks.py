@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from eval.provenance import portable
 from eval.questions import downloads
-from eval.questions.accuracy import reference_number
+from eval.questions.accuracy import has_number, reference_number
 
 SAMPLE = Path(__file__).parent / "sample.jsonl"
 PAPER_QUESTIONS = 263
@@ -144,7 +144,7 @@ def reference_of(record: dict[str, Any], place: str) -> str | None:
     if given == "":
         return None
     reference = text_of(given, key, place)
-    if "####" in reference:
+    if has_number(reference):
         try:
             reference_number(reference)
         except ValueError as error:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eval.questions.benchmarks import Question
 from eval.questions.downloads import sha256
 
 FASTCHAT_BY_FAMILY = {  # a piece of the model's name -> FastChat's template for that family
@@ -83,6 +84,7 @@ def encode(tokenizer: Any, style: PromptFormat, messages: Messages) -> torch.Ten
     return torch.tensor([ids], dtype=torch.int64)
 
 
-def encode_texts(tokenizer: Any, style: PromptFormat, texts: Iterable[str]) -> list[list[int]]:
-    """Each text as the only user message of a conversation, as token ids."""
-    return [encode(tokenizer, style, [{"role": "user", "content": text}])[0].tolist() for text in texts]
+def encode_first_turns(tokenizer: Any, model_name: str, questions: Iterable[Question]) -> list[list[int]]:
+    """Each question's first turn as the only user message of a conversation, as token ids."""
+    style = prompt_format(tokenizer, model_name)
+    return [encode(tokenizer, style, [{"role": "user", "content": one.turns[0]}])[0].tolist() for one in questions]

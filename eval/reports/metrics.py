@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.questions.accuracy import is_correct
+from eval.questions.accuracy import has_number, is_correct
 from eval.reports.estimates import Estimate, bootstrap, ratio, wilson
 from eval.runs.answers import PHASES, Answers, Record
 
@@ -92,7 +92,7 @@ def difference(first: Answers, second: Answers, above: str, below: str) -> Estim
 
 def judged(entry: Record) -> bool:
     """Whether the question has a `#### n` reference."""
-    return "####" in (entry["reference"] or "")
+    return has_number(entry["reference"])
 
 
 def correct(entry: Record) -> bool:

@@ -38,10 +38,9 @@ class Answered(NamedTuple):
 
 def encoded(engine: Any, count: int) -> list[list[int]]:
     """The first `count` sample problems as token ids, one by one; from the start again when there are fewer."""
-    style = prompts.prompt_format(engine.tokenizer, "")
     questions = benchmarks.load("gsm8k", "sample", None, count).questions
-    asked = (questions[index % len(questions)].turns[0] for index in range(count))
-    return prompts.encode_texts(engine.tokenizer, style, asked)
+    asked = (questions[index % len(questions)] for index in range(count))
+    return prompts.encode_first_turns(engine.tokenizer, "", asked)
 
 
 def answer(engine: Any, rows: list[list[int]], method: str, args: argparse.Namespace, seed: int) -> Answered:

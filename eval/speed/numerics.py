@@ -137,8 +137,7 @@ def measure(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
     for dtype in args.dtypes:
         args.dtype = dtype
         model = load_from_flags(args)
-        style = prompts.prompt_format(model.tokenizer, "")
-        asked = prompts.encode_texts(model.tokenizer, style, [question.turns[0] for question in questions])
+        asked = prompts.encode_first_turns(model.tokenizer, "", questions)
         yield summarise(dtype, [one_question(model, prompt, args) for prompt in tqdm(asked, dtype, leave=False)])
         del model  # its memory is free for the next one
 

@@ -146,12 +146,11 @@ def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
     """One line of answers.jsonl."""
     question = work.questions[place]
     text = work.tokenizer.decode(answer.tokens, skip_special_tokens=True) if work.tokenizer else ""
-    reference = question.reference if question.reference and "####" in question.reference else None
     return {
         "question_id": question.question_id,
         "tokens": answer.tokens,
         "ended": answer.ended,
-        "correct": accuracy.is_correct(text, reference) if reference else None,
+        "correct": accuracy.is_correct(text, question.reference) if accuracy.has_number(question.reference) else None,
     }
 
 
@@ -187,8 +186,7 @@ def run(options: argparse.Namespace) -> None:
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model, draft_lm = load_pair(options)
-    style = prompts.prompt_format(model.tokenizer, options.base_model_path)
-    rows = prompts.encode_texts(model.tokenizer, style, (question.turns[0] for question in asked.questions))
+    rows = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
     shared = min(min(common_prefix(rows[0], row), len(row) - 1) for row in rows)  # each row keeps a token of its own
     prefix, rows = rows[0][:shared], [row[shared:] for row in rows]
     slots = options.rows * (max(map(len, rows)) + shape.max_new_tokens) + shape.slots(options.rows)

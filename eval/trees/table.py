@@ -189,8 +189,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
-    style = prompts.prompt_format(model.tokenizer, options.base_model_path)
-    questions = prompts.encode_texts(model.tokenizer, style, (question.turns[0] for question in asked.questions))
+    questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
     cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
     tables = {}
     for temperature in options.temperatures:
