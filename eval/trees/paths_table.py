@@ -1,6 +1,7 @@
 r"""Tables of `python -m eval.trees.paths`: E[accepted] by verifier, draft length, temperature and number of paths.
 
     python -m eval.trees.paths_table results/paths-gsm8k [--output docs/results/paths-gsm8k.json]
+    python -m eval.trees.paths_table results/paths-shots4 results/paths-shots24     one row per directory: by context
 
 Means are over states, brackets are 95 % bootstrap intervals over questions, differences are paired state by state.
 Where the paper has the setting, its numbers stand beside ours: it has other targets, so its levels differ, and what
@@ -233,7 +234,8 @@ def caption(found: list[Measured]) -> str:
     first = found[0]
     settings, session = first.settings, first.session
     pair = " drafted by ".join(model_name(settings[role]) for role in ("target", "draft"))
-    protocol = f"{settings['bench']} ({settings['protocol']}), {pair}"
+    asked = ", ".join(dict.fromkeys(measured.settings["protocol"] for measured in found))
+    protocol = f"{settings['bench']} ({asked}), {pair}"
     commits = sorted({(measured.session["git"]["commit"] or "unknown")[:9] for measured in found})
     return (
         f"{protocol}; seed {settings['seed']}, {settings['dtype']}, a state every {settings['stride']} tokens of "
@@ -256,10 +258,31 @@ def tables(found: list[Measured]) -> list[Table]:
     return [*made, lossiness(found), states(found)]
 
 
-def write(folder: Path, output: Path) -> str:
-    """Write the tables as JSON; returns them as Markdown."""
-    found = read(folder)
-    made = tables(found)
+def by_context(found: list[Measured]) -> Table:
+    """One row per run: how the length of the prompt changes what HSD adds."""
+    rows = []
+    for measured in found:
+        prompt = [row["prompt_tokens"] for row in measured.questions if "prompt_tokens" in row]
+        context = f"{np.mean(prompt):.0f}" if prompt else "–"
+        for depth in measured.settings["depths"]:
+            gain = number(mean(measured.questions, difference("hsd", "token", depth)), 3, "+")
+            cells = [number(mean(measured.questions, accepted(name, depth))) for name in ("token", "hsd")]
+            cells += [gain, number(mean(measured.questions, lambda state: state["overlap"]))]
+            size = [str(measured.states), str(len(measured.questions))]
+            rows.append([measured.settings["protocol"], context, str(depth), *cells, *size])
+    header = ["protocol", "prompt tokens, mean", "length", "token", "hsd", "hsd - token", "sum min(p, q)"]
+    note = f"One path, temperature {found[0].temperature:g}; the states lie on the target's own answers to each prompt."
+    return Table("One path, by context", note, [*header, "states", "questions"], rows)
+
+
+def write(folders: list[Path], output: Path) -> str:
+    """Write the tables as JSON; returns them as Markdown. Several directories: their largest temperatures compared."""
+    if len(folders) == 1:
+        found = read(folders[0])
+        made = tables(found)
+    else:
+        found = [read(folder)[0] for folder in folders]
+        made = [by_context(found)]
     below = caption(found)
     record = {"tables": [table._asdict() for table in made], "caption": below}
     write_whole(output, json.dumps(record, indent=1) + "\n")
@@ -270,10 +293,10 @@ def write(folder: Path, output: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = command.parser("eval.trees.paths_table", __doc__)
-    parser.add_argument("folder", type=Path, help="what python -m eval.trees.paths wrote")
-    parser.add_argument("--output", type=Path, metavar="F", help="default: paths.json in the folder")
+    parser.add_argument("folder", type=Path, nargs="+", help="what python -m eval.trees.paths wrote; several: compared")
+    parser.add_argument("--output", type=Path, metavar="F", help="default: paths.json in the first folder")
     options = parser.parse_args(argv)
-    return command.run(lambda: print(write(options.folder, options.output or options.folder / "paths.json")))
+    return command.run(lambda: print(write(options.folder, options.output or options.folder[0] / "paths.json")))
 
 
 if __name__ == "__main__":

@@ -167,3 +167,10 @@ def test_questions_of_a_file(pair, tmp_path, capsys):
     assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 3  # the settings, two answers
     assert paths.main(flags(pair, tmp_path / "out", questions=long)) == 2
     assert "was measured with other settings" in capsys.readouterr().err
+    assert paths.main(flags(pair, tmp_path / "long", questions=long)) == 0
+    capsys.readouterr()
+    assert paths_table.main([str(tmp_path / "out"), str(tmp_path / "long")]) == 0
+    (table,) = json.loads((tmp_path / "out" / "paths.json").read_text())["tables"]
+    contexts = [float(row[1]) for row in table["rows"]]
+    assert contexts[0] == contexts[1] < contexts[2] == contexts[3]  # two lengths of each
+    assert table["title"] in capsys.readouterr().out
