@@ -27,6 +27,9 @@ class Drafter(Protocol):
         `keep` of `cached_ids` count as read, so that the next `read` goes on after them.
         """
 
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch (ascending), between two rounds."""
+
     def remember(self, ids: list[int]) -> None:
         """Set `cached_ids`; `reserve` and `release` empty it."""
 
@@ -71,6 +74,9 @@ class Lineage:
 
     def clear(self) -> None:
         self.filled = 0
+
+    def keep_rows(self, rows: list[int]) -> None:
+        self.seen, self.depths = self.seen[rows], self.depths[rows]
 
     def add(self, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Register nodes; their ancestor rows [B, n, slots] and depths Int64[B, n]."""

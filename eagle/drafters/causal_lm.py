@@ -35,6 +35,10 @@ class CausalLMDrafter:
             self.lineage = Lineage(batch, slots, self.device)
         self.lineage.clear()
 
+    def keep_rows(self, rows: list[int]) -> None:
+        self.lm.keep_rows(rows)
+        self.lineage.keep_rows(rows)
+
     def release(self) -> None:
         self.lm.release()
 

@@ -61,6 +61,11 @@ class Eagle3Drafter:
             raise RuntimeError("the drafter has no cache: call reserve first")
         return self._buffer
 
+    def keep_rows(self, rows: list[int]) -> None:
+        self.buffer.keep_rows(rows)
+        self.lineage.keep_rows(rows)
+        self.lengths, self.outputs, self._committed = self.lengths[rows], self.outputs[rows], None
+
     def release(self) -> None:
         self._buffer, self.cached_ids = None, []
 

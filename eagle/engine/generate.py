@@ -74,11 +74,12 @@ def iterate(
     finite = False  # whether the caches are known to hold finite values only
     try:
         state = decoder.prefill(prompts, room, graphs.buffers if graphs is not None else None, reuse)
+        rows = state.rows
         for row, root in zip(state.rows, state.step.root.tolist(), strict=True):
             stopping.emit(row, [root])
             row.seconds = row.prefill_seconds = time.perf_counter() - began
         finite = True
-        yield state.rows
+        yield rows
         while any(state.active):
             results = decoder.step(state)
             finite = finite and all(result.finite and not result.replaced for result in results)
@@ -88,10 +89,11 @@ def iterate(
                 if not row.stop_reason:
                     _record(row, result, stopping, state.clock.seconds, tree)
                     row.seconds = time.perf_counter() - began
-            yield state.rows
+            yield rows
+            decoder.drop_finished(state)
     finally:
         if finite:
-            decoder.remember(state.rows)
+            decoder.remember(rows)
         else:
             decoder.release()
 

@@ -30,6 +30,10 @@ class StepState(NamedTuple):
         """Int64[B]: the last committed token of each row."""
         return self.pending.gather(1, (self.counts - 1)[:, None])[:, 0]
 
+    def of_rows(self, rows: list[int]) -> "StepState":
+        """New tensors of these rows."""
+        return StepState(self.pending[rows], self.counts[rows], None if self.aux is None else self.aux[rows])
+
     def signature(self) -> tuple:
         """Shapes, dtypes and devices: equal where one can be copied into the other."""
         return tuple((part.shape, part.dtype, part.device) for part in self if part is not None)
@@ -76,7 +80,7 @@ class DecodingState:
     """The rows of one generation and the tensors its next step begins with.
 
     step       after the prompt tensors of the prompt's length; from the first step on one of `buffers`
-    rows       prompt, new tokens and step records of every row, on the host
+    rows       prompt, new tokens and step records of the rows in the batch, on the host
     buffers    where `step` lies from the first step on: the same addresses step after step
     begun      whether a step was made: from then on shapes repeat
     warned     whether a warning about the drafter was given
@@ -91,7 +95,7 @@ class DecodingState:
 
     @property
     def active(self) -> list[bool]:
-        """Per row, whether it is unfinished. Finished rows stay in the batch and are ignored."""
+        """Per row, whether it is unfinished. Finished rows that are still in the batch are ignored."""
         return [not row.stop_reason for row in self.rows]
 
     def store(self, step: StepState) -> None:

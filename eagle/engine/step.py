@@ -154,6 +154,20 @@ class Decoder:
         if self.drafter is not None and row.steps:
             self.drafter.remember(ids[: len(ids) - row.steps[-1].emitted])  # up to the last step's root
 
+    @torch.inference_mode()
+    def drop_finished(self, state: DecodingState) -> None:
+        """On a CPU: take finished rows out of the batch once they are half of it.
+
+        On a GPU they stay, whether steps are replayed, whose shape is fixed, or not: the tokens are the same.
+        """
+        left = [place for place, active in enumerate(state.active) if active]
+        if self.target.device.type != "cpu" or not 0 < len(left) <= len(state.rows) // 2:
+            return
+        self.target.keep_rows(left)
+        if self.drafter is not None:
+            self.drafter.keep_rows(left)
+        state.rows, state.step = [state.rows[place] for place in left], state.step.of_rows(left)
+
     def release(self) -> None:
         """Free the caches. Masked slots that hold NaN would spoil the next generation: zero times NaN is NaN."""
         self.target.release()

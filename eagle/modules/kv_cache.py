@@ -20,7 +20,7 @@ generation sees few shapes, and at most an eighth of a long bucket is padding, w
 Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,15 @@ class KVBuffer:
         for mine, theirs in zip(self.layers, other.layers, strict=True):
             source = theirs[:, :, :, other.shape.scratch : other.shape.scratch + count]
             mine[:, :, :, self.shape.scratch : self.shape.scratch + count] = source
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with these rows (ascending) as rows 0, 1, ...: moved in place, no memory is allocated or freed."""
+        for store in self.stores:
+            for place, row in enumerate(rows):
+                if place != row:
+                    store[:, :, place] = store[:, :, row]
+        self.layers = [layer[:, : len(rows)] for layer in self.layers]
+        self.shape = replace(self.shape, batch=len(rows))
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Write [B, G, n, E] at slots start .. start + n - 1 of every row."""

@@ -158,6 +158,11 @@ class CachedLM:
         """Free the cache; `reserve` allocates another one."""
         self._buffer, self.cached_ids = None, []
 
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch (ascending); the next `reserve` may ask for any batch."""
+        self.buffer.keep_rows(rows)
+        self.lengths = self.lengths[rows]
+
     @property
     def buffer(self) -> KVBuffer:
         """Keys and values of all layers. RuntimeError before `reserve`."""

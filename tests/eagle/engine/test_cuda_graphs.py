@@ -8,6 +8,7 @@ from eagle.engine.capturable import why_not
 from eagle.engine.cuda_graphs import GraphRunner
 from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.step import Decoder
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import kv_cache
 from eagle.modules import tree_attention as attention
@@ -21,8 +22,10 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
 
 @pytest.fixture(autouse=True)
-def small_buckets(monkeypatch):
+def as_on_a_gpu(monkeypatch):
+    """Small buckets; finished rows stay in the batch."""
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
+    monkeypatch.setattr(Decoder, "drop_finished", lambda _decoder, _state: None)
 
 
 def with_head(**changes) -> EagleModel:

@@ -113,6 +113,33 @@ def test_batched_rows_equal_single_rows(model, side, tree):
         assert row.new_tokens == alone.new_tokens and row.stop_reason == alone.stop_reason
 
 
+@pytest.mark.parametrize("drafter", ["head", "draft model", "none"])
+def test_finished_rows_leave_the_batch(target, drafter, monkeypatch):
+    """Row by row the tokens and steps of the row alone, in ever smaller forwards."""
+    small = CausalLMDrafter(tiny_target(seed=3, num_hidden_layers=4), VOCAB)
+    model = EagleModel(target, small) if drafter == "draft model" else EagleModel.from_head(target, tiny_head(target))
+    tree = "none" if drafter == "none" else "topk"
+    ids = torch.randint(0, VOCAB, (12, 6), generator=seeded(5))
+
+    def rows_of(prompts):
+        return model.generate(
+            prompts, 60, temperature=0, tree=tree, eos_token_id=[3, 17, 44], return_dict_in_generate=True
+        ).rows
+
+    alone = [rows_of(prompt[None])[0] for prompt in ids]
+    ends = sorted(len(row.steps) for row in alone)
+    assert ends[2] < ends[8] < ends[-1], "the rows end together: choose other prompts"
+    score, sizes = model.target.score_tree, []
+    monkeypatch.setattr(
+        model.target, "score_tree", lambda tokens, *rest: sizes.append(len(tokens)) or score(tokens, *rest)
+    )
+    for row, single in zip(rows_of(ids), alone, strict=True):
+        assert row.new_tokens == single.new_tokens and row.stop_reason == single.stop_reason
+        assert [step.accepted for step in row.steps] == [step.accepted for step in single.steps]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] < len(ids) // 2
+    assert rows_of(ids)[0].new_tokens == alone[0].new_tokens  # a whole batch again, in caches that hold fewer rows
+
+
 def test_the_same_seed_gives_the_same_tokens_and_another_seed_others(model):
     runs = [model.generate(PROMPT, 40, generator=seeded(seed)).tolist() for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
