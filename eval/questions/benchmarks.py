@@ -188,19 +188,25 @@ def from_file(path: str, category: str) -> Callable[[], list[Question]]:
     return lambda: as_questions(downloads.read_or_download(path), category, path)
 
 
+GSM8K_TEST = from_file("gsm8k/test.jsonl", "math")
+
+
 def paper263() -> list[Question]:
     """The first 263 test questions, each behind the 8 worked examples, joined as the paper's released script does."""
     examples = downloads.read_or_download("gsm8k/prompt_original.txt").decode("utf-8")
-    plain = as_questions(downloads.read_or_download("gsm8k/test.jsonl"), "math", "gsm8k/test.jsonl")[:PAPER_QUESTIONS]
-    return [question._replace(turns=(f"{examples}\nQuestion: {question.turns[0]}\n",)) for question in plain]
+    return behind(f"{examples}\n", GSM8K_TEST()[:PAPER_QUESTIONS])
 
 
 def behind_examples(count: int) -> list[Question]:
     """The test questions, each behind the first `count` training problems with their solutions: longer contexts."""
-    examples = as_questions(downloads.read_or_download("gsm8k/train.jsonl"), "math", "gsm8k/train.jsonl")[:count]
-    shown_first = "".join(f"Question: {example.turns[0]}\n{solution(example)}\n\n" for example in examples)
-    plain = as_questions(downloads.read_or_download("gsm8k/test.jsonl"), "math", "gsm8k/test.jsonl")
-    return [question._replace(turns=(f"{shown_first}Question: {question.turns[0]}\n",)) for question in plain]
+    examples = from_file("gsm8k/train.jsonl", "math")()[:count]
+    worked = "".join(f"Question: {example.turns[0]}\n{solution(example)}\n\n" for example in examples)
+    return behind(worked, GSM8K_TEST())
+
+
+def behind(examples: str, questions: list[Question]) -> list[Question]:
+    """The questions, each behind the same worked examples."""
+    return [question._replace(turns=(f"{examples}Question: {question.turns[0]}\n",)) for question in questions]
 
 
 def solution(example: Question) -> str:
@@ -220,7 +226,7 @@ class Benchmark(NamedTuple):
 BENCHMARKS = {
     "gsm8k": Benchmark(
         {
-            "full": from_file("gsm8k/test.jsonl", "math"),
+            "full": GSM8K_TEST,
             "eagle80": from_file("eagle80/gsm8k.jsonl", "math"),
             "paper263": paper263,
             **{f"shots{count}": functools.partial(behind_examples, count) for count in (4, 12, 24)},

@@ -103,11 +103,10 @@ def load_pair(options: argparse.Namespace) -> tuple[EagleModel, CachedLM]:
 
 
 class Work(NamedTuple):
-    """The pair, the questions with their prompts behind a prefix of `shared` tokens, and what is measured."""
+    """The pair, the questions with their prompts behind the shared prefix, and what is measured."""
 
     pair: Pair
     questions: list[benchmarks.Question]
-    shared: int
     prompts: list[list[int]]
     shape: Shape
     seed: int
@@ -149,7 +148,7 @@ def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
     text = work.tokenizer.decode(answer.tokens, skip_special_tokens=True) if work.tokenizer else ""
     return {
         "question_id": question.question_id,
-        "prompt_tokens": work.shared + len(work.prompts[place]),
+        "prompt_tokens": work.pair.target.length + len(work.prompts[place]),
         "tokens": answer.tokens,
         "ended": answer.ended,
         "correct": accuracy.is_correct(text, question.reference) if accuracy.has_number(question.reference) else None,
@@ -203,7 +202,7 @@ def run(options: argparse.Namespace) -> None:
         if options.quiet
         else (lambda text: print(f"{text}, {time.process_time():.0f} s", flush=True))
     )
-    work = Work(pair, asked.questions, shared, rows, shape, options.seed, model.tokenizer, say)
+    work = Work(pair, asked.questions, rows, shape, options.seed, model.tokenizer, say)
     for first in range(0, len(rows), options.rows):
         measure_questions(work, list(range(first, min(first + options.rows, len(rows)))), options, asked, output)
 

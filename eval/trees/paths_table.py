@@ -76,6 +76,11 @@ def difference(first: str, second: str, depth: int | str) -> Callable[[State], f
     return lambda state: accepted(first, depth)(state) - accepted(second, depth)(state)
 
 
+def overlap(state: State) -> float:
+    """Sum of min(p, q) at a state."""
+    return state["overlap"]
+
+
 def distance_at(depth: int) -> Callable[[State], float]:
     """The released rule's total variation at the full draft, as a function of a state."""
     return lambda state: state["released"][str(depth)][2]
@@ -174,9 +179,9 @@ def states(found: list[Measured]) -> Table:
     for measured in found:
         lengths = [len(row["tokens"]) for row in measured.questions]
         cut = sum(not row["ended"] for row in measured.questions)
-        overlap = number(mean(measured.questions, lambda state: state["overlap"]))
         answers = [str(len(measured.questions)), f"{np.mean(lengths):.0f}", str(cut)]
-        rows.append([f"{measured.temperature:g}", *answers, str(measured.states), overlap])
+        shared = number(mean(measured.questions, overlap))
+        rows.append([f"{measured.temperature:g}", *answers, str(measured.states), shared])
     header = ["temperature", "answers", "tokens, mean", "cut at the limit", "states", "sum min(p, q) at a state"]
     return Table("The states", "On the target's own answers, sampled at temperature 1.", header, rows)
 
@@ -267,7 +272,7 @@ def by_context(found: list[Measured]) -> Table:
         for depth in measured.settings["depths"]:
             gain = number(mean(measured.questions, difference("hsd", "token", depth)), 3, "+")
             cells = [number(mean(measured.questions, accepted(name, depth))) for name in ("token", "hsd")]
-            cells += [gain, number(mean(measured.questions, lambda state: state["overlap"]))]
+            cells += [gain, number(mean(measured.questions, overlap))]
             size = [str(measured.states), str(len(measured.questions))]
             rows.append([measured.settings["protocol"], context, str(depth), *cells, *size])
     header = ["protocol", "prompt tokens, mean", "length", "token", "hsd", "hsd - token", "sum min(p, q)"]
