@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from eagle.drafters.base import Lineage
 from eagle.modules.fused_head import FusedHead
+from eagle.modules.grouped_attention import attend_grouped
 from eagle.modules.head import Eagle3Head
 from eagle.modules.kv_cache import CacheShape, KVBuffer, bucket, whole
 
@@ -83,20 +84,14 @@ class Eagle3Drafter:
     def _attend(self, q: Tensor, mask: Tensor | None, first: int, stop: int) -> Tensor:
         """q [B, n, H, E] over slots first .. stop - 1 -> [B, n, H * E].
 
-        mask: additive [B, n, stop - first]; None for n = 1 or plain causal attention. The heads of a group share its
-        keys and values, so with a mask they are one head of more rows.
+        mask: additive [B, n, stop - first]; None for n = 1 or plain causal attention.
         """
         keys, values = self.buffer.view(0, first, stop)
         if mask is None:
             q = q.transpose(1, 2)
             out = scaled_dot_product_attention(q, keys, values, is_causal=q.shape[2] > 1, enable_gqa=True)
             return out.transpose(1, 2).flatten(2)
-        batch, n, heads, size = q.shape
-        groups = keys.shape[1]
-        rows = q.view(batch, n, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(batch, groups, -1, size)
-        mask = mask[:, None, None].expand(-1, -1, heads // groups, -1, -1).reshape(batch, 1, rows.shape[2], -1)
-        out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
-        return out.view(batch, heads, n, size).transpose(1, 2).reshape(batch, n, -1)
+        return attend_grouped(q.transpose(1, 2), keys, values, mask[:, None]).transpose(1, 2).flatten(2)
 
     def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
         if aux is None:

@@ -114,7 +114,8 @@ class EagleModel:
         dtype        a torch.dtype or its name; "auto": what decodes fastest on the device (bfloat16 where the hardware
                      multiplies it, else float32); None: the checkpoint's on a GPU, float32 on a CPU
         device_map   as in `transformers`; None: the GPU if there is one, else the CPU
-        attention    "sdpa", or "split_prefix" for a tree attention without a mask over the cache
+        attention    "grouped" (`eagle.modules.grouped_attention`; the default on a CPU), "sdpa" (elsewhere), or
+                     "split_prefix" for a tree attention without a mask over the cache
                      (`eagle.modules.tree_attention`); `attn_implementation` is another name for it
         taps, rope_theta    override the head's config.json (`eagle.load_head`)
         model_kwargs        go to the target's `from_pretrained`

@@ -7,9 +7,10 @@ import torch
 from transformers.utils import is_accelerate_available
 
 from eagle.checkpoints.pretrained import read_model
+from eagle.modules import grouped_attention, tree_attention
 from eagle.modules.precision import has_bf16
-from eagle.modules.tree_attention import ATTENTION
 
+ATTENTION = ("sdpa", grouped_attention.NAME, tree_attention.NAME)  # what reads tree masks correctly
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 CHECKPOINT_DTYPE = "auto"  # transformers' name for the dtype that the checkpoint is stored in
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
@@ -59,8 +60,8 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     return dtype
 
 
-def resolve_attention(attention: str | None, implementation: str | None) -> str:
-    """The attention from `attention` and from transformers' name for it, `attn_implementation`.
+def resolve_attention(attention: str | None, implementation: str | None, device: torch.device) -> str:
+    """The attention from `attention` and from transformers' name for it, `attn_implementation`; else the device's.
 
     Raises ValueError for one that does not read tree masks correctly, or two that differ.
     """
@@ -69,7 +70,7 @@ def resolve_attention(attention: str | None, implementation: str | None) -> str:
             raise ValueError(f"{name}={value!r}: expected one of {', '.join(ATTENTION)}")
     if attention and implementation and attention != implementation:
         raise ValueError(f"attention={attention!r} and attn_implementation={implementation!r}: give one of them")
-    return attention or implementation or ATTENTION[0]
+    return attention or implementation or (grouped_attention.NAME if device.type == "cpu" else "sdpa")
 
 
 def load_options(
@@ -78,8 +79,9 @@ def load_options(
     """Defaults filled in and checked, see the functions above. Raises ValueError as they do."""
     cuda = torch.cuda.is_available()
     device_map = resolve_device_map(device_map, cuda)
-    chosen = resolve_dtype(dtype, main_device(device_map, cuda))
-    return LoadOptions(chosen, device_map, resolve_attention(attention, implementation))
+    device = main_device(device_map, cuda)
+    chosen = resolve_dtype(dtype, device)
+    return LoadOptions(chosen, device_map, resolve_attention(attention, implementation, device))
 
 
 def load_lm(path: str, options: LoadOptions, **model_kwargs: Any) -> Any:

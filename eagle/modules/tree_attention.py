@@ -26,7 +26,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "split_prefix"
-ATTENTION = ("sdpa", NAME)  # what `EagleModel.from_pretrained(attention=)` knows
 
 
 class Part(NamedTuple):

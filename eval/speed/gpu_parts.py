@@ -437,7 +437,7 @@ def attention(findings: Findings, at: Setting) -> None:
     )
     options = timed_steps(at, at.short, at.contexts[-1], ("hybrid",))
     engine = step_time.load_pair(options)
-    for name in tree_attention.ATTENTION:
+    for name in ("sdpa", tree_attention.NAME):
         engine.target.model.set_attn_implementation(name)
         add_step_rows(findings, engine, options, attention=name)
 

@@ -18,12 +18,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from eagle.modules import grouped_attention
 from eagle.modules.packed_linear import pack_layers
 from eagle.modules.target import cache_keyword
 
@@ -31,21 +29,6 @@ GRANULE = 64  # slots are allocated and looked at in multiples of this
 PREFILL_TOKENS = 4096  # padded prompt tokens of one forward
 BLOCK = 256  # columns whose running sum is formed when a token is drawn
 NUCLEUS = 512  # most likely tokens in which top-p is looked for first
-GROUPED = "grouped_decode"
-
-
-def grouped_attention(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, scaling=None, **options):
-    """Attention of one token per row without copies of shared key/value heads; prompts go through SDPA as always."""
-    if attention_mask is None or query.shape[2] != 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    rows, heads, _, size = query.shape
-    grouped = query.view(rows, key.shape[1], heads // key.shape[1], size)  # heads of a group beside each other
-    out = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, size), None
-
-
-AttentionInterface.register(GROUPED, grouped_attention)
-AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 @dataclass
@@ -203,7 +186,7 @@ class Sampler:
 
     def __init__(self, model, rows: int, ends: list[int]) -> None:
         """`model` is a stock causal LM, whose attention is set for this; an answer ends with one of `ends`."""
-        model.set_attn_implementation(GROUPED)
+        model.set_attn_implementation(grouped_attention.NAME)
         pack_layers(model)
         self.model = model.eval()
         self.rows, self.ends = rows, set(ends)

@@ -78,9 +78,9 @@ def test_other_dtypes_are_refused(dtype):
 def test_with_a_gpu_and_nothing_said_the_model_goes_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_options(None, None, None, None) == (loading.CHECKPOINT_DTYPE, "cuda", "sdpa")
-    assert load_options(None, "cpu", None, None) == (torch.float32, "cpu", "sdpa")
+    assert load_options(None, "cpu", None, None) == (torch.float32, "cpu", "grouped")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert load_options(None, None, None, None) == (torch.float32, None, "sdpa")
+    assert load_options(None, None, None, None) == (torch.float32, None, "grouped")
 
 
 @pytest.mark.parametrize("accelerate", [True, False])
@@ -99,10 +99,15 @@ def test_one_device_needs_no_accelerate(paths, monkeypatch, accelerate):
 
 
 def test_attention_by_either_name():
-    assert resolve_attention(None, None) == resolve_attention(None, "sdpa") == "sdpa"
-    assert resolve_attention("split_prefix", None) == resolve_attention("split_prefix", "split_prefix")
+    assert resolve_attention(None, "sdpa", CPU) == "sdpa"
+    assert resolve_attention("split_prefix", None, CPU) == resolve_attention("split_prefix", "split_prefix", CPU)
     with pytest.raises(ValueError, match="give one of them"):
-        resolve_attention("sdpa", "split_prefix")
+        resolve_attention("sdpa", "split_prefix", CPU)
+
+
+def test_the_attention_of_a_device():
+    assert resolve_attention(None, None, CPU) == "grouped"
+    assert resolve_attention(None, None, torch.device("cuda")) == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["attention", "attn_implementation"])

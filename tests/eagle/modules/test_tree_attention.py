@@ -116,7 +116,7 @@ def test_the_choice_by_device_and_dtype(monkeypatch):
 
 
 def test_an_unknown_attention_is_refused():
-    with pytest.raises(ValueError, match="attention='eager'.*sdpa, split_prefix"):
+    with pytest.raises(ValueError, match="attention='eager'.*sdpa, grouped, split_prefix"):
         EagleModel.from_pretrained("nowhere", attention="eager")
 
 
