@@ -6,8 +6,9 @@ r"""E[accepted] of trees and verifiers over temperatures and budgets, on the sam
 
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
-questions; gains are paired. Writes table.md, table.json and table.png; a run that is started again goes on where it
-stopped. Timings and E[accepted] along each method's own generations come from `python -m eval`.
+questions; gains are paired. A table names the target's entropy along these answers, in nats. Writes table.md,
+table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along each method's own
+generations come from `python -m eval`.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from eval.reports.markdown import markdown_table
 from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
+NATS = "nats"  # beside these: the entropy of p at each token of the answer, at the temperature of the table
 
 
 def generator_of(seed: int, question: int) -> torch.Generator:
@@ -56,9 +58,13 @@ def measure(
     first = len(next(iter(done.values()), []))
     for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
         row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}
-        for index in probe.states(questions[number], stride * states + 1, generator_of(seed, number)):
-            if index % stride == 0:
+        row[NATS] = []
+        probe.begin(questions[number], stride * states + 1, generator_of(seed, number))
+        while not probe.ended:
+            if len(row[NATS]) % stride == 0:
                 at_state(probe, temperature, cells, row)
+            law = probe.advance().target_probs[0]  # along the target's own samples
+            row[NATS].append(round(float(torch.special.entr(law).sum()), 4))
         for key, values in row.items():
             done.setdefault(key, []).append(values)
         save(row)
@@ -99,18 +105,25 @@ def summarise(values: Values, base_method: str) -> dict[str, Any]:
     """Per cell: E[accepted], and its gain over the base method at the same budget, with intervals."""
     rows = {}
     for key, cells in values.items():
+        if key == NATS:
+            continue
         base = values.get(f"{base_method}@{key.split('@')[1]}")
         gain = interval(cells, base) if base and any(map(sum, base)) else None
         rows[key] = {"expected": interval(cells), "gain": gain, "states": sum(map(len, cells)), "questions": len(cells)}
     return rows
 
 
-def markdown(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[int]) -> str:
+def markdown(
+    tables: dict[str, dict[str, Any]], nats: dict[str, list[float]], methods: list[str], budgets: list[int]
+) -> str:
     """One table per temperature: budgets down, methods across, `E (gain over the first method [interval])`."""
     parts = []
     for temperature, rows in tables.items():
-        first = rows[f"{methods[0]}@{budgets[0]}"]
-        parts.append(f"temperature {temperature}: {first['states']} states of {first['questions']} questions")
+        first, (mean, low, high) = rows[f"{methods[0]}@{budgets[0]}"], nats[temperature]
+        parts.append(
+            f"temperature {temperature} ({mean:.2f} nats [{low:.2f}, {high:.2f}]): {first['states']} states of "
+            f"{first['questions']} questions"
+        )
         cells = [
             [str(nodes), *(_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods)]
             for nodes in budgets
@@ -191,12 +204,12 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
     cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
-    tables = {}
+    tables, nats = {}, {}
     for temperature in options.temperatures:
-        tables[f"{temperature:g}"] = summarise(
-            one_temperature(model, questions, temperature, cells, options, output), options.methods[0]
-        )
-    write(tables, asked, options, output)
+        values = one_temperature(model, questions, temperature, cells, options, output)
+        tables[f"{temperature:g}"] = summarise(values, options.methods[0])
+        nats[f"{temperature:g}"] = interval(values[NATS])
+    write(tables, nats, asked, options, output)
     return tables
 
 
@@ -224,7 +237,7 @@ def one_temperature(
     }
     with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows[: len(questions)], start=2):
-            check_row(row, {name(*cell) for cell in cells}, f"{path}, line {number}")
+            check_row(row, {NATS, *(name(*cell) for cell in cells)}, f"{path}, line {number}")
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
         return measure(
@@ -248,7 +261,13 @@ def check_row(row: Any, names: set[str], place: str) -> None:
         raise ValueError(f"{place}: expected a list of numbers for each of {', '.join(sorted(names))}; remove the line")
 
 
-def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argparse.Namespace, output: Path) -> None:
+def write(
+    tables: dict[str, Any],
+    nats: dict[str, list[float]],
+    asked: benchmarks.QuestionSet,
+    options: argparse.Namespace,
+    output: Path,
+) -> None:
     """Write table.json, table.md and table.png."""
     origin = provenance.provenance([])
     record = {
@@ -261,10 +280,11 @@ def write(tables: dict[str, Any], asked: benchmarks.QuestionSet, options: argpar
         "git": origin["git"],
         "versions": origin["versions"],
         "cpu": origin["hardware"]["cpu"],
+        "nats": nats,
         "tables": tables,
     }
     write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
-    write_whole(output / "table.md", markdown(tables, options.methods, options.budgets))
+    write_whole(output / "table.md", markdown(tables, nats, options.methods, options.budgets))
     plot(tables, options.methods, options.budgets, output / "table.png")
 
 

@@ -1,4 +1,4 @@
-"""The best that any lossless verifier can do in a toy world, by linear programming.
+"""The best that any lossless verifier can do in toy worlds, by linear programming.
 
 A verifier is a distribution g(v, y | T) >= 0 of the stopping node v and the bonus token y, given the drafted tree T.
 With s the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
@@ -11,11 +11,17 @@ With s the emitted tokens path(v) y, and E(s) = sum over T of Pr(T) g(s | T),
 The second line is L(z) = P(z) of hsd/audit/exact.py divided by P(z). Every lossless verifier that depends on the
 tree and the two models is a feasible point, so the value is a ceiling. Only the set of drafted prefixes
 matters: trees with the same set are merged.
+
+A real verifier sees the two models' probabilities at drafted nodes alone. Given several worlds, g may depend on T and
+on what the models say at the nodes of T, its *sight*: worlds that agree there share the variables, the second and third
+line hold in every world, and the mean over the worlds is maximized. That is a ceiling, too: for verifiers that see no
+more than this.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from itertools import product
 
 from hsd.audit.exact import path_probability
@@ -24,18 +30,21 @@ from hsd.audit.worlds import Draft, Prefix, World
 LIMIT = 60_000
 """More variables than this and no optimum is computed: it would take minutes."""
 
+Tree = frozenset[Prefix]
+Sight = tuple[Tree, bytes]  # a tree, and both models' probabilities at its nodes
 
-def optimum(world: World, drafts: list[Draft]) -> float | None:
-    """E[accepted] of the best lossless verifier; None without scipy, or where the program is too large."""
-    trees: dict[frozenset[Prefix], float] = defaultdict(float)
-    for draft in drafts:
-        trees[frozenset(draft.prefixes)] += draft.probability
-    chances = list(trees.values())
+
+def optimum(worlds: Sequence[World], drafts: Sequence[list[Draft]]) -> float | None:
+    """E[accepted] of the best verifier that is lossless in all of `worlds`, its mean over them.
+
+    `drafts` has the outcomes of drafting in each world. None without scipy, or where the program is too large.
+    """
+    chances = [_chances(world, outcomes) for world, outcomes in zip(worlds, drafts, strict=True)]
+    seen: Counter[Sight] = Counter()
+    for one in chances:
+        seen.update(one)  # adds up the probabilities
     variables = [
-        (t, prefix + (y,))
-        for t, prefixes in enumerate(trees)
-        for prefix in sorted(prefixes)
-        for y in range(world.vocabulary)
+        (sight, prefix + (y,)) for sight in seen for prefix in sorted(sight[0]) for y in range(worlds[0].vocabulary)
     ]
     if len(variables) > LIMIT:
         return None
@@ -45,12 +54,19 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
     except ImportError:
         return None
 
-    variables = [(t, s) for t, s in variables if path_probability(world, s) > 0]
-    sequences = [z for z in product(range(world.vocabulary), repeat=world.depth + 1) if path_probability(world, z) > 0]
-    rows, columns, values = zip(*_entries(world, chances, variables, sequences))
-    height = len(chances) + len(sequences)
+    impossible = {
+        (sight, prefix + (y,))
+        for world, one in zip(worlds, chances)
+        for sight in one
+        for prefix in sight[0]
+        for y in range(world.vocabulary)
+        if path_probability(world, prefix + (y,)) == 0
+    }
+    variables = [variable for variable in variables if variable not in impossible]
+    entries, height = _constraints(worlds, chances, list(seen), variables)
+    rows, columns, values = zip(*entries)
     matrix = coo_array((values, (rows, columns)), shape=(height, len(variables))).tocsr()
-    gain = [chances[t] * (len(s) - 1) for t, s in variables]
+    gain = [seen[sight] / len(worlds) * (len(s) - 1) for sight, s in variables]
     for method in ("highs-ds", "highs-ipm"):
         result = linprog([-g for g in gain], A_eq=matrix, b_eq=[1.0] * height, method=method)
         if result.status == 0:
@@ -58,16 +74,36 @@ def optimum(world: World, drafts: list[Draft]) -> float | None:
     return None
 
 
-def _entries(
-    world: World, chances: list[float], variables: list[tuple[int, Prefix]], sequences: list[Prefix]
-) -> list[tuple[int, int, float]]:
-    """(row, column, coefficient) of the constraints: first the trees, then the sequences."""
-    row_of = {z: len(chances) + i for i, z in enumerate(sequences)}
-    entries = []
-    for column, (tree, emitted) in enumerate(variables):
-        entries.append((tree, column, 1.0))
-        share = chances[tree] / path_probability(world, emitted)
-        for rest in product(range(world.vocabulary), repeat=world.depth + 1 - len(emitted)):
-            if emitted + rest in row_of:
-                entries.append((row_of[emitted + rest], column, share))
-    return entries
+def _chances(world: World, drafts: list[Draft]) -> dict[Sight, float]:
+    """What can be seen in a world, with its probability."""
+    found: dict[Sight, float] = defaultdict(float)
+    for draft in drafts:
+        tree = frozenset(draft.prefixes)
+        models = [model[prefix].numpy().tobytes() for prefix in sorted(tree) for model in (world.target, world.draft)]
+        found[tree, b"".join(models)] += draft.probability
+    return found
+
+
+def _constraints(
+    worlds: Sequence[World],
+    chances: Sequence[dict[Sight, float]],
+    sights: list[Sight],
+    variables: list[tuple[Sight, Prefix]],
+) -> tuple[list[tuple[int, int, float]], int]:
+    """(row, column, coefficient), and the number of rows: first the sights, then every world's sequences."""
+    row_of_sight = {sight: row for row, sight in enumerate(sights)}
+    entries = [(row_of_sight[sight], column, 1.0) for column, (sight, _) in enumerate(variables)]
+    column_of = {variable: column for column, variable in enumerate(variables)}
+    height = len(sights)
+    for world, one in zip(worlds, chances):
+        sequences = product(range(world.vocabulary), repeat=world.depth + 1)
+        row_of = {z: height + i for i, z in enumerate(z for z in sequences if path_probability(world, z) > 0)}
+        height += len(row_of)
+        for sight, chance in one.items():
+            for emitted in (prefix + (y,) for prefix in sight[0] for y in range(world.vocabulary)):
+                if (column := column_of.get((sight, emitted))) is None:
+                    continue
+                share = chance / path_probability(world, emitted)
+                rest = product(range(world.vocabulary), repeat=world.depth + 1 - len(emitted))
+                entries += [(row_of[z], column, share) for r in rest if (z := emitted + r) in row_of]
+    return entries, height

@@ -95,7 +95,7 @@ def audit(subjects: list[Subject], selected: list[Family], seed: int) -> Iterato
     for family in selected:
         world = random_world(family.world, family.vocabulary, family.depth, seed, **WORLDS[family.world])
         drafts = enumerate_drafts(world, RECIPES[family.recipe])
-        bound, best = coverage_bound(world, drafts), optimum(world, drafts)
+        bound, best = coverage_bound(world, drafts), optimum([world], [drafts])
         outcomes = {}
         for subject in subjects:
             if subject.applies(family.recipe, family.world):

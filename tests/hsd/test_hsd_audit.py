@@ -57,7 +57,7 @@ def test_the_optimum_is_reached_where_theory_says_so_and_never_passed() -> None:
         drafts = enumerate_drafts(world, RECIPES[family.recipe])
         if len(drafts) > 100:
             continue
-        best, bound = optimum(world, drafts), coverage_bound(world, drafts)
+        best, bound = optimum([world], [drafts]), coverage_bound(world, drafts)
         accepted = examine(world, drafts, known("hsd").rule).accepted
         assert accepted <= best + 1e-8
         assert best <= bound + 1e-8

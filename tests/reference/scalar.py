@@ -10,6 +10,8 @@ probabilities).
     block  block verification, arXiv 2403.10444: one path, forward scan, the last head wins
     traversal  arXiv 2505.12398: the first leaf of the tree is accepted with p_alpha or deleted, which updates the
                residual and p_alpha of its parent and then p_alpha of all that is left below the parent
+    leaves_last  hsd, but the children of a node are visited in another order than they were sampled in: those without
+               children of their own come last (docs/verifiers.md)
     published  block, but the full draft is accepted by its uncapped joint ratio, as HSD's released code does
 """
 
@@ -75,6 +77,32 @@ def _branch(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[floa
         total = sum(excess)
         w = total / deficiency if total > 0 else 0.0
         r = [e / total for e in excess] if total > 0 else r
+    return (node, r) if node == 0 or flip(min(w, 1.0)) else None
+
+
+def leaves_last(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
+    """hsd with every child's probability of being passed, given its siblings' tokens, but with leaves visited last."""
+    return _leaves_last(tree, flip, 0, 1.0)
+
+
+def _leaves_last(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[float]] | None:
+    r, passed, left = tree.target[node], {}, 1.0
+    for child in tree.children(node):
+        d, x = tree.proposal(child), tree.tokens[child]
+        weight = min(1.0, w * r[x] / d[x])
+        passed[child], left = left * weight, left * (1 - weight)
+        excess = [max(w * a - b, 0.0) for a, b in zip(r, d)]
+        deficiency = sum(max(b - w * a, 0.0) for a, b in zip(r, d))
+        total = sum(excess)
+        w = total / deficiency if total > 0 and deficiency > 0 else 0.0  # 0 / 0: never left over
+        r = [e / total for e in excess] if total > 0 else r
+    unvisited = 1.0  # the probability that no child visited so far is passed, given the children's tokens
+    for child in sorted(passed, key=lambda child: not tree.children(child)):
+        weight = min(1.0, passed[child] / unvisited) if passed[child] > 0 else 0.0
+        kept = _leaves_last(tree, flip, child, weight)
+        if kept is not None:
+            return kept
+        unvisited -= passed[child]
     return (node, r) if node == 0 or flip(min(w, 1.0)) else None
 
 
@@ -151,7 +179,14 @@ def traversal(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
         refresh(parent)
 
 
-VERIFIERS = {"traversal": traversal, "hsd": hsd, "token": token, "block": block, "published": published}
+VERIFIERS = {
+    "traversal": traversal,
+    "hsd": hsd,
+    "leaves_last": leaves_last,
+    "token": token,
+    "block": block,
+    "published": published,
+}
 
 
 class _Script:

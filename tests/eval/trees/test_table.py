@@ -1,6 +1,7 @@
 """`python -m eval.trees.table` on a tiny pair: written, resumed, claimed by one process."""
 
 import json
+import re
 
 from eval import jsonl
 from eval.trees import table
@@ -15,7 +16,9 @@ def flags(pair_flags, output, *more):
 def test_a_table_that_is_resumed(pair_flags, tmp_path, capsys):
     assert table.main(flags(pair_flags, tmp_path)) == 0
     written = (tmp_path / "table.md").read_text()
-    assert written.startswith("temperature 1: 4 states of 2 questions\n\n| nodes | topk+token | hybrid+hsd |")
+    first, _, header, *_ = written.splitlines()
+    assert re.fullmatch(r"temperature 1 \(\d\.\d\d nats \[.*\]\): 4 states of 2 questions", first)
+    assert header == "| nodes | topk+token | hybrid+hsd |"
     assert written in capsys.readouterr().out
     states = (tmp_path / "states_T1.jsonl").read_bytes()
     first, second, third = states.splitlines(keepends=True)
@@ -24,6 +27,8 @@ def test_a_table_that_is_resumed(pair_flags, tmp_path, capsys):
     assert (tmp_path / "states_T1.jsonl").read_bytes() == states
     cells = json.loads((tmp_path / "table.json").read_text())["tables"]["1"]
     assert set(cells) == {"topk+token@4", "topk+token@6", "hybrid+hsd@4", "hybrid+hsd@6"}
+    values = json.loads(second)
+    assert len(values["nats"]) >= 2 * len(values["topk+token@4"]) - 1 and min(values["nats"]) > 0
 
 
 def test_other_settings_are_refused(pair_flags, tmp_path, capsys):

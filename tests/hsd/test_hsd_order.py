@@ -1,0 +1,70 @@
+"""HSD is not the best lossless rule on trees: visiting leaves last is lossless and accepts more (docs/verifiers.md)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hsd.audit.exact import examine
+from hsd.audit.optimum import optimum
+from hsd.audit.worlds import RECIPES, Children, Dice, Sketch, World, enumerate_drafts, random_world
+from tests.reference import scalar
+
+
+def uneven(world: World, dice: Dice) -> Sketch:
+    """A sampled child without children, then the likeliest token with a sampled path below it."""
+    sketch, q = Sketch(), world.draft[()]
+    top = int(q.argmax())
+    rest = q.index_fill(0, torch.tensor([top]), 0)
+    rest = rest / rest.sum()
+    first: Children = [(dice.roll(rest), rest), (top, None)]
+    *_, node = [sketch.add(0, token, probs) for token, probs in first]
+    for _ in range(world.depth - 1):
+        probs = world.draft[sketch.prefixes[node]]
+        node = sketch.add(node, dice.roll(probs), probs)
+    return sketch
+
+
+def by(name: str):
+    """A scalar verifier as a rule of the audit."""
+
+    def rule(tree, target):
+        stop, residuals = scalar.exact_distribution(name, scalar.from_draft(tree, target))
+        rows = [found if found else wanted for found, wanted in zip(residuals, target.tolist())]
+        return torch.tensor(stop, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
+
+    return rule
+
+
+@pytest.mark.parametrize("recipe", [uneven, *RECIPES.values()])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_leaves_last_is_lossless_and_accepts_no_less(recipe, seed) -> None:
+    world = random_world("random", 3, 2, seed)
+    drafts = enumerate_drafts(world, recipe)
+    theirs, ours = (examine(world, drafts, by(name)) for name in ("hsd", "leaves_last"))
+    assert ours.error < 1e-12
+    assert ours.accepted >= theirs.accepted - 1e-12
+
+
+def test_it_closes_most_of_the_way_to_the_optimum_where_a_leaf_was_sampled_first() -> None:
+    pytest.importorskip("scipy")
+    worlds = [random_world("random", 3, 3, seed) for seed in range(4)]
+    drafts = [enumerate_drafts(world, uneven) for world in worlds]
+    hsd, ours = (
+        sum(examine(world, some, by(name)).accepted for world, some in zip(worlds, drafts))
+        for name in ("hsd", "leaves_last")
+    )
+    best = sum(optimum([world], [some]) for world, some in zip(worlds, drafts))
+    assert ours - hsd > 0.9 * (best - hsd) > 0.01
+
+
+@pytest.mark.parametrize("recipe", ["hybrid", "without replacement"])
+def test_what_a_verifier_cannot_see_is_not_what_keeps_it_from_the_optimum(recipe) -> None:
+    """Two targets that differ behind one first token only, and one verifier for both: nothing is lost."""
+    pytest.importorskip("scipy")
+    one, other = random_world("random", 3, 2, 1), random_world("random", 3, 2, 2)
+    changed = World("random", 3, 2, {**one.target, (0,): other.target[(0,)]}, {**one.draft, (0,): other.draft[(0,)]})
+    worlds = [one, changed]
+    drafts = [enumerate_drafts(world, RECIPES[recipe]) for world in worlds]
+    alone = [optimum([world], [some]) for world, some in zip(worlds, drafts)]
+    assert optimum(worlds, drafts) == pytest.approx(sum(alone) / 2, abs=1e-8)
