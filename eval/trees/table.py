@@ -7,8 +7,8 @@ r"""E[accepted] of trees and verifiers over temperatures and budgets, on the sam
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
 questions; gains are paired. A table names the target's entropy along these answers, in nats. Writes table.md,
-table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along each method's own
-generations come from `python -m eval`.
+table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along each
+method's own generations come from `python -m eval`.
 """
 
 import argparse
