@@ -136,8 +136,9 @@ def compare(vocabulary: int, settings: TreeSettings, seed: int, tree: str) -> di
     """E[accepted] by verifier, means over the variants of one world; None where a program is too large."""
     worlds = variants(vocabulary, settings.depth, seed)
     outcomes = [merged(drafts(world, settings, tree)) for world in worlds]
-    best, seeing = optimum(worlds, outcomes), [optimum([world], [one]) for world, one in zip(worlds, outcomes)]
-    if best is None or None in seeing:
+    best = optimum(worlds, outcomes)
+    seeing = [found for world, one in zip(worlds, outcomes) if (found := optimum([world], [one])) is not None]
+    if best is None or len(seeing) < len(worlds):
         return None
     found = {rule: float(np.mean([accepted(one, rule) for one in outcomes])) for rule in ("token", "hsd")}
     return {**found, "optimum": best, "all-seeing": float(np.mean(seeing))}
