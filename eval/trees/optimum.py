@@ -137,11 +137,12 @@ def compare(vocabulary: int, settings: TreeSettings, seed: int, tree: str) -> di
     worlds = variants(vocabulary, settings.depth, seed)
     outcomes = [merged(drafts(world, settings, tree)) for world in worlds]
     best = optimum(worlds, outcomes)
-    seeing = [found for world, one in zip(worlds, outcomes) if (found := optimum([world], [one])) is not None]
-    if best is None or len(seeing) < len(worlds):
+    seeing = [optimum([world], [one]) for world, one in zip(worlds, outcomes)]
+    values = [value for value in seeing if value is not None]
+    if best is None or len(values) < len(worlds):
         return None
     found = {rule: float(np.mean([accepted(one, rule) for one in outcomes])) for rule in ("token", "hsd")}
-    return {**found, "optimum": best, "all-seeing": float(np.mean(seeing))}
+    return {**found, "optimum": best, "all-seeing": float(np.mean(values))}
 
 
 def table(worlds: int, seed: int, trees: list[str]) -> str:
