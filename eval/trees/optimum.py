@@ -121,9 +121,10 @@ def variants(vocabulary: int, depth: int, seed: int) -> list[World]:
     world, other = (random_world("toy", vocabulary, depth, s) for s in (seed, seed + OTHER))
     found = []
     for choice in itertools.product((world, other), repeat=vocabulary):
-        target = {(token,): choice[token].target[(token,)] for token in range(vocabulary)}
-        draft = {(token,): choice[token].draft[(token,)] for token in range(vocabulary)}
-        found.append(replace(world, target={**world.target, **target}, draft={**world.draft, **draft}))
+        target, draft = dict(world.target), dict(world.draft)
+        for token, taken in enumerate(choice):
+            target[(token,)], draft[(token,)] = taken.target[(token,)], taken.draft[(token,)]
+        found.append(replace(world, target=target, draft=draft))
     return found
 
 
