@@ -53,8 +53,14 @@ def calibrate(options: argparse.Namespace) -> Path:
     prompts = encode(model.tokenizer, chats) if chats else bundled_prompts(model.tokenizer)
     target, head = (Path(str(local_directory(path))) for path in (options.target, options.head))
     tables = [
-        measure_table(model, prompts, temperature, options.states, options.seed)
-        for temperature in tqdm(sorted(set(options.temperatures)), unit="temperature", disable=not sys.stderr.isatty())
+        measure_table(
+            model,
+            tqdm(prompts, f"temperature {temperature:g}", unit="prompt"),
+            temperature,
+            options.states,
+            options.seed,
+        )
+        for temperature in sorted(set(options.temperatures))
     ]
     path = head / NAME
     Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tuple(tables)).save(path)

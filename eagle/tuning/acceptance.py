@@ -7,7 +7,7 @@ Shapes: V vocabulary, Vd draft vocabulary.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)  # draft temperature over the
 
 
 def measure_table(
-    model: Any, prompts: Sequence[Sequence[int]], temperature: float, states: int, seed: int = 0
+    model: Any, prompts: Collection[Sequence[int]], temperature: float, states: int, seed: int = 0
 ) -> Table:
     """The table of one temperature, over about `states` states, equally many of each prompt with a long enough answer.
 
