@@ -52,16 +52,10 @@ def calibrate(options: argparse.Namespace) -> Path:
     model = EagleModel.from_pretrained(options.target, options.head, dtype=options.dtype)
     prompts = encode(model.tokenizer, chats) if chats else bundled_prompts(model.tokenizer)
     target, head = (Path(str(local_directory(path))) for path in (options.target, options.head))
-    tables = [
-        measure_table(
-            model,
-            tqdm(prompts, f"temperature {temperature:g}", unit="prompt"),
-            temperature,
-            options.states,
-            options.seed,
-        )
-        for temperature in sorted(set(options.temperatures))
-    ]
+    tables = []
+    for temperature in sorted(set(options.temperatures)):
+        shown = tqdm(prompts, f"temperature {temperature:g}", unit="prompt")
+        tables.append(measure_table(model, shown, temperature, options.states, options.seed))
     path = head / NAME
     Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tuple(tables)).save(path)
     print("\n\n".join(map(text_of, tables)))
