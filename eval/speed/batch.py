@@ -5,8 +5,8 @@
 
 The bundled sample problems, which belong to no benchmark, are answered in batches of different lengths, right-padded.
 Every repeat answers all of them by every method and batch size in turn, so that a drift of the machine hits all alike;
-one batch of each warms up. tok/s is tokens emitted / wall seconds, prompts included, and a row that has ended waits for
-the others of its batch; medians over the repeats. tau is 1 + mean E[accepted] over all steps.
+one batch of each warms up. tok/s is tokens emitted / wall seconds, prompts included, and rows that have ended
+leave their batch when they are half of it; medians over the repeats. tau is 1 + mean E[accepted] over all steps.
 """
 
 import argparse
