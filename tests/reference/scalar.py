@@ -81,7 +81,10 @@ def _branch(tree: Tree, flip: Flip, node: int, w: float) -> tuple[int, list[floa
 
 
 def leaves_last(tree: Tree, flip: Flip) -> tuple[int, list[float]]:
-    """hsd with every child's probability of being passed, given its siblings' tokens, but with leaves visited last."""
+    """hsd with every child's probability of being passed, given its siblings' tokens, but with leaves visited last.
+
+    Lossless where it is settled which children are leaves before anything below them is drawn.
+    """
     return _leaves_last(tree, flip, 0, 1.0)
 
 
