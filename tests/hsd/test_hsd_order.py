@@ -65,9 +65,8 @@ def test_leaves_last_is_lossless_and_accepts_no_less(recipe, seed) -> None:
     theirs, ours = (examine(world, drafts, by(name)) for name in ("hsd", "leaves_last"))
     assert ours.error < 1e-12
     assert ours.accepted >= theirs.accepted - 1e-12
-    assert any(
-        (by("hsd")(d.tree, d.target)[0] - by("leaves_last")(d.tree, d.target)[0]).abs().max() > 0.01 for d in drafts
-    )
+    stops = [[by(name)(draft.tree, draft.target)[0] for name in ("hsd", "leaves_last")] for draft in drafts]
+    assert max((one - other).abs().max() for one, other in stops) > 0.01  # another rule
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values())
@@ -84,7 +83,7 @@ def test_an_order_that_depends_on_draws_below_is_lossy_where_hsd_is_not() -> Non
     world = World("steered", 2, 2, dict.fromkeys(prefixes, half) | {(0,): one}, dict.fromkeys(prefixes, half))
     drafts = enumerate_drafts(world, steered)
     assert examine(world, drafts, by("hsd")).error < 1e-12
-    assert examine(world, drafts, by("leaves_last")).error == pytest.approx(0.25)
+    assert examine(world, drafts, by("leaves_last")).variation == pytest.approx(0.25)
 
 
 def test_it_closes_most_of_the_way_to_the_optimum_where_a_leaf_was_sampled_first() -> None:
@@ -101,13 +100,15 @@ def test_it_closes_most_of_the_way_to_the_optimum_where_a_leaf_was_sampled_first
 
 @pytest.mark.parametrize("recipe", ["hybrid", "without replacement"])
 def test_what_a_verifier_cannot_see_is_not_what_keeps_it_from_the_optimum(recipe) -> None:
-    """Two targets that differ behind one first token only, and one verifier for both: nothing is lost."""
+    """Models that differ behind one first token only, which not every tree has, and one verifier for both: no loss."""
     pytest.importorskip("scipy")
     one, other = random_world("random", 3, 2, 1), random_world("random", 3, 2, 2)
-    changed = World("random", 3, 2, {**one.target, (0,): other.target[(0,)]}, {**one.draft, (0,): other.draft[(0,)]})
+    place = (int(one.draft[()].argmin()),)
+    target, draft = {**one.target, place: other.target[place]}, {**one.draft, place: other.draft[place]}
+    changed = World("random", 3, 2, target, draft)
     worlds = [one, changed]
     drafts = [enumerate_drafts(world, RECIPES[recipe]) for world in worlds]
     trees = [{frozenset(draft.prefixes) for draft in some} for some in drafts]
-    assert any((0,) not in tree for tree in trees[0] & trees[1])  # seen alike in both worlds
+    assert any(place not in tree for tree in trees[0] & trees[1])  # seen alike in both worlds
     alone = [optimum([world], [some]) for world, some in zip(worlds, drafts)]
     assert optimum(worlds, drafts) == pytest.approx(sum(alone) / 2, abs=1e-8)
