@@ -5,8 +5,9 @@ every head; here the heads of a group are one head of more rows:
 
     query [B, H, n, E]  ->  [B, G, (H / G) n, E]        mask [B, 1, n, C]  ->  [B, 1, (H / G) n, C]
 
-Registered with `transformers` under `NAME`, what a target on a CPU is loaded with. It equals masked SDPA up to the
-order of sums and takes 0.5 to 0.8 of its time (docs/step.md).
+On a CPU that pays for few rows; for more the kernel itself is told that heads share keys and values. Registered with
+`transformers` under `NAME`, what a target on a CPU is loaded with. It equals masked SDPA up to the order of sums and
+takes 0.3 to 0.9 of its time, the fewer rows the less (docs/step.md).
 
 Shapes: B batch, n rows, H heads, G key/value heads, C slots seen, E head size.
 """
@@ -18,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "grouped"
-FEW = 64  # rows; a part of a prompt has more, and its repeated mask would be as large as what is saved
+FEW = 8  # rows; on a CPU heads are grouped up to here
 
 
 def attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
@@ -28,6 +29,8 @@ def attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sc
     """
     batch, heads, n, size = query.shape
     groups = keys.shape[1]
+    if n > FEW and query.device.type == "cpu":
+        return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
     rows = query.reshape(batch, groups, -1, size)  # heads of a group lie beside each other
     mask = mask.repeat(1, 1, heads // groups, 1) if n > 1 else mask
     out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
@@ -37,8 +40,12 @@ def attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sc
 def grouped(
     module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling=None, **options
 ) -> tuple[Tensor, None]:
-    """An attention function of `transformers`: [B, n, H, E], and no weights. Prompts go through SDPA as always."""
-    if attention_mask is None or query.shape[2] > FEW:
+    """An attention function of `transformers`: [B, n, H, E], and no weights.
+
+    Calls without a mask, as for prompts, and ones that ask for more than a mask go through SDPA as always.
+    """
+    more = options.get("dropout") or any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    if attention_mask is None or more:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     return attend_grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 

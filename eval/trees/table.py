@@ -225,6 +225,7 @@ def one_temperature(
     path = output / f"states_T{temperature:g}.jsonl"
     done: Values = {}
     asked_for = {
+        "values": [NATS, "E[accepted]"],
         "methods": options.methods,
         "budgets": options.budgets,
         "depth": options.depth,

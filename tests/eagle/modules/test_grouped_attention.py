@@ -14,7 +14,7 @@ PROMPT, COUNTS = torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor(
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(6, 6), (6, 2), (6, 1)])
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, attention.FEW + 1])
 @pytest.mark.parametrize("masks", [1, 3])
 def test_it_is_masked_attention(heads, groups, rows, masks):
     generator = torch.Generator().manual_seed(0)
@@ -33,7 +33,7 @@ def scores(family: str, name: str) -> torch.Tensor:
     lm = CachedLM(model, (2, 4, 5))
     lm.reserve(batch=2, scratch=3, capacity=140, slack=80)
     lm.prefill(PROMPT, COUNTS)
-    lm.extend(torch.arange(140).view(2, 70) % VOCAB, torch.tensor([70, 68]))  # more rows than are grouped
+    lm.extend(torch.arange(40).view(2, 20) % VOCAB, torch.tensor([20, 18]))  # more rows than are grouped
     depths = torch.arange(3).expand(2, -1)
     return lm.score(torch.tensor([[5, 6, 7], [8, 9, 3]]), depths, CHAIN).logits
 
@@ -44,7 +44,7 @@ def test_every_family_scores_the_same(family, monkeypatch):
     rows, attend = [], attention.attend_grouped
     monkeypatch.setattr(attention, "attend_grouped", lambda q, *rest: (rows.append(q.shape[2]), attend(q, *rest))[1])
     assert torch.allclose(scores(family, attention.NAME), scores(family, "sdpa"), atol=1e-4)
-    assert rows == [3] * 8  # once per layer, for the tree alone
+    assert rows == [20] * 8 + [3] * 8  # once per layer, not for the prompt
 
 
 def test_generation_gives_the_same_tokens():
