@@ -28,9 +28,9 @@ def attend_grouped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sc
     mask: additive, [B or 1, 1, n, C]. scale: of the scores, E ** -0.5 by default.
     """
     batch, heads, n, size = query.shape
-    groups = keys.shape[1]
     if n > FEW and query.device.type == "cpu":
         return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
+    groups = keys.shape[1]
     rows = query.reshape(batch, groups, -1, size)  # heads of a group lie beside each other
     mask = mask.repeat(1, 1, heads // groups, 1) if n > 1 else mask
     out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)

@@ -105,8 +105,6 @@ def summarise(values: Values, base_method: str) -> dict[str, Any]:
     """Per cell: E[accepted], and its gain over the base method at the same budget, with intervals."""
     rows = {}
     for key, cells in values.items():
-        if key == NATS:
-            continue
         base = values.get(f"{base_method}@{key.split('@')[1]}")
         gain = interval(cells, base) if base and any(map(sum, base)) else None
         rows[key] = {"expected": interval(cells), "gain": gain, "states": sum(map(len, cells)), "questions": len(cells)}
@@ -207,8 +205,8 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     tables, nats = {}, {}
     for temperature in options.temperatures:
         values = one_temperature(model, questions, temperature, cells, options, output)
+        nats[f"{temperature:g}"] = interval(values.pop(NATS))
         tables[f"{temperature:g}"] = summarise(values, options.methods[0])
-        nats[f"{temperature:g}"] = interval(values[NATS])
     write(tables, nats, asked, options, output)
     return tables
 

@@ -54,15 +54,11 @@ def optimum(worlds: Sequence[World], drafts: Sequence[list[Draft]]) -> float | N
     except ImportError:
         return None
 
-    impossible = {
-        (sight, prefix + (y,))
-        for world, one in zip(worlds, chances)
-        for sight in one
-        for prefix in sight[0]
-        for y in range(world.vocabulary)
-        if path_probability(world, prefix + (y,)) == 0
-    }
-    variables = [variable for variable in variables if variable not in impossible]
+    variables = [
+        (sight, emitted)
+        for sight, emitted in variables
+        if all(path_probability(world, emitted) > 0 for world, one in zip(worlds, chances) if sight in one)
+    ]
     entries, height = _constraints(worlds, chances, list(seen), variables)
     rows, columns, values = zip(*entries)
     matrix = coo_array((values, (rows, columns)), shape=(height, len(variables))).tocsr()
@@ -92,18 +88,19 @@ def _constraints(
 ) -> tuple[list[tuple[int, int, float]], int]:
     """(row, column, coefficient), and the number of rows: first the sights, then every world's sequences."""
     row_of_sight = {sight: row for row, sight in enumerate(sights)}
-    entries = [(row_of_sight[sight], column, 1.0) for column, (sight, _) in enumerate(variables)]
-    column_of = {variable: column for column, variable in enumerate(variables)}
     height = len(sights)
-    for world, one in zip(worlds, chances):
+    rows_of: list[dict[Prefix, int]] = []
+    for world in worlds:
         sequences = product(range(world.vocabulary), repeat=world.depth + 1)
-        row_of = {z: height + i for i, z in enumerate(z for z in sequences if path_probability(world, z) > 0)}
-        height += len(row_of)
-        for sight, chance in one.items():
-            for emitted in (prefix + (y,) for prefix in sight[0] for y in range(world.vocabulary)):
-                if (column := column_of.get((sight, emitted))) is None:
-                    continue
-                share = chance / path_probability(world, emitted)
+        possible = [z for z in sequences if path_probability(world, z) > 0]
+        rows_of.append({z: height + i for i, z in enumerate(possible)})
+        height += len(possible)
+    entries = []
+    for column, (sight, emitted) in enumerate(variables):
+        entries.append((row_of_sight[sight], column, 1.0))
+        for world, one, row_of in zip(worlds, chances, rows_of):
+            if sight in one:
+                share = one[sight] / path_probability(world, emitted)
                 rest = product(range(world.vocabulary), repeat=world.depth + 1 - len(emitted))
                 entries += [(row_of[z], column, share) for r in rest if (z := emitted + r) in row_of]
     return entries, height

@@ -8,7 +8,7 @@ import torch
 from hsd.audit.exact import examine
 from hsd.audit.optimum import optimum
 from hsd.audit.worlds import RECIPES, Children, Dice, Sketch, World, enumerate_drafts, random_world
-from tests.reference import scalar
+from tests.reference.rule import by
 
 
 def uneven(world: World, dice: Dice) -> Sketch:
@@ -44,17 +44,6 @@ def steered(world: World, dice: Dice) -> Sketch:
     if drawn == 0:
         sketch.add(first, 0)
     return sketch
-
-
-def by(name: str):
-    """A scalar verifier as a rule of the audit."""
-
-    def rule(tree, target):
-        stop, residuals = scalar.exact_distribution(name, scalar.from_draft(tree, target))
-        rows = [found if found else wanted for found, wanted in zip(residuals, target.tolist())]
-        return torch.tensor(stop, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
-
-    return rule
 
 
 @pytest.mark.parametrize("recipe", [uneven, one_of_two])

@@ -1,13 +1,12 @@
 """`python -m eval.trees.optimum` on its smallest world."""
 
 import pytest
-import torch
 
 from eagle.trees import TreeSettings
 from eval.trees import optimum
 from hsd.audit.exact import examine
 from hsd.audit.worlds import random_world
-from tests.reference import scalar
+from tests.reference.rule import by
 
 pytest.importorskip("scipy")
 
@@ -25,17 +24,6 @@ def test_a_row_per_shape_and_tree(monkeypatch, capsys):
 def test_no_world_is_refused(capsys):
     assert optimum.main(["--worlds", "0"]) == 2
     assert "--worlds 0: expected at least 1" in capsys.readouterr().err
-
-
-def by(name):
-    """A scalar verifier as a rule of the audit."""
-
-    def rule(tree, target):
-        stop, residuals = scalar.exact_distribution(name, scalar.from_draft(tree, target))
-        rows = [found if found else wanted for found, wanted in zip(residuals, target.tolist())]
-        return torch.tensor(stop, dtype=torch.float64), torch.tensor(rows, dtype=torch.float64)
-
-    return rule
 
 
 @pytest.mark.parametrize(
