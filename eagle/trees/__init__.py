@@ -14,17 +14,19 @@ class TreeBuilder(NamedTuple):
     slots          settings -> number of nodes given to the drafter
     single_path    whether every tree is one path, whatever the settings
     greedy         the tree built in its place at temperature 0; None: itself
+    sampled        whether trees drafted twice at one state can differ
     """
 
     build: Callable[..., TreeBatch]
     slots: Callable[[TreeSettings], int]
     single_path: bool = False
     greedy: str | None = None
+    sampled: bool = True
 
 
 TREES: dict[str, TreeBuilder | None] = {
     "none": None,  # plain decoding: the root alone
-    "topk": TreeBuilder(topk.build, topk.slots),
+    "topk": TreeBuilder(topk.build, topk.slots, sampled=False),
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots, single_path=True),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
     "rsd": TreeBuilder(rsd.build, hybrid.slots, greedy="topk"),

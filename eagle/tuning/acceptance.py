@@ -17,7 +17,7 @@ import hsd
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.tuning.calibration import Expected, Overlap, Table
 from eagle.tuning.candidates import VERIFIER, Candidate, candidates_at, is_greedy
-from eagle.tuning.probe import ScoredTree, StateProbe, TreeLimits
+from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
 
 STRIDE = 12
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)  # draft temperature over the target's
@@ -35,7 +35,7 @@ def measure_table(
     """
     candidates = candidates_at(temperature)
     limits = TreeLimits.of([(candidate.tree, candidate.settings) for candidate in candidates])
-    probe = StateProbe(model, SamplingParams(temperature), limits)
+    probe = StateProbe(model, SamplingParams(temperature), limits, TOGETHER)
     per_prompt = math.ceil(states / max(len(prompts), 1))
     rows: list[list[list[float]]] = []  # per prompt and state: E[accepted] of every candidate, then the overlaps
     for index, prompt in enumerate(prompts):
@@ -66,13 +66,10 @@ def _at_state(probe: StateProbe, candidates: list[Candidate]) -> list[float]:
     temperature = probe.sampling.temperature
     verifier = "greedy" if is_greedy(temperature) else VERIFIER
     longest = max((one for one in candidates if one.tree == "chain"), key=lambda one: one.depth)
-    path = probe.draft(longest.tree, longest.settings)
-    expected = [
-        path_expected(path, candidate.nodes, verifier)
-        if candidate.tree == "chain"
-        else probe.draft(candidate.tree, candidate.settings).expected(verifier)
-        for candidate in candidates
-    ]
+    branching = [one for one in candidates if one.tree != "chain"]
+    path, *trees = probe.score([probe.grow(one.tree, one.settings) for one in (longest, *branching)])
+    found = {one: scored.expected(verifier) for one, scored in zip(branching, trees, strict=True)}
+    expected = [found[one] if one in found else path_expected(path, one.nodes, verifier) for one in candidates]
     return [
         *expected,
         *(overlap(path.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)),

@@ -27,9 +27,11 @@ from eagle.engine.plan import Plan
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, Drafted
-from eagle.modules.target import Scores
 from eagle.trees import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, find_tree, root_only
 from eagle.trees.base import Draw
+from eagle.tuning.union import Union, unions
+
+TOGETHER = 256  # nodes per forward where many trees are scored: more gain nothing on a CPU
 
 
 class TreeLimits(NamedTuple):
@@ -54,7 +56,6 @@ class ScoredTree:
     """One tree at one state, scored by the target. target_probs Float[N, V]: p at every node."""
 
     batch: TreeBatch
-    scores: Scores
     target_probs: Tensor
     _known: dict[str, hsd.StoppingLaw] = field(default_factory=dict)
 
@@ -77,15 +78,17 @@ class ScoredTree:
 class StateProbe:
     """One row's decoding, stopped at each state to look at trees."""
 
-    def __init__(self, model: Any, sampling: SamplingParams, limits: TreeLimits):
-        """`model`: an `eagle.EagleModel` with a drafter."""
+    def __init__(self, model: Any, sampling: SamplingParams, limits: TreeLimits, together: int = 0):
+        """`model`: an `eagle.EagleModel` with a drafter; `together`: nodes that `score` gives to one forward, at least
+        those of the largest tree.
+        """
         if model.drafter is None:
             raise ValueError("a probe drafts trees: load the model with ea_model_path or draft_model_path")
         if sampling.needs_prefix:
             raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
         self.model, self.drafter, self.sampling, self.limits = model, model.drafter, sampling, limits
         self.target = SamplingTransform(sampling)
-        self.settings = TreeSettings(max(limits.nodes, 2), limits.depth)
+        self.settings = TreeSettings(max(limits.nodes, together, 2), limits.depth)
         self.state: DecodingState  # from `begin` on
 
     @torch.inference_mode()
@@ -121,14 +124,14 @@ class StateProbe:
         return self.target(self.logits)[0]
 
     @torch.inference_mode()
-    def draft(
+    def grow(
         self,
         tree: str,
         settings: TreeSettings,
         draft_sampling: SamplingParams | None = None,
         draw: Draw | None = None,
-    ) -> ScoredTree:
-        """Grow a tree from the current root and score it; the state stays where it is.
+    ) -> TreeBatch:
+        """Grow a tree from the current root; the state stays where it is.
 
         draft_sampling   sampling parameters of q, where they should differ from the target's
         draw             the tree's randomness; None: the probe's generator
@@ -136,34 +139,55 @@ class StateProbe:
         self.drafter.rewind()
         builder = find_tree(tree)
         root = self.state.step.root.to(self.logits.device)
+        if not builder:
+            return root_only(root)
         transform = DraftProbs(SamplingTransform(draft_sampling) if draft_sampling else self.target)
-        draw = draw or GeneratorDraw(self.generator)
-        batch = (
-            builder.build(self.drafter, root, self.logits, settings, transform, draw) if builder else root_only(root)
+        return builder.build(
+            self.drafter, root, self.logits, settings, transform, draw or GeneratorDraw(self.generator)
         )
-        return self._score(batch)
-
-    def _score(self, batch: TreeBatch) -> ScoredTree:
-        scores = self.model.target.score_tree(batch.tokens, batch.depths, batch.ancestors())
-        return ScoredTree(batch, scores, self.target(scores.logits)[0])
 
     @torch.inference_mode()
-    def advance(self, drafted: ScoredTree | None = None, verifier: str = "token") -> ScoredTree:
+    def score(self, trees: list[TreeBatch]) -> Iterator[ScoredTree]:
+        """Trees grown at this state with the target's distributions at their nodes, in as few forwards as they need."""
+        left = iter(trees)
+        for union in unions(trees, self.settings.nodes):
+            probs = self._target_probs(union)
+            yield from (ScoredTree(next(left), probs[places]) for places in union.places)
+
+    def _target_probs(self, union: Union) -> Tensor:
+        """p at every node: Float[N, V]."""
+        tokens, depths = torch.tensor([union.tokens]), torch.tensor([union.depths])
+        return self.target(self.model.target.score_tree(tokens, depths, union.ancestors()[None]).logits)[0]
+
+    def draft(
+        self,
+        tree: str,
+        settings: TreeSettings,
+        draft_sampling: SamplingParams | None = None,
+        draw: Draw | None = None,
+    ) -> ScoredTree:
+        """`grow` and `score` of one tree."""
+        return next(self.score([self.grow(tree, settings, draft_sampling, draw)]))
+
+    @torch.inference_mode()
+    def advance(self, drafted: ScoredTree | None = None, verifier: str = "token") -> Tensor:
         """Move on by one token of the target's own, or by one verified step of a drafted tree.
 
         The target's scratch area holds one tree only, so `drafted` is scored again: others may have come between.
+        Returns p at the root, Float[V].
         """
-        drafted = self._score(root_only(self.state.step.root) if drafted is None else drafted.batch)
+        batch = root_only(self.state.step.root) if drafted is None else drafted.batch
+        scores = self.model.target.score_tree(batch.tokens, batch.depths, batch.ancestors())
         decoder, sound = self._decoder("none", verifier), torch.zeros((), dtype=torch.bool)
-        outcome = decoder.verify(self.state, Drafted(drafted.batch, sound), drafted.scores, self.generator)
-        decoder.commit(self.state, drafted.scores, outcome)
+        outcome = decoder.verify(self.state, Drafted(batch, sound), scores, self.generator)
+        decoder.commit(self.state, scores, outcome)
         emitted = outcome.tokens[0, : int(outcome.accepted[0]) + 1].tolist()
         ends = [place for place, token in enumerate(emitted) if token in self._stops]
         self.sequence.extend(emitted[: ends[0] + 1] if ends else emitted)
         if not self.ended:
             self.model.target.set_length_bound(len(self.sequence) - 1)
             self._read()
-        return drafted
+        return self.target(scores.logits[:, :1])[0, 0]
 
     def states(
         self,

@@ -6,7 +6,7 @@ r"""E[accepted] of trees and verifiers over temperatures and budgets, on the sam
 
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
-questions; gains are paired. A table names the target's entropy along these answers, in nats. Writes table.md,
+questions; gains are paired. All trees of a state are scored in one forward, so more of them (`--draws`) cost little. A table names the target's entropy along these answers, in nats. Writes table.md,
 table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along each
 method's own generations come from `python -m eval`.
 """
@@ -14,6 +14,7 @@ method's own generations come from `python -m eval`.
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from eagle import command
 from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file, write_whole
 from eagle.trees import TreeSettings, find_tree, greedy_tree
-from eagle.tuning.probe import StateProbe, TreeLimits
+from eagle.tuning.probe import TOGETHER, StateProbe, TreeLimits
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
 from eval.reports.estimates import bootstrap, ratio
@@ -47,6 +48,7 @@ def measure(
     cells: list[tuple[str, TreeSettings]],
     states: int,
     stride: int,
+    draws: int,
     seed: int,
     done: Values,
     save: Any,
@@ -54,7 +56,7 @@ def measure(
 ) -> Values:
     """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
     room = TreeLimits.of([(method.split("+")[0], settings) for method, settings in cells])
-    probe = StateProbe(model, SamplingParams(temperature), room)
+    probe = StateProbe(model, SamplingParams(temperature), room, TOGETHER)
     first = len(next(iter(done.values()), []))
     for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
         row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}
@@ -62,8 +64,8 @@ def measure(
         probe.begin(questions[number], stride * states + 1, generator_of(seed, number))
         while not probe.ended:
             if len(row[NATS]) % stride == 0:
-                at_state(probe, temperature, cells, row)
-            law = probe.advance().target_probs[0]  # along the target's own samples
+                at_state(probe, temperature, cells, draws, row)
+            law = probe.advance()  # along the target's own samples
             row[NATS].append(round(float(torch.special.entr(law).sum()), 4))
         for key, values in row.items():
             done.setdefault(key, []).append(values)
@@ -72,17 +74,26 @@ def measure(
 
 
 def at_state(
-    probe: StateProbe, temperature: float, cells: list[tuple[str, TreeSettings]], row: dict[str, list[float]]
+    probe: StateProbe, temperature: float, cells: list[tuple[str, TreeSettings]], draws: int, row: dict[str, list[float]]
 ) -> None:
-    """Each tree once, verified by all the verifiers that are asked for."""
-    drafted = {}
+    """Each tree `draws` times, verified by all the verifiers that are asked for; their means."""
+    verifiers: dict[tuple[str, TreeSettings], dict[str, str]] = {}  # per tree: its cells and their verifiers
     for method, settings in cells:
-        tree, verifier = method.split("+")
-        if temperature == 0:
-            tree, verifier = greedy_tree(tree), "greedy"
-        if (tree, settings) not in drafted:
-            drafted[tree, settings] = probe.draft(tree, settings)
-        row[name(method, settings)].append(drafted[tree, settings].expected(verifier))
+        tree, verifier = method.split("+") if temperature else (greedy_tree(method.split("+")[0]), "greedy")
+        verifiers.setdefault((tree, settings), {})[name(method, settings)] = verifier
+    asked = [plan for plan in verifiers for _ in range(draws if is_sampled(plan[0]) else 1)]
+    found: dict[str, list[float]] = {}
+    for plan, drafted in zip(asked, probe.score([probe.grow(*plan) for plan in asked]), strict=True):
+        for cell, verifier in verifiers[plan].items():
+            found.setdefault(cell, []).append(drafted.expected(verifier))
+    for cell, values in found.items():
+        row[cell].append(round(fmean(values), 5))
+
+
+def is_sampled(tree: str) -> bool:
+    """Whether trees drafted twice at one state can differ."""
+    builder = find_tree(tree)
+    return builder is not None and builder.sampled
 
 
 def name(method: str, settings: TreeSettings) -> str:
@@ -184,6 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--depth", type=int, default=7)
     add("--states", type=int, default=4, help="states per question")
     add("--stride", type=int, default=16, help="tokens from one to the next")
+    add("--draws", type=int, default=1, help="trees drafted at each state where trees are sampled; their mean counts")
     add("--seed", type=int, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
@@ -229,6 +241,7 @@ def one_temperature(
         "depth": options.depth,
         "states": options.states,
         "stride": options.stride,
+        "draws": options.draws,
         "seed": options.seed,
         "bench": [options.bench, options.protocol, options.question_file],
         "dtype": options.dtype,
@@ -246,6 +259,7 @@ def one_temperature(
             cells,
             options.states,
             options.stride,
+            options.draws,
             options.seed,
             done,
             lambda row: jsonl.append(file, row, path),
@@ -276,6 +290,7 @@ def write(
         "depth": options.depth,
         "seed": options.seed,
         "stride": options.stride,
+        "draws": options.draws,
         "git": origin["git"],
         "versions": origin["versions"],
         "cpu": origin["hardware"]["cpu"],
