@@ -208,7 +208,7 @@ class EagleModel:
             graphs = self._recordings(prepared.plan, prepared.args)
             args, _, prompts, plan, stopping, generator = prepared
             models, records = (self.target, self.drafter), (args.record_trees, args.reuse_cache)
-            made = PlanRecord(args.tree, args.verifier, args.settings.nodes, args.settings.depth)
+            made = _record_of(args)
             for rows in iterate(*models, plan, prompts, stopping, generator, graphs, *records):
                 for row in rows:
                     row.plan = made
@@ -232,11 +232,14 @@ class EagleModel:
         )
 
     def _choose_tree(self, args: GenerationArgs, batch: int) -> GenerationArgs:
-        """The arguments with the tree that "auto" stands for."""
-        if not args.automatic or args.tree == "none":
-            return args
-        tree, nodes, depth = self.auto.choose(self, args.sampling.temperature, batch, args.tree).candidate
-        return replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
+        """The arguments with the tree that "auto" stands for, and the beta that suits the head if none is given."""
+        temperature = args.sampling.temperature
+        if args.automatic and args.tree != "none":
+            tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
+            args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
+        if args.tree == "hybrid" and not args.beta_given:
+            args = replace(args, settings=replace(args.settings, beta=self.auto.beta(temperature, brief=args.automatic)))
+        return args
 
     def _plan(self, args: GenerationArgs) -> Plan:
         target = SamplingTransform(args.sampling, args.logits_processor)
@@ -327,6 +330,11 @@ def _check_dense(name: str, value: Any) -> None:
         if isinstance(value, Tensor):
             kind = f"one on the device {value.device} with the layout {value.layout}"
         raise ValueError(f"{name}: expected an integer tensor [batch, length], found {kind}")
+
+
+def _record_of(args: GenerationArgs) -> PlanRecord:
+    settings = args.settings
+    return PlanRecord(args.tree, args.verifier, settings.nodes, settings.depth, settings.beta)
 
 
 def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

@@ -62,7 +62,8 @@ class GenerateArguments(TypedDict, total=False):
     verifier                a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
     nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding;
                             "auto": nodes and depth as with tree="auto", the kind of tree being given
-    depth, width, beta      see `eagle.trees.TreeSettings`
+    depth, width            see `eagle.trees.TreeSettings`
+    beta                    the same; not given: what the head's calibration says, for hybrid trees
     draft_temperature       temperature of the draft distribution; None: the target's
     graphs                  replay steps as CUDA graphs: None where possible, True the same with a warning where not,
                             False never
@@ -108,6 +109,7 @@ class GenerationArgs:
     """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere.
 
     automatic: nodes and depth, and with tree "auto" the kind of tree, are to be chosen; `settings` holds defaults.
+    beta_given: `settings` holds the caller's beta, else the default.
     """
 
     sampling: SamplingParams
@@ -116,6 +118,7 @@ class GenerationArgs:
     verifier: str
     settings: TreeSettings
     automatic: bool
+    beta_given: bool
     max_new_tokens: int | None
     max_length: int | None
     eos_token_id: frozenset[int] | None
@@ -391,6 +394,7 @@ def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
         "verifier": text("verifier", given.get("verifier", "hsd")),
         "settings": settings,
         "automatic": automatic,
+        "beta_given": "beta" in given,
         "draft_temperature": None if temperature is None else number("draft_temperature", temperature, 0),
     }
 

@@ -34,6 +34,7 @@ class PlanRecord(NamedTuple):
     verifier: str
     nodes: int
     depth: int
+    beta: float
 
 
 class TreeRecord(NamedTuple):

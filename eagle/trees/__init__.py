@@ -29,7 +29,7 @@ TREES: dict[str, TreeBuilder | None] = {
     "topk": TreeBuilder(topk.build, topk.slots, sampled=False),
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots, single_path=True),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
-    "rsd": TreeBuilder(rsd.build, hybrid.slots, greedy="topk"),
+    "rsd": TreeBuilder(rsd.build, rsd.slots, greedy="topk"),
     "hybrid": TreeBuilder(hybrid.build, hybrid.slots, greedy="topk"),
 }
 

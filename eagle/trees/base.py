@@ -82,13 +82,13 @@ class TreeSettings:
     depth   longest path below the root (EAGLE's own `depth` counts one less)
     width   topk: nodes expanded per level; hybrid and rsd: slots per level at most; multi: number of paths;
             None: topk 10, the others as many as `nodes` allows
-    beta    hybrid and rsd: the probability that an unlikely draw is accepted, in [0, 1]
+    beta    hybrid and rsd: how far a draw is trusted, in [0, 1]: the probability that an unlikely one is accepted
     """
 
     nodes: int = 60
     depth: int = 7
     width: int | None = None
-    beta: float = 0.85
+    beta: float = 0.7
 
     def __post_init__(self):
         if self.nodes < 1:

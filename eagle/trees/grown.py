@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, TreeBatch, to_target
+from eagle.trees.base import DraftProbs, TreeBatch, TreeSettings, to_target
 from hsd import Layout
 
 
@@ -62,25 +62,38 @@ class GrownTree:
         return TreeBatch(tokens, parents, depths, rows, q, self.support, layout)
 
 
+def even_level(left: int, below: int) -> int:
+    """Slots of the next of 1 + `below` levels that share `left` slots equally, earlier ones larger."""
+    return -(-left // (below + 1))
+
+
+def grown_slots(settings: TreeSettings) -> int:
+    """Nodes given to the drafter at most: all but the root and the last level's."""
+    return max(settings.nodes - 2, 0) if settings.depth > 1 else 0
+
+
 def grow_levels(
     drafter: Drafter,
     root: Tensor,
     logits: Tensor,
-    sizes: list[int],
+    settings: TreeSettings,
     probs: DraftProbs,
-    pick: Callable[[Tensor, Tensor, int], Level],
+    pick: Callable[[Tensor, Tensor, int, int], Level],
 ) -> GrownTree:
-    """root Int64[B], draft logits after it [B, Vd] -> a tree with a level of at most each of `sizes` nodes.
+    """root Int64[B], draft logits after it [B, Vd] -> a tree of at most `nodes` nodes, `depth` deep.
 
-    pick   (q Float[B, n, Vd], reach [B, n] of the frontier, size) -> the level's nodes
+    pick   (q Float[B, n, Vd], reach [B, n] of the frontier, slots left, levels that may follow) -> the level's nodes
     """
     grown = GrownTree(root, drafter.support)
     q = probs(logits)[:, None]
     reach = torch.ones_like(q[..., 0])
-    for depth, size in enumerate(sizes, 1):
-        level = pick(q, reach, size)
+    left = settings.nodes - 1
+    for below in range(settings.depth - 1, -1, -1):
+        level = pick(q, reach, left, below)
         grown.add(level.columns, level.parent, level.row, level.q)
-        if depth < len(sizes):
-            reach = level.reach()
-            q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
+        left -= level.columns.shape[1]
+        if not left or not below:
+            break
+        reach = level.reach()
+        q = probs(drafter.grow(grown.parents[-1], grown.tokens[-1]))
     return grown

@@ -1,6 +1,6 @@
 """Top-k children and one sampled child per node: a tree that leaves the verifier something to balance.
 
-Level by level, a set number of slots goes to the most valuable candidates. At a frontier node v let q be its draft
+Level by level, slots go to the most valuable candidates; how many is decided before one is sampled. At a frontier node v let q be its draft
 distribution, S its top-k children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the
 accepted path passes v. A top-k child x is estimated to follow with probability q(x), a token x sampled from d to be
 accepted with probability
@@ -30,53 +30,76 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, grow_levels
+from eagle.trees.grown import Level, even_level, grow_levels, grown_slots
+from eagle.trees.prices import child_gains, slots_of_level
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
 
-def level_sizes(settings: TreeSettings) -> list[int]:
-    """Slots of every level: `nodes - 1` in all, levels as equal as they can be, earlier ones larger, at most `width`.
+slots = grown_slots
 
-    A budget below one node per level makes the tree shallower.
+
+def sizes_follow_q(device: torch.device) -> bool:
+    """Whether levels are as large as q makes them worth: on a CPU. A GPU would wait for the number, and for every number
+    a step would have to be captured: there the levels are equal.
     """
-    budget = settings.nodes - 1
-    depth = min(settings.depth, budget)
-    if depth == 0:
-        return []
-    size, larger = divmod(budget, depth)
-    sizes = [size + (level < larger) for level in range(depth)]
-    return [min(size, settings.width or size) for size in sizes]
-
-
-def slots(settings: TreeSettings) -> int:
-    """Nodes given to the drafter: all but the last level's."""
-    return sum(level_sizes(settings)[:-1])
+    return device.type == "cpu"
 
 
 def build(
     drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
 ) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd] -> trees of 1 + sum(level_sizes) nodes."""
-    sizes = level_sizes(settings)
-    if not sizes:
+    """root Int64[B], draft logits after it [B, Vd] -> trees of at most `nodes` nodes."""
+    if settings.nodes == 1:
         return root_only(root)
+    beta, priced = settings.beta, sizes_follow_q(root.device)
 
-    def pick(q: Tensor, reach: Tensor, size: int) -> Level:
-        picked = _allot(q, reach, min(size, _candidates(q)), settings.beta)
+    def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
+        most = left if priced else even_level(left, below)
+        candidates = _candidates(q, reach, min(most, settings.width or most), beta)
+        picked = candidates.best(slots_of_level(candidates.values, left, below, beta) if priced else most)
         outside = _outside(q, picked)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
         row = torch.where(picked.sampled, picked.parent, -1)
-        return Level(columns, picked.parent, row, outside, lambda: _reach(q, reach, picked, columns, settings.beta))
+        return Level(columns, picked.parent, row, outside, lambda: _reach(q, reach, picked, columns, beta))
 
-    grown = grow_levels(drafter, root, logits, sizes, probs, pick)
+    grown = grow_levels(drafter, root, logits, settings, probs, pick)
     most_sampled = [min(above, size) for above, size in zip([1, *grown.sizes], grown.sizes)]
     return grown.batch(hsd.Layout.levels(grown.sizes, most_sampled))
 
 
-def _candidates(q: Tensor) -> int:
-    """One sampled child and every token, for each frontier node."""
-    return q.shape[1] * (1 + q.shape[2])
+class _Candidates(NamedTuple):
+    """The best candidates of a level, best first: values Float[B, c], and their numbers Int64[B, c].
+
+    The frontier's n sampled children come first, then the top-k children of the first node, and so on; top_q and
+    top_columns [B, n, t].
+    """
+
+    values: Tensor
+    number: Tensor
+    top_q: Tensor
+    top_columns: Tensor
+
+    def best(self, w: int) -> "_Slots":
+        """The level's w slots (all candidates if there are fewer): sampled first, then likelier siblings first."""
+        n, t = self.top_q.shape[1:]
+        winners = self.number[:, :w].sort(1).values
+        sampled = winners < n
+        topk = (winners - n).clamp(min=0)
+        return _Slots(
+            sampled,
+            torch.where(sampled, winners.clamp(max=n - 1), topk // t),
+            torch.where(sampled, 0, self.top_columns.flatten(1).gather(1, topk)),
+            torch.where(sampled, 0, self.top_q.flatten(1).gather(1, topk)),
+        )
+
+
+def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates:
+    """q [B, n, Vd], reach [B, n] of the frontier -> its `most` best candidates, or all."""
+    top_q, top_columns = q.topk(min(most, q.shape[-1]))  # [B, n, t]
+    sampled, topk = child_gains(top_q, q.square().sum(-1), beta)
+    values = torch.cat([reach * sampled, (reach[..., None] * topk).flatten(1)], 1)
+    return _Candidates(*values.topk(min(most, values.shape[1])), top_q, top_columns)
 
 
 class _Slots(NamedTuple):
@@ -94,30 +117,6 @@ class _Slots(NamedTuple):
     def topk_mass(self, n: int) -> Tensor:
         """q(S) of every frontier node: [B, n]."""
         return self.q_column.new_zeros(len(self.parent), n).scatter_add_(1, self.parent, self.q_column)
-
-
-def _allot(q: Tensor, reach: Tensor, w: int, beta: float) -> _Slots:
-    """q [B, n, Vd], reach [B, n] of the frontier -> the level's w slots."""
-    n = reach.shape[1]
-    top_q, top_columns = q.topk(min(w, q.shape[-1]))  # [B, n, t]
-    t = top_q.shape[-1]
-    spread = 1 - q.square().sum(-1, keepdim=True)  # G_0
-    left = (1 - top_q.cumsum(-1)).clamp(min=0) * (spread - (top_q * (1 - top_q)).cumsum(-1)).clamp(min=0)
-    missed = (1 - beta) * torch.cat(
-        [spread, left], -1
-    )  # [B, n, t + 1]: what no child covers, after 0 .. t top-k children
-    sampled_value = reach * (1 - missed[..., 0])
-    topk_value = reach[..., None] * (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
-    winners = torch.cat([sampled_value, topk_value.flatten(1)], 1).topk(w).indices
-    winners = winners.sort(1).values  # candidate order: sampled first, then likelier siblings first
-    sampled = winners < n
-    topk = (winners - n).clamp(min=0)
-    return _Slots(
-        sampled,
-        torch.where(sampled, winners.clamp(max=n - 1), topk // t),
-        torch.where(sampled, 0, top_columns.flatten(1).gather(1, topk)),
-        torch.where(sampled, 0, top_q.flatten(1).gather(1, topk)),
-    )
 
 
 def _outside(q: Tensor, picked: _Slots) -> Tensor:

@@ -29,20 +29,20 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, grow_levels
-from eagle.trees.hybrid import level_sizes
+from eagle.trees.grown import Level, even_level, grow_levels, grown_slots
+
+slots = grown_slots
 
 
 def build(
     drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
 ) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd] -> trees of 1 + sum(level_sizes) nodes."""
-    sizes = level_sizes(settings)
-    if not sizes:
+    """root Int64[B], draft logits after it [B, Vd] -> trees of at most `nodes` nodes, in equal levels."""
+    if settings.nodes == 1:
         return root_only(root)
 
-    def pick(q: Tensor, reach: Tensor, size: int) -> Level:
-        w = min(size, q.shape[1] * q.shape[2])
+    def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
+        w = min(even_level(left, below), settings.width or left, q.shape[1] * q.shape[2])
         children = _draw_children(q, min(w, q.shape[2]), draw)
         picked = _allot(children.values(reach, settings.beta), w)
         row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), -1)
@@ -54,7 +54,7 @@ def build(
             lambda: picked.of(children.reach(reach, settings.beta)),
         )
 
-    grown = grow_levels(drafter, root, logits, sizes, probs, pick)
+    grown = grow_levels(drafter, root, logits, settings, probs, pick)
     return grown.batch(hsd.Layout.siblings(grown.sizes))
 
 

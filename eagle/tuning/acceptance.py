@@ -7,8 +7,8 @@ Shapes: V vocabulary, Vd draft vocabulary.
 """
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from torch import Tensor
 import hsd
 from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.tuning.calibration import Expected, Overlap, Table
-from eagle.tuning.candidates import VERIFIER, Candidate, candidates_at, is_greedy
+from eagle.trees import TreeSettings
+from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, candidates_at, is_greedy
 from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
 
 STRIDE = 12
@@ -34,10 +35,10 @@ def measure_table(
     Raises ValueError where no state was reached.
     """
     candidates = candidates_at(temperature)
-    limits = TreeLimits.of([(candidate.tree, candidate.settings) for candidate in candidates])
+    limits = TreeLimits.of([(one.tree, one.settings) for one in candidates])
     probe = StateProbe(model, SamplingParams(temperature), limits, TOGETHER)
     per_prompt = math.ceil(states / max(len(prompts), 1))
-    rows: list[list[list[float]]] = []  # per prompt and state: E[accepted] of every candidate, then the overlaps
+    rows: list[list[AtState]] = []
     for index, prompt in enumerate(prompts):
         if len(prompt) < model.context_length:
             generator = torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)
@@ -45,35 +46,53 @@ def measure_table(
     rows = [row for row in rows if row]
     if not rows:
         raise ValueError(f"no state was reached on {len(prompts)} prompts: pass prompts with longer answers")
-    columns = [mean_and_error([[state[column] for state in row] for row in rows]) for column in range(len(rows[0][0]))]
-    trees = tuple(Expected(*candidate, *column) for candidate, column in zip(candidates, columns))
-    means = [mean for mean, _ in columns[len(candidates) :]]
-    overlaps = tuple(Overlap(factor, mean) for factor, mean in zip(_factors(temperature), means))
-    return Table(temperature, sum(map(len, rows)), trees, overlaps)
+    found = {tree: mean_and_error([[state.expected[tree] for state in row] for row in rows]) for tree in rows[0][0][0]}
+    beta = best_beta(candidates, found)
+    trees = tuple(Expected(*one, *found[one.tree, one.with_beta(beta)]) for one in candidates)
+    states_of_all = [state.overlaps for row in rows for state in row]
+    overlaps = tuple(Overlap(*pair) for pair in zip(_factors(temperature), map(_mean, zip(*states_of_all))))
+    return Table(temperature, len(states_of_all), trees, overlaps, beta)
+
+
+class AtState(NamedTuple):
+    """What was measured at one state: E[accepted] by tree and settings, and sum min(p, q) by factor."""
+
+    expected: dict[tuple[str, TreeSettings], float]
+    overlaps: list[float]
+
+
+def best_beta(
+    candidates: Iterable[Candidate], found: Mapping[tuple[str, TreeSettings], tuple[float, float]]
+) -> float:
+    """The beta with which the candidates that have one accept most in all; the default where none has."""
+    asked = [one for one in candidates if len(one.variants) > 1]
+    if not asked:
+        return TreeSettings().beta
+    return max(BETAS, key=lambda beta: math.fsum(found[one.tree, one.with_beta(beta)][0] for one in asked))
 
 
 def _answer(
     probe: StateProbe, prompt: Sequence[int], count: int, generator: torch.Generator, candidates: list[Candidate]
-) -> list[list[float]]:
-    found: list[list[float]] = []
+) -> list[AtState]:
+    found: list[AtState] = []
     for index in probe.states(list(prompt), STRIDE * count + 1, generator):
         if index % STRIDE == STRIDE // 2:
             found.append(_at_state(probe, candidates))
     return found
 
 
-def _at_state(probe: StateProbe, candidates: list[Candidate]) -> list[float]:
+def _at_state(probe: StateProbe, candidates: list[Candidate]) -> AtState:
     temperature = probe.sampling.temperature
     verifier = "greedy" if is_greedy(temperature) else VERIFIER
-    longest = max((one for one in candidates if one.tree == "chain"), key=lambda one: one.depth)
-    branching = [one for one in candidates if one.tree != "chain"]
-    path, *trees = probe.score([probe.grow(one.tree, one.settings) for one in (longest, *branching)])
-    found = {one: scored.expected(verifier) for one, scored in zip(branching, trees, strict=True)}
-    expected = [found[one] if one in found else path_expected(path, one.nodes, verifier) for one in candidates]
-    return [
-        *expected,
-        *(overlap(path.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)),
-    ]
+    chains = [one for one in candidates if one.tree == "chain"]
+    longest = max(chains, key=lambda one: one.depth)
+    asked = [(one.tree, settings) for one in candidates if one.tree != "chain" for settings in one.variants]
+    path, *trees = probe.score([probe.grow(*tree) for tree in ((longest.tree, longest.settings), *asked)])
+    expected = {tree: scored.expected(verifier) for tree, scored in zip(asked, trees, strict=True)}
+    for one in chains:
+        expected[one.tree, one.settings] = path_expected(path, one.nodes, verifier)
+    overlaps = [overlap(path.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)]
+    return AtState(expected, overlaps)
 
 
 def path_expected(path: ScoredTree, nodes: int, verifier: str) -> float:
@@ -96,6 +115,10 @@ def overlap(target_probs: Tensor, probe: StateProbe, draft_temperature: float) -
     support = probe.drafter.support
     p = target_probs if support is None else target_probs[support]
     return torch.minimum(p.to(q), q).sum().item()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(math.fsum(values) / len(values), 4)
 
 
 def mean_and_error(values: list[list[float]]) -> tuple[float, float]:

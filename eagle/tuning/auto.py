@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
+from eagle.trees import TreeSettings
 from eagle.tuning.acceptance import measure_table
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
 from eagle.tuning.candidates import AUTO, is_greedy, kinds_of, nearest
@@ -63,6 +64,16 @@ class AutoTree:
             with model.exclusive():
                 times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
+
+    def beta(self, temperature: float, brief: bool = False) -> float:
+        """The beta of hybrid trees that the calibration found, the default where there is none.
+
+        brief    what was measured in place of a calibration counts too
+        """
+        known = self._brief if brief else {}
+        if self.calibration is not None:
+            known = {table.temperature: table for table in self.calibration.tables}
+        return known[nearest(temperature, known)].beta if known else TreeSettings().beta
 
     def prepare(self, model: Any) -> None:
         """Measure everything that generations of one row can need, so that none of them has to."""

@@ -3,10 +3,10 @@
     calibration = Calibration.load(head / "calibration.json", target_fingerprint, head_fingerprint)
     calibration.table(0.6)                        the table of the nearest calibrated temperature
 
-    {"format": 1, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
+    {"format": 2, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
         {"temperature": 0.5, "states": 64,
          "trees": [{"tree": "hybrid", "nodes": 16, "depth": 6, "expected": 1.39, "standard_error": 0.11}, ...],
-         "overlaps": [{"factor": 0.8, "overlap": 0.46}, ...]}, ...]}
+         "overlaps": [{"factor": 0.8, "overlap": 0.46}, ...], "beta": 0.7}, ...]}
 
 `expected` is the mean of the exact E[accepted] over the states. `overlaps` is recorded, not used: the mean of sum
 min(p, q) at the root when q is taken at `factor` times the target's temperature. It says nothing of time, so it is
@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eagle.files import read_json, write_json
+from eagle.trees import TreeSettings
 from eagle.tuning.candidates import Candidate, is_greedy, nearest
 
-FORMAT = 1
+FORMAT = 2  # 1: of hybrid trees with equal levels
 NAME = "calibration.json"
 
 
@@ -51,12 +52,13 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured at one temperature."""
+    """What was measured at one temperature. beta: of `TreeSettings`, with which the hybrid trees accept most."""
 
     temperature: float
     states: int
     trees: tuple[Expected, ...]
     overlaps: tuple[Overlap, ...] = ()
+    beta: float = TreeSettings().beta
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Calibration:
                     int(table["states"]),
                     tuple(Expected(**row) for row in table["trees"]),
                     tuple(Overlap(**row) for row in table["overlaps"]),
+                    float(table["beta"]),
                 )
                 for table in value["tables"]
             )

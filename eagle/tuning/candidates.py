@@ -1,6 +1,7 @@
 """The draft trees that `tree="auto"` chooses among."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from eagle.trees import TreeSettings, greedy_tree
@@ -22,10 +23,20 @@ class Candidate(NamedTuple):
     def settings(self) -> TreeSettings:
         return TreeSettings(self.nodes, self.depth)
 
+    def with_beta(self, beta: float) -> TreeSettings:
+        """The settings with the head's beta, where the kind of tree has one."""
+        return replace(self.settings, beta=beta) if self.tree == "hybrid" else self.settings
+
+    @property
+    def variants(self) -> list[TreeSettings]:
+        """The settings from which the head's own are chosen. A step takes the same time with all of them."""
+        return list(dict.fromkeys(map(self.with_beta, BETAS)))
+
 
 PLAIN = Candidate("none", 1, 1)
 SHAPES = ((4, 2), (8, 3), (8, 4), (16, 4), (16, 6), (32, 4), (32, 6), (60, 7))  # nodes and depth of trees that branch
 CHAINS = (1, 2, 3, 5, 7, 10)  # depths of a sampled path
+BETAS = (0.3, 0.5, 0.7)  # of hybrid trees; see `TreeSettings`
 CANDIDATES = (
     *(Candidate(tree, nodes, depth) for tree in BRANCHING for nodes, depth in SHAPES),
     *(Candidate("chain", depth + 1, depth) for depth in CHAINS),

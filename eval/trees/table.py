@@ -213,13 +213,15 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
-    cells = [(method, TreeSettings(nodes, options.depth)) for nodes in options.budgets for method in options.methods]
-    tables, nats = {}, {}
+    tables, nats, betas = {}, {}, {}
     for temperature in options.temperatures:
+        betas[f"{temperature:g}"] = beta = model.auto.beta(temperature)  # calibrated on other prompts
+        settings = [TreeSettings(nodes, options.depth, beta=beta) for nodes in options.budgets]
+        cells = [(method, of_budget) for of_budget in settings for method in options.methods]
         values = one_temperature(model, questions, temperature, cells, options, output)
         nats[f"{temperature:g}"] = interval(values.pop(NATS))
         tables[f"{temperature:g}"] = summarise(values, options.methods[0])
-    write(tables, nats, asked, options, output)
+    write(tables, nats, betas, asked, options, output)
     return tables
 
 
@@ -232,13 +234,14 @@ def one_temperature(
     output: Path,
 ) -> Values:
     """Measure what the temperature's file does not hold yet."""
-    path = output / f"states_T{temperature:g}.jsonl"
+    path, beta = output / f"states_T{temperature:g}.jsonl", cells[0][1].beta
     done: Values = {}
     asked_for = {
         "values": [NATS, "E[accepted]"],
         "methods": options.methods,
         "budgets": options.budgets,
         "depth": options.depth,
+        "beta": beta,
         "states": options.states,
         "stride": options.stride,
         "draws": options.draws,
@@ -277,6 +280,7 @@ def check_row(row: Any, names: set[str], place: str) -> None:
 def write(
     tables: dict[str, Any],
     nats: dict[str, list[float]],
+    betas: dict[str, float],
     asked: benchmarks.QuestionSet,
     options: argparse.Namespace,
     output: Path,
@@ -295,6 +299,7 @@ def write(
         "versions": origin["versions"],
         "cpu": origin["hardware"]["cpu"],
         "nats": nats,
+        "beta": betas,
         "tables": tables,
     }
     write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")

@@ -12,7 +12,7 @@ from eagle.engine.step import Decoder
 from eagle.model.eagle_model import EagleModel
 from eagle.modules import kv_cache
 from eagle.modules import tree_attention as attention
-from eagle.trees import TreeSettings
+from eagle.trees import TreeSettings, hybrid
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -23,7 +23,8 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Small buckets; finished rows stay in the batch."""
+    """Small buckets; finished rows stay in the batch; hybrid trees have equal levels."""
+    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(Decoder, "drop_finished", lambda _decoder, _state: None)
 

@@ -8,8 +8,9 @@ import torch
 import hsd
 from eagle import EagleModel
 from eagle.trees import TreeSettings, hybrid
+from eagle.trees.grown import even_level
 from tests.eagle.tiny import tiny_head, tiny_target
-from tests.eagle.toy import Table, TableDrafter, every_outcome
+from tests.eagle.toy import MoodyTable, Table, TableDrafter, every_outcome
 from tests.eagle.trees.test_lossless import SOFTMAX, trees_of
 
 ROOT = torch.zeros(1, dtype=torch.int64)
@@ -28,24 +29,31 @@ def generate(model, **settings):
 
 @pytest.mark.parametrize("nodes", [2, 3, 8, 9, 16, 60, 128])
 @pytest.mark.parametrize("depth", [1, 3, 7, 12])
-def test_level_sizes_use_the_whole_budget(nodes, depth):
-    sizes = hybrid.level_sizes(TreeSettings(nodes, depth))
-    assert sum(sizes) == nodes - 1
-    assert min(sizes) >= 1 and len(sizes) == min(depth, nodes - 1)
+def test_equal_levels_use_the_whole_budget(nodes, depth):
+    sizes, left = [], nodes - 1
+    for below in reversed(range(depth)):
+        sizes.append(even_level(left, below))
+        left -= sizes[-1]
+        if not left:
+            break
+    assert sum(sizes) == nodes - 1 and len(sizes) == min(depth, nodes - 1)
     assert max(sizes) - min(sizes) <= 1 and sizes == sorted(sizes, reverse=True)
 
 
+def sizes_of(tree: hsd.DraftTree) -> list[int]:
+    """Nodes of every level below the root."""
+    depths = hsd.TreeBatch.of_one(tree).depths[0].tolist()
+    return [depths.count(level) for level in range(1, max(depths) + 1)]
+
+
 def test_width_limits_every_level():
-    assert hybrid.level_sizes(TreeSettings(60, 7, 4)) == [4] * 7
+    for _, tree in trees_of("hybrid", TreeSettings(9, 3, 2), Table(3, seed=2)):
+        assert max(sizes_of(tree)) == 2
 
 
 def test_the_root_alone():
     tree = trees_of("hybrid", TreeSettings(1, 3), Table(3, seed=2))[0][1]
     assert len(tree) == 1
-
-
-def test_equal_levels_by_default():
-    assert hybrid.level_sizes(TreeSettings(57, 7)) == [8] * 7
 
 
 @pytest.mark.parametrize("settings", [{"beta": 1.5}, {"nodes": 0}])
@@ -54,10 +62,11 @@ def test_settings_out_of_range_are_named(settings):
         TreeSettings(**settings)
 
 
-def shape_of_level(tree: hsd.DraftTree, settings: TreeSettings, level: int) -> tuple:
-    """Parents, kinds and proposal laws of a level: what may not depend on its own draws."""
-    first = 1 + sum(hybrid.level_sizes(settings)[:level])
-    nodes = range(first, first + hybrid.level_sizes(settings)[level])
+def shape_of_level(tree: hsd.DraftTree, level: int) -> tuple:
+    """Size, parents, kinds and proposal laws of a level: what may not depend on its own draws. () where there is none."""
+    sizes = sizes_of(tree)
+    first = 1 + sum(sizes[:level])
+    nodes = range(first, first + sum(sizes[level : level + 1]))
     rows = [int(tree.proposal_rows[node]) for node in nodes]
     laws = [tuple(tree.proposals[row].tolist()) if row >= 0 else None for row in rows]
     chosen = [int(tree.tokens[node]) if row < 0 else None for node, row in zip(nodes, rows)]
@@ -72,24 +81,23 @@ def shape_of_level(tree: hsd.DraftTree, settings: TreeSettings, level: int) -> t
         TreeSettings(8, 2, beta=0.6),
     ],
 )
-def test_a_level_depends_on_the_draws_above_it_only(settings):
+@pytest.mark.parametrize("table", [Table, MoodyTable])
+def test_a_level_depends_on_the_draws_above_it_only(settings, table):
     """The rule that makes verification lossless, checked on every outcome of the real builder."""
-    sizes = hybrid.level_sizes(settings)
-    seen = [defaultdict(set) for _ in sizes]
-    for _, tree in trees_of("hybrid", settings, Table(3, seed=4)):
-        for level in range(len(sizes)):
-            above = tuple(tree.tokens[: 1 + sum(sizes[:level])].tolist())
-            seen[level][above].add(shape_of_level(tree, settings, level))
+    seen = [defaultdict(set) for _ in range(settings.depth)]
+    for _, tree in trees_of("hybrid", settings, table(3, seed=4)):
+        for level in range(settings.depth):
+            above = tuple(tree.tokens[: 1 + sum(sizes_of(tree)[:level])].tolist())
+            seen[level][above].add(shape_of_level(tree, level))
     assert all(len(shapes) == 1 for level in seen for shapes in level.values())
     assert any(len(level) > 1 for level in seen), "no draw could be told from another: the test is empty"
 
 
 def test_what_grows_below_a_draw_may_depend_on_it():
-    """Slots go where the drawn token makes them worth most: not the same shape below every draw."""
-    settings = TreeSettings(7, 3, beta=0.2)
-    outcomes = trees_of("hybrid", settings, Table(3, seed=2))
-    shapes = {shape_of_level(tree, settings, 2)[0] for _, tree in outcomes}
-    assert len(shapes) > 1
+    """Slots go where the drawn token makes them worth most, and as many as it makes them worth."""
+    outcomes = trees_of("hybrid", TreeSettings(7, 3, beta=0.2), MoodyTable(3, seed=4))
+    assert len({shape_of_level(tree, 2)[0] for _, tree in outcomes}) > 1
+    assert len({tuple(sizes_of(tree)) for _, tree in outcomes}) > 1
 
 
 def test_proposals_are_the_law_that_was_drawn_from():
@@ -108,7 +116,7 @@ def test_a_certain_draft_makes_a_chain_of_its_sampled_child():
     """With q one-hot a drawn child is as good as certain: nothing is worth choosing beside it."""
     q = torch.full((1, 1, 5), 1e-9)
     q[..., 2] = 1
-    picked = hybrid._allot(q, torch.ones(1, 1), 2, beta=0.5)
+    picked = hybrid._candidates(q, torch.ones(1, 1), 2, beta=0.5).best(2)
     assert picked.sampled.tolist() == [[True, False]]
     reach = hybrid._reach(q, torch.ones(1, 1), picked._replace(q_column=torch.zeros(1, 2)), torch.tensor([[2, 0]]), 0.5)
     assert reach[0, 0] == pytest.approx(1, abs=1e-6)
@@ -117,7 +125,7 @@ def test_a_certain_draft_makes_a_chain_of_its_sampled_child():
 def test_slot_values_add_up_to_the_mass_that_passes():
     """The values of one node's winners are the growth of R (1 - (1 - beta) u G), so they sum to it."""
     q = torch.tensor([[[0.5, 0.3, 0.15, 0.05]]])
-    picked = hybrid._allot(q, torch.ones(1, 1), 3, beta=0.4)
+    picked = hybrid._candidates(q, torch.ones(1, 1), 3, beta=0.4).best(3)
     columns = torch.where(picked.sampled, 3, picked.column)
     reach = hybrid._reach(q, torch.ones(1, 1), picked, columns, beta=0.4)
     chosen = q[0, 0, :2]

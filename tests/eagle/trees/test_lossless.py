@@ -77,6 +77,16 @@ def test_a_draft_whose_sharpness_depends_on_the_drawn_token(name, beta, verifier
     assert (law - joint_law(target, 3)).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("verifier", ["hsd", "token"])
+def test_levels_whose_size_depends_on_the_draws_above(verifier):
+    target, draft = Table(3, seed=3), MoodyTable(3, seed=4)
+    outcomes = trees_of("hybrid", TreeSettings(7, 3, None, 0.2), draft)
+    sizes = {tuple(hsd.TreeBatch.of_one(tree).depths[0].bincount().tolist()) for _, tree in outcomes}
+    assert len(sizes) > 1
+    law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), 4)
+    assert (law - joint_law(target, 4)).abs().max() < 1e-10
+
+
 @pytest.mark.parametrize("name", ["hybrid", "rsd"])
 @pytest.mark.parametrize("beta", [0.3, 0.85])
 def test_hsd_accepts_at_least_as_much_as_token_wise(name, beta):

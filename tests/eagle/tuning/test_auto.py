@@ -11,6 +11,7 @@ import torch
 
 from eagle import EagleModel
 from eagle.checkpoints.fingerprint import fingerprint
+from eagle.trees import TreeSettings
 from eagle.tuning import auto, step_cost
 from eagle.tuning.calibration import NAME, Calibration, Expected, Table
 from eagle.tuning.candidates import CANDIDATES, PLAIN, Candidate, candidates_at
@@ -65,7 +66,7 @@ def test_the_seed_and_the_record_give_the_same_tokens(demo, temperature):
     ids = torch.tensor([demo.tokenizer("How many eggs are in 7 boxes?")["input_ids"]])
     given = {"max_new_tokens": 24, "temperature": temperature, "seed": 5, "return_dict_in_generate": True}
     [row] = demo.generate(ids, tree="auto", **given).rows
-    assert row.plan == (("topk", "hsd", 8, 4) if temperature == 0 else ("hybrid", "hsd", 16, 6))
+    assert row.plan [:4] == (("topk", "hsd", 8, 4) if temperature == 0 else ("hybrid", "hsd", 16, 6))
     [again] = demo.generate(ids, **row.plan._asdict(), **given).rows
     assert again.new_tokens == row.new_tokens
     assert again.plan == row.plan
@@ -74,7 +75,7 @@ def test_the_seed_and_the_record_give_the_same_tokens(demo, temperature):
 
 def test_every_generation_records_its_plan(tiny):
     *_, [row] = tiny.stream(IDS, 4, tree="chain", nodes=4, depth=3, verifier="token", seed=0)
-    assert row.plan == ("chain", "token", 4, 3)
+    assert row.plan == ("chain", "token", 4, 3, TreeSettings().beta)
 
 
 def test_a_head_that_guesses_leaves_plain_decoding(tiny, monkeypatch):
@@ -84,20 +85,32 @@ def test_a_head_that_guesses_leaves_plain_decoding(tiny, monkeypatch):
     monkeypatch.setattr(auto, "BRIEF_STATES", 2)
     given = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3, "return_dict_in_generate": True}
     [row] = tiny.generate(IDS, tree="auto", **given).rows
-    assert row.plan == ("none", "hsd", 1, 1)
+    assert row.plan[:4] == ("none", "hsd", 1, 1)
     assert row.new_tokens == tiny.generate(IDS, tree="none", **given).rows[0].new_tokens
 
 
 def test_the_kind_can_be_given(tiny):
     calibrated(tiny, ("topk", 16, 6, 3.0), ("chain", 4, 3, 1.0))
     given = {"max_new_tokens": 4, "temperature": 1.0, "seed": 0, "return_dict_in_generate": True}
-    plan = lambda **asked: tiny.generate(IDS, **asked, **given).rows[0].plan
+    plan = lambda **asked: tiny.generate(IDS, **asked, **given).rows[0].plan[:4]
     assert plan(tree="auto") == plan(tree="topk", nodes="auto") == ("topk", "hsd", 16, 6)
     assert plan(tree="chain", nodes="auto") == ("chain", "hsd", 4, 3)
     assert plan(tree="topk", nodes="auto", verifier="token") == ("topk", "token", 16, 6)
     with pytest.raises(ValueError, match="tree='hybrid' is not in the head's calibration"):
         plan(nodes="auto")
-    assert plan(tree="none", nodes="auto").tree == "none"
+    assert plan(tree="none", nodes="auto")[0] == "none"
+
+
+def test_hybrid_trees_take_the_beta_that_suits_the_head(tiny):
+    given = {"max_new_tokens": 4, "seed": 0, "return_dict_in_generate": True}
+    beta = lambda **asked: tiny.generate(IDS, **asked, **given).rows[0].plan.beta
+    assert beta(temperature=1.0) == TreeSettings().beta
+    rows = (Expected("hybrid", 16, 6, 3.0, 0.0),)
+    tables = (Table(0.5, 1, rows, beta=0.3), Table(1.0, 1, rows, beta=0.5))
+    tiny.auto.calibration = Calibration(None, None, "", 0, tables)
+    assert [beta(temperature=t) for t in (0.3, 0.6, 1.2)] == [0.3, 0.3, 0.5]
+    assert beta(temperature=1.0, beta=0.85) == 0.85
+    assert beta(temperature=1.0, tree="topk") == TreeSettings().beta
 
 
 def test_at_temperature_0_hybrid_stands_for_topk(tiny):

@@ -9,7 +9,7 @@ from eagle.tuning.calibration import Calibration, Expected, Overlap, Table, dige
 
 TREES = (Expected("hybrid", 16, 6, 1.5, 0.1), Expected("chain", 4, 3, 0.9, 0.0))
 FOUND = Calibration(
-    "aa", "bb", digest_of([[1, 2]]), 3, (Table(0.0, 8, TREES), Table(0.7, 9, TREES[:1], (Overlap(0.8, 0.46),)))
+    "aa", "bb", digest_of([[1, 2]]), 3, (Table(0.0, 8, TREES), Table(0.7, 9, TREES[:1], (Overlap(0.8, 0.46),), 0.5))
 )
 
 
@@ -45,11 +45,11 @@ def test_other_weights_are_refused(tmp_path, marks, which):
     [
         "{",
         "[]",
-        '{"format": 2}',
         '{"format": 1}',
-        '{"format": 1, "target": "aa", "head": "bb", "prompts": "", "seed": 0, "tables": []}',
-        '{"format": 1, "target": "aa", "head": "bb", "prompts": "", "seed": 0, "tables": [{"temperature": "x"}]}',
-        '{"format": 1, "target": "aa", "head": "bb", "prompts": "", "seed": 0, '
+        '{"format": 2}',
+        '{"format": 2, "target": "aa", "head": "bb", "prompts": "", "seed": 0, "tables": []}',
+        '{"format": 2, "target": "aa", "head": "bb", "prompts": "", "seed": 0, "tables": [{"temperature": "x"}]}',
+        '{"format": 2, "target": "aa", "head": "bb", "prompts": "", "seed": 0, '
         '"tables": [{"temperature": 1, "states": 1, "trees": [{"tree": "topk"}], "overlaps": []}]}',
     ],
 )
@@ -77,4 +77,4 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_it_says_what_it_is_in_json(tmp_path):
     FOUND.save(tmp_path / "calibration.json")
     value = json.loads((tmp_path / "calibration.json").read_text())
-    assert value["format"] == 1 and value["target"] == "aa" and value["tables"][1]["overlaps"][0]["factor"] == 0.8
+    assert value["format"] == 2 and value["target"] == "aa" and value["tables"][1]["overlaps"][0]["factor"] == 0.8
