@@ -3,9 +3,9 @@
     python -m eagle.calibrate checkpoints/demo/target checkpoints/demo/eagle3
     python -m eagle.calibrate TARGET HEAD --data prompts.jsonl --temperatures 0 0.6 1 --states 200
 
-At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed. Nothing is
-timed, so the file is valid on every machine. --data should hold nobody's test questions: a choice tuned on them would
-flatter the numbers measured on them.
+At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed; hybrid trees
+with several values of beta, of which the best is kept. Nothing is timed, so the file is valid on every machine. --data
+should hold nobody's test questions: a choice tuned on them would flatter the numbers measured on them.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from eagle.train.data.conversations import read_records
 from eagle.tuning.acceptance import measure_table
 from eagle.tuning.auto import TEMPERATURES
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
-from eagle.tuning.candidates import KINDS
+from eagle.tuning.candidates import BETAS, KINDS
 from eagle.tuning.prompts import bundled_prompts, encode
 
 
@@ -73,8 +73,12 @@ def text_of(table: Table) -> str:
     ]
     head = [f"temperature {table.temperature:g}, {table.states} states", "", "| tree | nodes | depth | E[accepted] |"]
     overlaps = ", ".join(f"{one.factor:g}: {one.overlap:.3f}" for one in table.overlaps)
-    tail = ["", f"sum of min(p, q) by draft temperature over temperature: {overlaps}"] if overlaps else []
-    return "\n".join([*head, "|---|---|---|---|", *rows, *tail])
+    tail = [
+        "",
+        f"hybrid trees with beta {table.beta:g}, of {', '.join(f'{beta:g}' for beta in BETAS)}",
+        f"sum of min(p, q) by draft temperature over temperature: {overlaps}",
+    ]
+    return "\n".join([*head, "|---|---|---|---|", *rows, *(tail if overlaps else [])])
 
 
 def build_parser() -> argparse.ArgumentParser:

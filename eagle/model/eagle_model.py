@@ -238,7 +238,8 @@ class EagleModel:
             tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
             args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
         if args.tree == "hybrid" and not args.beta_given:
-            args = replace(args, settings=replace(args.settings, beta=self.auto.beta(temperature, brief=args.automatic)))
+            beta = self.auto.beta(temperature, brief=args.automatic)
+            args = replace(args, settings=replace(args.settings, beta=beta))
         return args
 
     def _plan(self, args: GenerationArgs) -> Plan:

@@ -1,7 +1,7 @@
 """Top-k children and one sampled child per node: a tree that leaves the verifier something to balance.
 
-Level by level, slots go to the most valuable candidates; how many is decided before one is sampled. At a frontier node v let q be its draft
-distribution, S its top-k children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the
+Level by level, slots go to the most valuable candidates; how many slots a level gets is decided before one of its
+tokens is sampled (eagle/trees/prices.py). At a frontier node v let q be its draft distribution, S its top-k children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the
 accepted path passes v. A top-k child x is estimated to follow with probability q(x), a token x sampled from d to be
 accepted with probability
 
@@ -31,7 +31,7 @@ import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import Level, even_level, grow_levels, grown_slots
-from eagle.trees.prices import child_gains, slots_of_level
+from eagle.trees.prices import child_gains, most_of_level, slots_of_level
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -40,8 +40,8 @@ slots = grown_slots
 
 
 def sizes_follow_q(device: torch.device) -> bool:
-    """Whether levels are as large as q makes them worth: on a CPU. A GPU would wait for the number, and for every number
-    a step would have to be captured: there the levels are equal.
+    """Whether levels are as large as q makes them worth: on a CPU. On a GPU the levels are equal: it would wait for the
+    number, and a step would have to be captured for every number.
     """
     return device.type == "cpu"
 
@@ -55,7 +55,7 @@ def build(
     beta, priced = settings.beta, sizes_follow_q(root.device)
 
     def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
-        most = left if priced else even_level(left, below)
+        most = most_of_level(left, below) if priced else even_level(left, below)
         candidates = _candidates(q, reach, min(most, settings.width or most), beta)
         picked = candidates.best(slots_of_level(candidates.values, left, below, beta) if priced else most)
         outside = _outside(q, picked)

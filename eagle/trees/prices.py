@@ -13,8 +13,9 @@ number for which
 
     sum of F_D(v_i / v_w) over i = 1 .. w  <=  slots left,       v_1 >= v_2 >= ...   the values of the candidates
 
-The number depends on values of candidates, which no token of the level has a part in: it may be chosen before they are
-sampled, and nothing is lost (docs/hybrid-trees.md).
+and at most half of the slots left; the last level takes all of them. The number depends on values of candidates, in
+which no token of the level has a part: it is known before they are sampled, and nothing is lost
+(docs/hybrid-trees.md).
 
 Shapes: B batch, c candidates.
 """
@@ -29,6 +30,7 @@ from torch import Tensor
 TYPICAL = ((0.9, 0.05), (0.7, 0.15), (0.5, 0.20), (0.3, 0.15), (0.07, 0.45))
 CHILDREN = 12  # top-k children of a node that are looked at
 STEP, STEPS = 0.1, 64  # grid of F: x = exp(0), exp(STEP), ...
+TINY = 1e-30
 
 
 def child_gains(top_q: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -50,26 +52,27 @@ def foresight(beta: float, below: int) -> Tensor:
     ratio, share = torch.tensor(TYPICAL).T
     top_q = (1 - ratio)[:, None] * ratio[:, None] ** torch.arange(CHILDREN)
     sampled, topk = child_gains(top_q, (1 - ratio) / (1 + ratio), beta)
-    gains = torch.cat([sampled[:, None], topk], 1)  # [types, CHILDREN + 1]
+    gains = torch.cat([sampled[:, None], topk], 1).clamp(min=TINY)  # [types, CHILDREN + 1]
     place = torch.arange(STEPS)[:, None, None] + (gains.log() / STEP)
-    taken = _read(foresight(beta, below - 1), place).masked_fill(place < 0, 0)
+    taken = foresight(beta, below - 1)[place.clamp(0, STEPS - 1).long()].masked_fill(place < 0, 0)
     return 1 + taken.sum(-1) @ share
 
 
-def _read(values: Tensor, place: Tensor) -> Tensor:
-    return values[place.clamp(0, STEPS - 1).long()]
+def most_of_level(left: int, below: int) -> int:
+    """Candidates worth looking at: no level takes more than half of what is left while others may follow."""
+    return (left + 1) // 2 if below else left
 
 
 def slots_of_level(values: Tensor, left: int, below: int, beta: float) -> int:
     """How many of the best candidates get a slot, the same number in all rows: at least 1, at most `left`.
 
-    values  Float[B, c], falling: the c <= left best candidates
+    values  Float[B, c], falling: the c <= most_of_level(left, below) best candidates
     left    slots that the tree has left for this level and those below
     below   levels that may follow
     """
     if below == 0:
         return values.shape[1]
-    logs = values.clamp(min=1e-30).log()
-    taken = _read(foresight(beta, below), (logs[:, :, None] - logs[:, None, :]) / STEP)
-    wanted = taken.triu().sum(1).mean(0)  # [c]: slots of the tree if this level takes 1, 2, ... candidates
+    place = values.clamp(min=TINY).log().div_(STEP).floor().long()
+    taken = foresight(beta, below)[(place[:, :, None] - place[:, None, :]).clamp_(0, STEPS - 1)]
+    wanted = taken.triu_().sum(1).mean(0)  # [c]: slots of the tree if this level takes 1, 2, ... candidates
     return max(int((wanted <= left).sum()), 1)

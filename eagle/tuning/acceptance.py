@@ -15,8 +15,8 @@ from torch import Tensor
 
 import hsd
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.tuning.calibration import Expected, Overlap, Table
 from eagle.trees import TreeSettings
+from eagle.tuning.calibration import Expected, Overlap, Table
 from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, candidates_at, is_greedy
 from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
 
@@ -61,9 +61,7 @@ class AtState(NamedTuple):
     overlaps: list[float]
 
 
-def best_beta(
-    candidates: Iterable[Candidate], found: Mapping[tuple[str, TreeSettings], tuple[float, float]]
-) -> float:
+def best_beta(candidates: Iterable[Candidate], found: Mapping[tuple[str, TreeSettings], tuple[float, float]]) -> float:
     """The beta with which the candidates that have one accept most in all; the default where none has."""
     asked = [one for one in candidates if len(one.variants) > 1]
     if not asked:

@@ -39,7 +39,8 @@ def unions(trees: list[TreeBatch], room: int) -> Iterator[Union]:
 
     A tree with more nodes is a union of its own.
     """
-    union, known = Union([], [], [], []), {}
+    union = Union([], [], [], [])
+    known: dict[tuple[int, int], int] = {}
     for tree in trees:
         tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
         if union.tokens and len(union.tokens) + len(tokens) > room:

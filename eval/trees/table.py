@@ -6,9 +6,10 @@ r"""E[accepted] of trees and verifiers over temperatures and budgets, on the sam
 
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
-questions; gains are paired. All trees of a state are scored in one forward, so more of them (`--draws`) cost little. A table names the target's entropy along these answers, in nats. Writes table.md,
-table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along each
-method's own generations come from `python -m eval`.
+questions; gains are paired. All trees of a state are scored in one forward, so more of them (`--draws`) cost little.
+Hybrid trees have the head's calibrated beta. A table names the target's entropy along these answers, in nats. Writes
+table.md, table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along
+each method's own generations come from `python -m eval`.
 """
 
 import argparse
@@ -74,7 +75,11 @@ def measure(
 
 
 def at_state(
-    probe: StateProbe, temperature: float, cells: list[tuple[str, TreeSettings]], draws: int, row: dict[str, list[float]]
+    probe: StateProbe,
+    temperature: float,
+    cells: list[tuple[str, TreeSettings]],
+    draws: int,
+    row: dict[str, list[float]],
 ) -> None:
     """Each tree `draws` times, verified by all the verifiers that are asked for; their means."""
     verifiers: dict[tuple[str, TreeSettings], dict[str, str]] = {}  # per tree: its cells and their verifiers

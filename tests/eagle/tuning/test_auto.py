@@ -66,7 +66,7 @@ def test_the_seed_and_the_record_give_the_same_tokens(demo, temperature):
     ids = torch.tensor([demo.tokenizer("How many eggs are in 7 boxes?")["input_ids"]])
     given = {"max_new_tokens": 24, "temperature": temperature, "seed": 5, "return_dict_in_generate": True}
     [row] = demo.generate(ids, tree="auto", **given).rows
-    assert row.plan [:4] == (("topk", "hsd", 8, 4) if temperature == 0 else ("hybrid", "hsd", 16, 6))
+    assert row.plan[:4] == (("topk", "hsd", 8, 4) if temperature == 0 else ("hybrid", "hsd", 16, 6))
     [again] = demo.generate(ids, **row.plan._asdict(), **given).rows
     assert again.new_tokens == row.new_tokens
     assert again.plan == row.plan

@@ -8,7 +8,8 @@ from eval.trees import table
 
 
 def flags(pair_flags, output, *more):
-    sizes = ["--num-questions", "2", "--budgets", "4", "6", "--depth", "2", "--states", "2", "--stride", "2", "--draws", "2"]
+    sizes = ["--num-questions", "2", "--budgets", "4", "6", "--depth", "2", "--states", "2", "--stride", "2"]
+    sizes += ["--draws", "2"]
     methods = ["--methods", "topk+token", "hybrid+hsd", "--temperatures", "1", "--protocol", "sample", "--quiet"]
     return [*pair_flags, *sizes, *methods, "--output", str(output), *more]
 
