@@ -13,9 +13,8 @@ number for which
 
     sum of F_D(v_i / v_w) over i = 1 .. w  <=  slots left,       v_1 >= v_2 >= ...   the values of the candidates
 
-and at most half of the slots left; the last level takes all of them. The number depends on values of candidates, in
-which no token of the level has a part: it is known before they are sampled, and nothing is lost
-(docs/hybrid-trees.md).
+The last level takes all that are left. The number depends on values of candidates, in which no token of the level has a
+part: it is known before they are sampled, and nothing is lost (docs/hybrid-trees.md).
 
 Shapes: B batch, c candidates.
 """
@@ -58,15 +57,10 @@ def foresight(beta: float, below: int) -> Tensor:
     return 1 + taken.sum(-1) @ share
 
 
-def most_of_level(left: int, below: int) -> int:
-    """Candidates worth looking at: no level takes more than half of what is left while others may follow."""
-    return (left + 1) // 2 if below else left
-
-
 def slots_of_level(values: Tensor, left: int, below: int, beta: float) -> int:
     """How many of the best candidates get a slot, the same number in all rows: at least 1, at most `left`.
 
-    values  Float[B, c], falling: the c <= most_of_level(left, below) best candidates
+    values  Float[B, c], falling: the c <= left best candidates
     left    slots that the tree has left for this level and those below
     below   levels that may follow
     """

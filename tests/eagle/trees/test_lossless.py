@@ -79,8 +79,8 @@ def test_a_draft_whose_sharpness_depends_on_the_drawn_token(name, beta, verifier
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
 def test_levels_whose_size_depends_on_the_draws_above(verifier):
-    target, draft = Table(3, seed=3), MoodyTable(3, seed=2)
-    outcomes = trees_of("hybrid", TreeSettings(8, 3, None, 0.2), draft)
+    target, draft = Table(3, seed=3), MoodyTable(3, seed=4)
+    outcomes = trees_of("hybrid", TreeSettings(7, 3, None, 0.2), draft)
     sizes = {tuple(hsd.TreeBatch.of_one(tree).depths[0].bincount().tolist()) for _, tree in outcomes}
     assert len(sizes) > 1
     law, _ = emitted_law(target, outcomes, lambda tree, p: hsd.stopping_law(tree, p, verifier), 4)
