@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
 
-from eagle.engine.sampling import SamplingParams, SamplingTransform, node_prefixes, row_prefixes
+from eagle.engine.sampling import LIKELIEST, Nucleus, SamplingParams, SamplingTransform, node_prefixes, row_prefixes
 from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -30,6 +30,21 @@ def test_plain_and_tempered():
 def test_truncation(settings, kept):
     probs = SamplingTransform(settings)(LOGITS)
     assert int((probs > 0).sum()) == kept and probs.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.999])
+def test_the_nucleus_is_that_of_transformers(top_p):
+    """Rows that are sure, flat (wider than what is looked at first), masked, tied, or not finite."""
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(7, 3 * LIKELIEST, generator=generator) * torch.tensor([8.0, 3, 1, 0.01, 3, 3, 3])[:, None]
+    rows[4, 40:] = -torch.inf
+    rows[5, 3] = torch.nan
+    rows[6, 7] = torch.inf
+    found, wanted = Nucleus(top_p)(None, rows), TopPLogitsWarper(top_p)(None, rows)
+    assert torch.equal(found[:5], wanted[:5])
+    assert torch.equal(found.softmax(-1).isnan(), wanted.softmax(-1).isnan())
+    kept = (found[:5] > -torch.inf).sum(-1)
+    assert top_p < 0.9 or (kept.min() < LIKELIEST < kept.max())
 
 
 def test_penalty_needs_the_prefix():
