@@ -110,7 +110,8 @@ class Nucleus(TopPLogitsWarper):
     def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
         """Scores Float[R, V] -> the same, minus infinity outside the nucleus."""
         if scores.device.type != "cpu" or scores.shape[-1] <= LIKELIEST:
-            return super().__call__(input_ids, scores)
+            sorted_whole: Tensor = super().__call__(input_ids, scores)
+            return sorted_whole
         likeliest, index = scores.topk(LIKELIEST)
         probs = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
         mass = probs.cumsum(-1)
