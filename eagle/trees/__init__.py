@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from eagle.trees import hybrid, paths, rsd, topk
 from eagle.trees.base import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, root_only
+from eagle.trees.grown import grown_slots
 
 
 class TreeBuilder(NamedTuple):
@@ -29,8 +30,8 @@ TREES: dict[str, TreeBuilder | None] = {
     "topk": TreeBuilder(topk.build, topk.slots, sampled=False),
     "chain": TreeBuilder(paths.build_chain, paths.chain_slots, single_path=True),
     "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
-    "rsd": TreeBuilder(rsd.build, rsd.slots, greedy="topk"),
-    "hybrid": TreeBuilder(hybrid.build, hybrid.slots, greedy="topk"),
+    "rsd": TreeBuilder(rsd.build, grown_slots, greedy="topk"),
+    "hybrid": TreeBuilder(hybrid.build, grown_slots, greedy="topk"),
 }
 
 

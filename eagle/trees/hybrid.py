@@ -30,13 +30,10 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, even_level, grow_levels, grown_slots
+from eagle.trees.grown import Level, even_level, grow_levels
 from eagle.trees.prices import child_gains, slots_of_level
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
-
-
-slots = grown_slots
 
 
 def sizes_follow_q(device: torch.device) -> bool:

@@ -29,9 +29,7 @@ from torch import Tensor
 import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, even_level, grow_levels, grown_slots
-
-slots = grown_slots
+from eagle.trees.grown import Level, even_level, grow_levels
 
 
 def build(

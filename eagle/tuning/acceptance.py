@@ -8,6 +8,7 @@ Shapes: V vocabulary, Vd draft vocabulary.
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -49,9 +50,9 @@ def measure_table(
     found = {tree: mean_and_error([[state.expected[tree] for state in row] for row in rows]) for tree in rows[0][0][0]}
     beta = best_beta(candidates, found)
     trees = tuple(Expected(*one, *found[one.tree, one.with_beta(beta)]) for one in candidates)
-    states_of_all = [state.overlaps for row in rows for state in row]
-    overlaps = tuple(Overlap(*pair) for pair in zip(_factors(temperature), map(_mean, zip(*states_of_all))))
-    return Table(temperature, len(states_of_all), trees, overlaps, beta)
+    by_state = [state.overlaps for row in rows for state in row]
+    overlaps = tuple(Overlap(factor, round(fmean(q), 4)) for factor, q in zip(_factors(temperature), zip(*by_state)))
+    return Table(temperature, len(by_state), trees, overlaps, beta)
 
 
 class AtState(NamedTuple):
@@ -113,10 +114,6 @@ def overlap(target_probs: Tensor, probe: StateProbe, draft_temperature: float) -
     support = probe.drafter.support
     p = target_probs if support is None else target_probs[support]
     return torch.minimum(p.to(q), q).sum().item()
-
-
-def _mean(values: Sequence[float]) -> float:
-    return round(math.fsum(values) / len(values), 4)
 
 
 def mean_and_error(values: list[list[float]]) -> tuple[float, float]:

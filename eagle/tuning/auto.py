@@ -70,9 +70,9 @@ class AutoTree:
 
         brief    what was measured in place of a calibration counts too
         """
-        known = self._brief if brief else {}
         if self.calibration is not None:
-            known = {table.temperature: table for table in self.calibration.tables}
+            return self.calibration.table(temperature).beta
+        known = self._brief if brief else {}
         return known[nearest(temperature, known)].beta if known else TreeSettings().beta
 
     def prepare(self, model: Any) -> None:
