@@ -4,8 +4,9 @@
     python -m eagle.calibrate TARGET HEAD --data prompts.jsonl --temperatures 0 0.6 1 --states 200
 
 At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed; hybrid trees
-with several values of beta, of which the best is kept. Nothing is timed, so the file is valid on every machine. --data
-should hold nobody's test questions: a choice tuned on them would flatter the numbers measured on them.
+with several values of beta, of which the one that accepts most over all temperatures is kept. Nothing is timed, so the
+file is valid on every machine. --data should hold nobody's test questions: a choice tuned on them would flatter the
+numbers measured on them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from eagle import command
 from eagle.checkpoints.fingerprint import fingerprint, local_directory
 from eagle.model.eagle_model import EagleModel
 from eagle.train.data.conversations import read_records
-from eagle.tuning.acceptance import measure_table
+from eagle.tuning.acceptance import measure, tables_of
 from eagle.tuning.auto import TEMPERATURES
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
 from eagle.tuning.candidates import BETAS, KINDS
@@ -52,12 +53,12 @@ def calibrate(options: argparse.Namespace) -> Path:
     model = EagleModel.from_pretrained(options.target, options.head, dtype=options.dtype)
     prompts = encode(model.tokenizer, chats) if chats else bundled_prompts(model.tokenizer)
     target, head = (Path(str(local_directory(path))) for path in (options.target, options.head))
-    tables = []
+    measured = []
     for temperature in sorted(set(options.temperatures)):
         shown = tqdm(prompts, f"temperature {temperature:g}", unit="prompt")
-        tables.append(measure_table(model, shown, temperature, options.states, options.seed))
-    path = head / NAME
-    Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tuple(tables)).save(path)
+        measured.append(measure(model, shown, temperature, options.states, options.seed))
+    tables, path = tables_of(measured), head / NAME
+    Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tables).save(path)
     print("\n\n".join(map(text_of, tables)))
     print(f"\nwritten to {path}")
     return path

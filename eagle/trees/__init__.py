@@ -15,7 +15,7 @@ class TreeBuilder(NamedTuple):
     slots          settings -> number of nodes given to the drafter
     single_path    whether every tree is one path, whatever the settings
     greedy         the tree built in its place at temperature 0; None: itself
-    sampled        whether trees drafted twice at one state can differ
+    sampled        whether tokens of it are sampled
     """
 
     build: Callable[..., TreeBatch]
@@ -47,6 +47,12 @@ def greedy_tree(name: str) -> str:
     return (builder.greedy if builder else None) or name
 
 
+def is_sampled(name: str) -> bool:
+    """Whether trees of this name that are drafted twice at one state can differ."""
+    builder = find_tree(name)
+    return builder is not None and builder.sampled
+
+
 __all__ = [
     "DraftProbs",
     "GeneratorDraw",
@@ -56,5 +62,6 @@ __all__ = [
     "TreeSettings",
     "find_tree",
     "greedy_tree",
+    "is_sampled",
     "root_only",
 ]

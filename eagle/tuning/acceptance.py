@@ -1,13 +1,15 @@
 """The exact E[accepted] of every candidate at states of the target's own answers.
 
 The states lie `STRIDE` tokens apart on answers that the target alone samples, so no tree chooses them. At each of them
-the real builders draft every candidate and its stopping law gives E[accepted] without verification noise.
+the real builders draft every candidate and its stopping law gives E[accepted] without verification noise. All trees
+that are compared at a state draw from generators of the same seeds: differences between alike trees are then half as
+noisy (correlation of hybrid trees with beta .3 and .7: one half).
 
 Shapes: V vocabulary, Vd draft vocabulary.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -16,19 +18,38 @@ from torch import Tensor
 
 import hsd
 from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.trees import TreeSettings
+from eagle.trees import GeneratorDraw, TreeSettings, is_sampled
 from eagle.tuning.calibration import Expected, Overlap, Table
 from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, candidates_at, is_greedy
 from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
 
 STRIDE = 12
+DRAWS = 2  # trees per state and candidate
 FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)  # draft temperature over the target's
 
 
-def measure_table(
-    model: Any, prompts: Collection[Sequence[int]], temperature: float, states: int, seed: int = 0
-) -> Table:
-    """The table of one temperature, over about `states` states, equally many of each prompt with a long enough answer.
+Plan = tuple[str, TreeSettings]
+
+
+class Measured(NamedTuple):
+    """What was measured at one temperature: mean and standard error of E[accepted] by tree and settings."""
+
+    temperature: float
+    states: int
+    found: dict[Plan, tuple[float, float]]
+    overlaps: tuple[Overlap, ...]
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        return candidates_at(self.temperature)
+
+    def expected(self, beta: float) -> tuple[Expected, ...]:
+        """The candidates' rows of a table, hybrid trees with this beta."""
+        return tuple(Expected(*one, *self.found[one.tree, one.with_beta(beta)]) for one in self.candidates)
+
+
+def measure(model: Any, prompts: Collection[Sequence[int]], temperature: float, states: int, seed: int = 0) -> Measured:
+    """Measure one temperature at about `states` states, equally many of each prompt with a long enough answer.
 
     model    an `eagle.EagleModel` with a drafter; a generation of it must not be unfinished
     seed     prompt i is answered with a generator of its own, whatever the other prompts are
@@ -47,27 +68,39 @@ def measure_table(
     rows = [row for row in rows if row]
     if not rows:
         raise ValueError(f"no state was reached on {len(prompts)} prompts: pass prompts with longer answers")
-    found = {tree: mean_and_error([[state.expected[tree] for state in row] for row in rows]) for tree in rows[0][0][0]}
-    beta = best_beta(candidates, found)
-    trees = tuple(Expected(*one, *found[one.tree, one.with_beta(beta)]) for one in candidates)
+    found = {plan: mean_and_error([[state.expected[plan] for state in row] for row in rows]) for plan in rows[0][0][0]}
     by_state = [state.overlaps for row in rows for state in row]
     overlaps = tuple(Overlap(factor, round(fmean(q), 4)) for factor, q in zip(_factors(temperature), zip(*by_state)))
-    return Table(temperature, len(by_state), trees, overlaps, beta)
+    return Measured(temperature, len(by_state), found, overlaps)
+
+
+def tables_of(measured: Sequence[Measured]) -> tuple[Table, ...]:
+    """One table per temperature, with the beta that accepts most over all of them: it belongs to the head, and one
+    temperature alone says little about it.
+    """
+    beta = best_beta(measured)
+    return tuple(Table(one.temperature, one.states, one.expected(beta), one.overlaps, beta) for one in measured)
+
+
+def best_beta(measured: Sequence[Measured]) -> float:
+    """The beta with which the candidates that have one accept most, each temperature's total counting alike; the
+    default where no candidate has one.
+    """
+    totals = [
+        {beta: math.fsum(one.found[tree.tree, tree.with_beta(beta)][0] for tree in asked) for beta in BETAS}
+        for one in measured
+        if (asked := [tree for tree in one.candidates if len(tree.variants) > 1])
+    ]
+    if not totals:
+        return TreeSettings().beta
+    return max(BETAS, key=lambda beta: math.fsum(total[beta] / math.fsum(total.values()) for total in totals))
 
 
 class AtState(NamedTuple):
     """What was measured at one state: E[accepted] by tree and settings, and sum min(p, q) by factor."""
 
-    expected: dict[tuple[str, TreeSettings], float]
+    expected: dict[Plan, float]
     overlaps: list[float]
-
-
-def best_beta(candidates: Iterable[Candidate], found: Mapping[tuple[str, TreeSettings], tuple[float, float]]) -> float:
-    """The beta with which the candidates that have one accept most in all; the default where none has."""
-    asked = [one for one in candidates if len(one.variants) > 1]
-    if not asked:
-        return TreeSettings().beta
-    return max(BETAS, key=lambda beta: math.fsum(found[one.tree, one.with_beta(beta)][0] for one in asked))
 
 
 def _answer(
@@ -76,22 +109,44 @@ def _answer(
     found: list[AtState] = []
     for index in probe.states(list(prompt), STRIDE * count + 1, generator):
         if index % STRIDE == STRIDE // 2:
-            found.append(_at_state(probe, candidates))
+            seeds = torch.randint(2**62, (DRAWS,), generator=generator, device=generator.device).tolist()
+            found.append(_at_state(probe, candidates, seeds))
     return found
 
 
-def _at_state(probe: StateProbe, candidates: list[Candidate]) -> AtState:
+def _at_state(probe: StateProbe, candidates: list[Candidate], seeds: list[int]) -> AtState:
+    """Every candidate's mean over the trees of these seeds; paths are the beginnings of the longest one."""
     temperature = probe.sampling.temperature
+    longest = max((one for one in candidates if one.tree == "chain"), key=lambda one: one.depth)
+    others = [(one.tree, settings) for one in candidates if one.tree != "chain" for settings in one.variants]
+    plans = [
+        (plan, seed)
+        for plan in [(longest.tree, longest.settings), *others]
+        for seed in seeds[: len(seeds) if is_sampled(plan[0]) else 1]
+    ]
+    device = probe.generator.device
+    grown = [
+        probe.grow(*plan, draw=GeneratorDraw(torch.Generator(device=device).manual_seed(seed))) for plan, seed in plans
+    ]
+    expected: dict[Plan, list[float]] = {}
+    for (plan, _), scored in zip(plans, probe.score(grown), strict=True):
+        for part, value in _values(plan, scored, candidates, temperature):
+            expected.setdefault(part, []).append(value)
+    overlaps = [overlap(scored.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)]
+    return AtState({plan: fmean(values) for plan, values in expected.items()}, overlaps)
+
+
+def _values(
+    plan: Plan, scored: ScoredTree, candidates: list[Candidate], temperature: float
+) -> Iterator[tuple[Plan, float]]:
+    """E[accepted] of a tree, or of all candidates that are the beginning of a path."""
     verifier = "greedy" if is_greedy(temperature) else VERIFIER
-    chains = [one for one in candidates if one.tree == "chain"]
-    longest = max(chains, key=lambda one: one.depth)
-    asked = [(one.tree, settings) for one in candidates if one.tree != "chain" for settings in one.variants]
-    path, *trees = probe.score([probe.grow(*tree) for tree in ((longest.tree, longest.settings), *asked)])
-    expected = {tree: scored.expected(verifier) for tree, scored in zip(asked, trees, strict=True)}
-    for one in chains:
-        expected[one.tree, one.settings] = path_expected(path, one.nodes, verifier)
-    overlaps = [overlap(path.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)]
-    return AtState(expected, overlaps)
+    if plan[0] != "chain":
+        yield plan, scored.expected(verifier)
+        return
+    for one in candidates:
+        if one.tree == "chain":
+            yield (one.tree, one.settings), path_expected(scored, one.nodes, verifier)
 
 
 def path_expected(path: ScoredTree, nodes: int, verifier: str) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.trees import TreeSettings
-from eagle.tuning.acceptance import measure_table
+from eagle.tuning.acceptance import measure, tables_of
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
 from eagle.tuning.candidates import AUTO, is_greedy, kinds_of, nearest
 from eagle.tuning.choice import Point, choose, points
@@ -128,7 +128,7 @@ class AutoTree:
     def _measure_briefly(self, model: Any, temperature: float) -> None:
         prompts = bundled_prompts(model.tokenizer)
         with model.exclusive():
-            self._brief[temperature] = measure_table(model, prompts, temperature, BRIEF_STATES)
+            (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
         if self._brief_path is not None:
             found = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:

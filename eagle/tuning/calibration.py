@@ -52,7 +52,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured at one temperature. beta: of `TreeSettings`, with which the hybrid trees accept most."""
+    """What was measured at one temperature. beta: of `TreeSettings`, that of the hybrid trees, chosen for the head."""
 
     temperature: float
     states: int

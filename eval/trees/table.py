@@ -25,7 +25,7 @@ from tqdm import tqdm
 from eagle import command
 from eagle.engine.sampling import SamplingParams
 from eagle.files import write_file, write_whole
-from eagle.trees import TreeSettings, find_tree, greedy_tree
+from eagle.trees import TreeSettings, find_tree, greedy_tree, is_sampled
 from eagle.tuning.probe import TOGETHER, StateProbe, TreeLimits
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
@@ -93,12 +93,6 @@ def at_state(
             found.setdefault(cell, []).append(drafted.expected(verifier))
     for cell, values in found.items():
         row[cell].append(round(fmean(values), 5))
-
-
-def is_sampled(tree: str) -> bool:
-    """Whether trees drafted twice at one state can differ."""
-    builder = find_tree(tree)
-    return builder is not None and builder.sampled
 
 
 def name(method: str, settings: TreeSettings) -> str:

@@ -8,7 +8,7 @@ import torch
 from eagle import EagleModel, SamplingParams
 from eagle.trees import TreeSettings
 from eagle.tuning import acceptance
-from eagle.tuning.acceptance import measure_table, overlap, path_expected
+from eagle.tuning.acceptance import Measured, best_beta, measure, overlap, path_expected, tables_of
 from eagle.tuning.candidates import candidates_at
 from eagle.tuning.probe import StateProbe, TreeLimits
 from tests.eagle.tiny import tiny_head, tiny_target
@@ -61,15 +61,48 @@ def test_the_overlap_is_what_one_sampled_token_accepts(probe):
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_table_of_a_tiny_pair(model, temperature):
-    table = measure_table(model, PROMPTS, temperature, states=4, seed=1)
+    measured = measure(model, PROMPTS, temperature, states=4, seed=1)
+    (table,) = tables_of([measured])
     assert (table.temperature, table.states) == (temperature, 4)
     assert [row.candidate for row in table.trees] == candidates_at(temperature)
     assert all(0 <= row.expected <= row.depth for row in table.trees)
     assert len(table.overlaps) == (0 if temperature == 0 else len(acceptance.FACTORS))
     assert all(0 < one.overlap <= 1 for one in table.overlaps)
-    assert measure_table(model, PROMPTS, temperature, states=4, seed=1) == table
+    assert measure(model, PROMPTS, temperature, states=4, seed=1) == measured
+
+
+def test_at_a_state_all_trees_draw_with_the_same_seeds(model, monkeypatch):
+    grow, seeds = StateProbe.grow, []
+
+    def recorded(probe, tree, settings, draw):
+        seeds.append((len(probe.sequence), tree, draw.generator.initial_seed()))
+        return grow(probe, tree, settings, draw=draw)
+
+    monkeypatch.setattr(StateProbe, "grow", recorded)
+    measure(model, PROMPTS[:1], 1.0, states=3)
+    states = {state for state, *_ in seeds}
+    for state in states:
+        used = [{seed for at, kind, seed in seeds if (at, kind) == (state, tree)} for tree in ("hybrid", "rsd", "topk")]
+        assert used[0] == used[1] > used[2] and len(used[0]) == acceptance.DRAWS
+    assert len({seed for _, tree, seed in seeds if tree == "rsd"}) == acceptance.DRAWS * len(states) == 6
+
+
+def test_one_beta_serves_all_temperatures():
+    """Each temperature counts alike, however much is accepted there."""
+
+    def measured(temperature, values):
+        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants}
+        totals = {(one, settings): (values[settings.beta], 0.0) for one, settings in found if one == "hybrid"}
+        return Measured(temperature, 1, {**found, **totals}, ())
+
+    few, many = measured(1.0, {0.3: 0.1, 0.5: 0.13, 0.7: 0.1}), measured(0.5, {0.3: 3.1, 0.5: 3.0, 0.7: 3.0})
+    assert best_beta([many]) == 0.3
+    tables = tables_of([few, many, measured(0.0, {})])
+    assert [table.beta for table in tables] == [0.5] * 3
+    assert {row.expected for table in tables[:2] for row in table.trees if row.tree == "hybrid"} == {0.13, 3.0}
+    assert best_beta([measured(0.0, {})]) == TreeSettings().beta
 
 
 def test_answers_without_a_state_are_refused(model):
     with pytest.raises(ValueError, match="no state was reached on 1 prompts"):
-        measure_table(model, [[1] * 127], 1.0, states=4)
+        measure(model, [[1] * 127], 1.0, states=4)

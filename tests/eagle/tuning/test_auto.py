@@ -13,6 +13,7 @@ from eagle import EagleModel
 from eagle.checkpoints.fingerprint import fingerprint
 from eagle.trees import TreeSettings
 from eagle.tuning import auto, step_cost
+from eagle.tuning.acceptance import Measured
 from eagle.tuning.calibration import NAME, Calibration, Expected, Table
 from eagle.tuning.candidates import CANDIDATES, PLAIN, Candidate, candidates_at
 from tests.eagle.tiny import tiny_head, tiny_target
@@ -167,9 +168,10 @@ def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, m
 
     def measured(model, prompts, temperature, states):
         asked.append((temperature, states, len(prompts)))
-        return Table(temperature, 1, tuple(Expected(*one, 1.0, 0.0) for one in candidates_at(temperature)))
+        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants}
+        return Measured(temperature, 1, found, ())
 
-    monkeypatch.setattr(auto, "measure_table", measured)
+    monkeypatch.setattr(auto, "measure", measured)
     for _ in range(2):  # as in two processes
         model = EagleModel.from_pretrained(*copied)
         for temperature in (0.0, 0.9, 1.1):
