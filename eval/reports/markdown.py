@@ -12,6 +12,10 @@ class Table(NamedTuple):
     header: list[str]
     rows: list[list[str]]
 
+    def text(self) -> str:
+        """Title, table and note as Markdown."""
+        return f"{self.title}\n\n{markdown_table(self.header, self.rows)}\n\n{self.note}"
+
 
 def interval(estimate: Any, write: Callable[[float], str]) -> str:
     """`4.57 [4.41, 4.73]`, without brackets where there is no interval, a dash where there is nothing to measure."""

@@ -122,3 +122,9 @@ def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
     assistant.generation_config.num_assistant_tokens_schedule = "constant"
     assistant.generation_config.assistant_confidence_threshold = 0.0
     return assistant
+
+
+def model_name(path: str) -> str:
+    """NAME of NAME/target, else the last part of a path or hub id."""
+    place = Path(path)
+    return place.parent.name if place.name == "target" else place.name

@@ -20,7 +20,8 @@ from eagle import command
 from eagle.files import write_whole
 from eval import jsonl
 from eval.reports.estimates import Estimate, bootstrap
-from eval.reports.markdown import Table, markdown_table, number
+from eval.reports.markdown import Table, number
+from eval.runs.load_models import model_name
 
 PAPER_DEPTH = 10
 PUBLISHED = Path(__file__).resolve().parents[1] / "reports" / "published.json"
@@ -228,12 +229,6 @@ def beside_the_paper(measured: Measured) -> Table:
     return Table("Beside the paper's main table", note, header, rows)
 
 
-def model_name(path: str) -> str:
-    """NAME of NAME/target, else the last part of a path or hub id."""
-    place = Path(path)
-    return place.parent.name if place.name == "target" else place.name
-
-
 def caption(found: list[Measured]) -> str:
     """What a reader needs to repeat the numbers."""
     first = found[0]
@@ -291,8 +286,7 @@ def write(folders: list[Path], output: Path) -> str:
     below = caption(found)
     record = {"tables": [table._asdict() for table in made], "caption": below}
     write_whole(output, json.dumps(record, indent=1) + "\n")
-    parts = [f"{table.title}\n\n{markdown_table(table.header, table.rows)}\n\n{table.note}" for table in made]
-    return "\n\n".join([*parts, below])
+    return "\n\n".join([*(table.text() for table in made), below])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,23 +18,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from eagle import command
 from eagle.engine.sampling import SamplingParams
-from eagle.files import write_file, write_whole
+from eagle.files import write_whole
 from eagle.trees import TreeSettings, find_tree, greedy_tree, is_sampled
 from eagle.tuning.probe import TOGETHER, StateProbe, TreeLimits
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
-from eval.reports.estimates import bootstrap, ratio
-from eval.reports.markdown import markdown_table
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
-
-Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
-NATS = "nats"  # beside these: the entropy of p at each token of the answer, at the temperature of the table
+from eval.runs.load_models import add_model_flags, load_from_flags, model_name, resolve_flags, weights_of
+from eval.trees.summary import NATS, Values, name, plot, summarise, tables
 
 
 def generator_of(seed: int, question: int) -> torch.Generator:
@@ -60,7 +55,7 @@ def measure(
     probe = StateProbe(model, SamplingParams(temperature), room, TOGETHER)
     first = len(next(iter(done.values()), []))
     for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
-        row: dict[str, list[float]] = {name(method, settings): [] for method, settings in cells}
+        row: dict[str, list[float]] = {name(method, settings.nodes): [] for method, settings in cells}
         row[NATS] = []
         probe.begin(questions[number], stride * states + 1, generator_of(seed, number))
         while not probe.ended:
@@ -85,7 +80,7 @@ def at_state(
     verifiers: dict[tuple[str, TreeSettings], dict[str, str]] = {}  # per tree: its cells and their verifiers
     for method, settings in cells:
         tree, verifier = method.split("+") if temperature else (greedy_tree(method.split("+")[0]), "greedy")
-        verifiers.setdefault((tree, settings), {})[name(method, settings)] = verifier
+        verifiers.setdefault((tree, settings), {})[name(method, settings.nodes)] = verifier
     asked = [plan for plan in verifiers for _ in range(draws if is_sampled(plan[0]) else 1)]
     found: dict[str, list[float]] = {}
     for plan, drafted in zip(asked, probe.score([probe.grow(*plan) for plan in asked]), strict=True):
@@ -93,87 +88,6 @@ def at_state(
             found.setdefault(cell, []).append(drafted.expected(verifier))
     for cell, values in found.items():
         row[cell].append(round(fmean(values), 5))
-
-
-def name(method: str, settings: TreeSettings) -> str:
-    """`METHOD@NODES`, the key of a cell."""
-    return f"{method}@{settings.nodes}"
-
-
-def interval(values: list[list[float]], base: list[list[float]] | None = None) -> list[float]:
-    """Mean over states, low and high: 95 %, bootstrap over questions. With `base`, of the ratio minus 1."""
-    rows = [(sum(v), sum(b), len(v)) for v, b in zip(values, base or values, strict=True) if v]
-    ours, theirs, states = np.array(rows, dtype=float).T
-    found = bootstrap(lambda a, b: ratio(a, b) - 1, ours, theirs) if base else bootstrap(ratio, ours, states)
-    if found is None:
-        return [float("nan")] * 3
-    low, high = (found.value if bound is None else bound for bound in (found.low, found.high))
-    return [round(x, 4) for x in (found.value, low, high)]
-
-
-def summarise(values: Values, base_method: str) -> dict[str, Any]:
-    """Per cell: E[accepted], and its gain over the base method at the same budget, with intervals."""
-    rows = {}
-    for key, cells in values.items():
-        base = values.get(f"{base_method}@{key.split('@')[1]}")
-        gain = interval(cells, base) if base and any(map(sum, base)) else None
-        rows[key] = {"expected": interval(cells), "gain": gain, "states": sum(map(len, cells)), "questions": len(cells)}
-    return rows
-
-
-def markdown(
-    tables: dict[str, dict[str, Any]], nats: dict[str, list[float]], methods: list[str], budgets: list[int]
-) -> str:
-    """One table per temperature: budgets down, methods across, `E (gain over the first method [interval])`."""
-    parts = []
-    for temperature, rows in tables.items():
-        first, (mean, low, high) = rows[f"{methods[0]}@{budgets[0]}"], nats[temperature]
-        parts.append(
-            f"temperature {temperature} ({mean:.2f} nats [{low:.2f}, {high:.2f}]): {first['states']} states of "
-            f"{first['questions']} questions"
-        )
-        cells = [
-            [str(nodes), *(_shown(rows[f"{method}@{nodes}"], method == methods[0]) for method in methods)]
-            for nodes in budgets
-        ]
-        parts.append(markdown_table(["nodes", *methods], cells))
-    return "\n\n".join(parts) + "\n"
-
-
-def _shown(row: dict[str, Any], is_base: bool) -> str:
-    value, low, high = row["expected"]
-    if is_base or row["gain"] is None:
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    gain, low, high = (100 * x for x in row["gain"])
-    return f"{value:.2f} ({gain:+.0f} % [{low:+.0f}, {high:+.0f}])"
-
-
-def plot(tables: dict[str, dict[str, Any]], methods: list[str], budgets: list[int], path: Path) -> None:
-    """E[accepted] over the budget, one panel per temperature, bands are intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(
-        1, len(tables), figsize=(3.3 * len(tables) + 1, 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, (temperature, rows) in zip(panels[0], tables.items()):
-        for number, method in enumerate(methods):
-            points = np.array([rows[f"{method}@{nodes}"]["expected"] for nodes in budgets])
-            line = axes.plot(budgets, points[:, 0], marker="o", markersize=3.5, label=method, color=f"C{number}")
-            axes.fill_between(budgets, points[:, 1], points[:, 2], color=line[0].get_color(), alpha=0.12)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
-        axes.set_title(f"temperature {temperature}")
-        axes.set_xlabel("nodes scored per step")
-        axes.grid(alpha=0.25)
-    panels[0][0].set_ylabel("E[accepted] (draft tokens per step)")
-    figure.legend(
-        *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=len(methods), frameon=False
-    )
-    write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
-    pyplot.close(figure)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -201,8 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Measure every temperature, write the table. Returns the cells by temperature."""
+def run(options: argparse.Namespace) -> None:
+    """Measure every temperature, write the table."""
     for method in options.methods:
         if find_tree(method.partition("+")[0]) is None or "+" not in method:
             raise ValueError(f"--methods {method!r}: expected tree+verifier, such as hybrid+hsd")
@@ -212,16 +126,14 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
-    tables, nats, betas = {}, {}, {}
+    found, betas = {}, {}
     for temperature in options.temperatures:
         betas[f"{temperature:g}"] = beta = model.auto.beta(temperature)  # calibrated on other prompts
         settings = [TreeSettings(nodes, options.depth, beta=beta) for nodes in options.budgets]
         cells = [(method, of_budget) for of_budget in settings for method in options.methods]
         values = one_temperature(model, questions, temperature, cells, options, output)
-        nats[f"{temperature:g}"] = interval(values.pop(NATS))
-        tables[f"{temperature:g}"] = summarise(values, options.methods[0])
-    write(tables, nats, betas, asked, options, output)
-    return tables
+        found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
+    write(found, betas, asked, options, output)
 
 
 def one_temperature(
@@ -251,7 +163,9 @@ def one_temperature(
     }
     with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows[: len(questions)], start=2):
-            check_row(row, {NATS, *(name(*cell) for cell in cells)}, f"{path}, line {number}")
+            check_row(
+                row, {NATS, *(name(method, settings.nodes) for method, settings in cells)}, f"{path}, line {number}"
+            )
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
         return measure(
@@ -277,33 +191,42 @@ def check_row(row: Any, names: set[str], place: str) -> None:
 
 
 def write(
-    tables: dict[str, Any],
-    nats: dict[str, list[float]],
+    found: dict[str, dict[str, Any]],
     betas: dict[str, float],
     asked: benchmarks.QuestionSet,
     options: argparse.Namespace,
     output: Path,
 ) -> None:
-    """Write table.json, table.md and table.png."""
-    origin = provenance.provenance([])
+    """Write table.json, which `eval.reports.embed` puts into documents, table.md and table.png."""
+    origin, made = provenance.provenance([]), tables(found)
+    pair = " drafted by ".join(model_name(path) for path in (options.base_model_path, options.ea_model_path))
+    beta = ", ".join(sorted({f"{value:g}" for value in betas.values()}))
+    machine = f"{options.dtype}, {origin['hardware']['cpu']}, torch {origin['versions']['torch']}"
+    caption = (
+        f"{asked.bench} ({asked.protocol}), {pair}; depth {options.depth}, beta {beta}, {options.draws} draws, "
+        f"seed {options.seed}, {machine}, commit {(origin['git']['commit'] or 'unknown')[:9]}."
+    )
     record = {
         "bench": asked.bench,
         "protocol": asked.protocol,
         "questions_sha256": asked.sha256,
+        "pair": pair,
         "depth": options.depth,
         "seed": options.seed,
         "stride": options.stride,
         "draws": options.draws,
+        "dtype": options.dtype,
         "git": origin["git"],
         "versions": origin["versions"],
         "cpu": origin["hardware"]["cpu"],
-        "nats": nats,
         "beta": betas,
-        "tables": tables,
+        "found": found,
+        "tables": [table._asdict() for table in made],
+        "caption": caption,
     }
     write_whole(output / "table.json", json.dumps(record, indent=1) + "\n")
-    write_whole(output / "table.md", markdown(tables, nats, options.methods, options.budgets))
-    plot(tables, options.methods, options.budgets, output / "table.png")
+    write_whole(output / "table.md", "\n\n".join([*(table.text() for table in made), caption]) + "\n")
+    plot(found, output / "table.png")
 
 
 def main(argv: list[str] | None = None) -> int:

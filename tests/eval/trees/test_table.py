@@ -4,7 +4,7 @@ import json
 import re
 
 from eval import jsonl
-from eval.trees import table
+from eval.trees import summary, table
 
 
 def flags(pair_flags, output, *more):
@@ -17,17 +17,21 @@ def flags(pair_flags, output, *more):
 def test_a_table_that_is_resumed(pair_flags, tmp_path, capsys):
     assert table.main(flags(pair_flags, tmp_path)) == 0
     written = (tmp_path / "table.md").read_text()
-    first, _, header, *_ = written.splitlines()
-    assert re.fullmatch(r"temperature 1 \(\d\.\d\d nats \[.*\]\): 4 states of 2 questions", first)
-    assert header == "| nodes | topk+token | hybrid+hsd |"
-    assert written in capsys.readouterr().out
+    title, _, header, *_ = written.splitlines()
+    assert (title, header) == ("E[accepted]", "| nats | nodes | topk+token | hybrid+hsd |")
+    assert re.search(r"temperature 1: \d\.\d\d nats \[.*\], 4 states of 2 questions\.", written)
+    assert "Gain of hybrid+hsd over the others" in written and written in capsys.readouterr().out
     states = (tmp_path / "states_T1.jsonl").read_bytes()
     first, second, third = states.splitlines(keepends=True)
     (tmp_path / "states_T1.jsonl").write_bytes(first + second + third[:9])  # cut inside the last line
     assert table.main(flags(pair_flags, tmp_path)) == 0
     assert (tmp_path / "states_T1.jsonl").read_bytes() == states
-    cells = json.loads((tmp_path / "table.json").read_text())["tables"]["1"]
-    assert set(cells) == {"topk+token@4", "topk+token@6", "hybrid+hsd@4", "hybrid+hsd@6"}
+    found = json.loads((tmp_path / "table.json").read_text())["found"]["1"]
+    assert {method: list(cells) for method, cells in found["expected"].items()} == {
+        "topk+token": ["4", "6"],
+        "hybrid+hsd": ["4", "6"],
+    }
+    assert list(found["gains"]) == ["topk+token"]
     values = json.loads(second)
     assert len(values["nats"]) >= 2 * len(values["topk+token@4"]) - 1 and min(values["nats"]) > 0
 
@@ -54,6 +58,16 @@ def test_two_runs_cannot_write_one_file(pair_flags, tmp_path, capsys):
 
 
 def test_intervals_by_hand():
-    assert table.interval([[1.0, 3.0], [2.0]])[0] == 2.0
-    value, low, high = table.interval([[2.0]] * 5, [[1.0]] * 5)
+    assert summary.interval([[1.0, 3.0], [2.0]])[0] == 2.0
+    value, low, high = summary.interval([[2.0]] * 5, [[1.0]] * 5)
     assert value == low == high == 1.0
+
+
+def test_tables_by_hand():
+    values = {"nats": [[0.5], [0.7]], "a@4": [[1.0], [1.0]], "b@4": [[1.5], [1.5]]}
+    found = {"0.6": summary.summarise(values, ["a", "b"], [4])}
+    expected, gains = summary.tables(found)
+    assert expected.rows == [["0.60", "4", "1.00", "1.50"]]
+    assert gains.title == "Gain of b over the others" and gains.rows == [["0.60", "4", "+50% [+50%, +50%]"]]
+    (alone,) = summary.tables({"1": summary.summarise(values, ["a"], [4])})
+    assert alone.header == ["nats", "nodes", "a"]
