@@ -1,0 +1,102 @@
+"""Plot what one method gains over others: a column per run of `python -m eval.trees.table`, a row per other method.
+
+    python -m eval.trees.gains results/demo/table.json results/smollm2/table.json --output gains.png
+
+The method is the last one of the runs. A line is a temperature, named by the target's entropy there; bars are 95 %
+intervals. A line above 0 is a gain.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eagle import command
+from eagle.files import write_file
+
+Run = dict[str, Any]  # a table.json
+
+
+def read(path: Path) -> Run:
+    """A table.json. Raises ValueError where the file is none."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not all(one["gains"] for one in run["found"].values()):
+            raise KeyError("gains")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not a table.json of python -m eval.trees.table with two methods or more "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    return run
+
+
+def plot(runs: list[Run], others: list[str], path: Path) -> None:
+    """One panel per run and other method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (3.2 * len(runs) + 0.6, 2.6 * len(others) + 0.6)
+    figure, panels = pyplot.subplots(
+        len(others), len(runs), figsize=size, sharey="row", sharex=True, squeeze=False, layout="constrained"
+    )
+    for column, run in enumerate(runs):
+        panels[0][column].set_title(f"{run['pair'].split(' drafted by ')[0]}, {run['bench']}", fontsize=10)
+        panels[-1][column].set_xlabel("nodes scored per step")
+        for axes, other in zip(panels[:, column], others, strict=True):
+            _panel(axes, run, other)
+        panels[0][column].legend(frameon=False, fontsize=8)
+    ours = list(next(iter(runs[0]["found"].values()))["expected"])[-1]
+    for axes, other in zip(panels[:, 0], others, strict=True):
+        axes.set_ylabel(f"{ours} over {other}, %")
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
+    pyplot.close(figure)
+
+
+def _panel(axes: Any, run: Run, other: str) -> None:
+    """Gains in percent over the budget, one line per temperature, the coldest first."""
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    for place, temperature in enumerate(sorted(run["found"], key=float)):
+        one = run["found"][temperature]
+        budgets = [int(nodes) for nodes in one["gains"][other]]
+        value, low, high = 100 * np.array(list(one["gains"][other].values())).T
+        shifted = np.array(budgets) * (1 + 0.06 * place)  # so that bars do not lie on one another
+        label = f"{one['nats'][0]:.2f} nats"
+        axes.errorbar(shifted, value, [value - low, high - value], marker="o", markersize=3, linewidth=1.2, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
+    axes.grid(alpha=0.25)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = command.parser("eval.trees.gains", __doc__)
+    add = parser.add_argument
+    add("tables", nargs="+", type=Path, metavar="TABLE.json")
+    add("--over", nargs="+", default=["topk+token", "rsd+token"], metavar="M", help="methods to compare with")
+    add("--output", required=True, type=Path, metavar="F.png")
+    return parser
+
+
+def run_plot(options: argparse.Namespace) -> None:
+    """Read the runs and draw them. Raises ValueError where one lacks a method."""
+    runs = [read(path) for path in options.tables]
+    for path, run in zip(options.tables, runs, strict=True):
+        known = next(iter(run["found"].values()))["gains"]
+        if missing := [other for other in options.over if other not in known]:
+            raise ValueError(f"--over {' '.join(missing)}: {path} compares with {', '.join(known)}")
+    plot(runs, options.over, options.output)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options = build_parser().parse_args(argv)
+    return command.run(lambda: run_plot(options))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
