@@ -3,14 +3,16 @@
     python -m eagle.calibrate checkpoints/demo/target checkpoints/demo/eagle3
     python -m eagle.calibrate TARGET HEAD --data prompts.jsonl --temperatures 0 0.6 1 --states 200
 
-At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed; hybrid trees
-with several values of beta, of which the one that accepts most over all temperatures is kept. Nothing is timed, so the
+At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed. Hybrid trees
+are fitted to the head: by how sure it may be of its tokens (their sharpness), and with the beta that accepts most over
+all temperatures. Nothing is timed, so the
 file is valid on every machine. --data should hold nobody's test questions: a choice tuned on them would flatter the
 numbers measured on them.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +24,7 @@ from eagle.train.data.conversations import read_records
 from eagle.tuning.acceptance import measure, tables_of
 from eagle.tuning.auto import TEMPERATURES
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
-from eagle.tuning.candidates import BETAS, KINDS
+from eagle.tuning.candidates import KINDS
 from eagle.tuning.prompts import bundled_prompts, encode
 
 
@@ -55,8 +57,8 @@ def calibrate(options: argparse.Namespace) -> Path:
     target, head = (Path(str(local_directory(path))) for path in (options.target, options.head))
     measured = []
     for temperature in sorted(set(options.temperatures)):
-        shown = tqdm(prompts, f"temperature {temperature:g}", unit="prompt")
-        measured.append(measure(model, shown, temperature, options.states, options.seed))
+        shown = partial(tqdm, desc=f"temperature {temperature:g}", unit="prompt")
+        measured.append(measure(model, prompts, temperature, options.states, options.seed, shown))
     tables, path = tables_of(measured), head / NAME
     Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tables).save(path)
     print("\n\n".join(map(text_of, tables)))
@@ -73,11 +75,13 @@ def text_of(table: Table) -> str:
         if row.tree == kind
     ]
     head = [f"temperature {table.temperature:g}, {table.states} states", "", "| tree | nodes | depth | E[accepted] |"]
-    overlaps = ", ".join(f"{one.factor:g}: {one.overlap:.3f}" for one in table.overlaps)
+    overlaps = ", ".join(f"{one.power:g}: {one.overlap:.3f}" for one in table.overlaps)
+    losses = ", ".join(f"{one.power:g}: {one.loss:.3f}" for one in table.overlaps)
     tail = [
         "",
-        f"hybrid trees with beta {table.beta:g}, of {', '.join(f'{beta:g}' for beta in BETAS)}",
-        f"sum of min(p, q) by draft temperature over temperature: {overlaps}",
+        f"hybrid trees with sharpness {table.fit.sharpness:g} and beta {table.fit.beta:g}",
+        f"sum of min(p, q) by power of q: {overlaps}",
+        f"quadratic loss by power of q: {losses}",
     ]
     return "\n".join([*head, "|---|---|---|---|", *rows, *(tail if overlaps else [])])
 

@@ -42,10 +42,10 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     head    path or hub id of an EAGLE-3 head for that model, loaded at the first call, kept while the model is the same
 
     The call takes further keywords, with the meaning they have for `EagleModel.generate`: tree, verifier, nodes, depth,
-    width, beta, draft_temperature, seed, generator, graphs; and `stream_to`, a streamer (`transformers` does not pass
-    its own `streamer` on, nor `tokenizer`, so that stop strings need a `StopStringCriteria`). Everything else, library
-    defaults such as top_k = 50 included, is what `transformers` makes of its own arguments. The model is put into
-    evaluation mode and its parameters are frozen.
+    width, beta, sharpness, draft_temperature, seed, generator, graphs; and `stream_to`, a streamer (`transformers` does
+    not pass its own `streamer` on, nor `tokenizer`, so that stop strings need a `StopStringCriteria`). Everything else,
+    library defaults such as top_k = 50 included, is what `transformers` makes of its own arguments. The model is put
+    into evaluation mode and its parameters are frozen.
 
     Raises ValueError for beam search, or further logits processors with a padded batch.
     """
@@ -63,6 +63,7 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
         depth: int | None = None,
         width: int | None = None,
         beta: float | None = None,
+        sharpness: float | None = None,
         draft_temperature: float | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -83,6 +84,7 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
             "depth": depth,
             "width": width,
             "beta": beta,
+            "sharpness": sharpness,
             "draft_temperature": draft_temperature,
             "seed": seed,
             "generator": generator,

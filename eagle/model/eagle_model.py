@@ -232,14 +232,15 @@ class EagleModel:
         )
 
     def _choose_tree(self, args: GenerationArgs, batch: int) -> GenerationArgs:
-        """The arguments with the tree that "auto" stands for, and the beta that suits the head if none is given."""
+        """The arguments with the tree that "auto" stands for, and what suits the head where it is not given."""
         temperature = args.sampling.temperature
         if args.automatic and args.tree != "none":
             tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
             args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
-        if args.tree == "hybrid" and not args.beta_given:
-            beta = self.auto.beta(temperature, brief=args.automatic)
-            args = replace(args, settings=replace(args.settings, beta=beta))
+        if args.tree == "hybrid":
+            fit = self.auto.fit(temperature, brief=args.automatic)._asdict()
+            asked = {name: value for name, value in fit.items() if name not in args.stated}
+            args = replace(args, settings=replace(args.settings, **asked))
         return args
 
     def _plan(self, args: GenerationArgs) -> Plan:
@@ -335,7 +336,7 @@ def _check_dense(name: str, value: Any) -> None:
 
 def _record_of(args: GenerationArgs) -> PlanRecord:
     settings = args.settings
-    return PlanRecord(args.tree, args.verifier, settings.nodes, settings.depth, settings.beta)
+    return PlanRecord(args.tree, args.verifier, settings.nodes, settings.depth, settings.beta, settings.sharpness)
 
 
 def _prompt_rows(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

@@ -16,7 +16,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
@@ -63,7 +63,7 @@ class GenerateArguments(TypedDict, total=False):
     nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding;
                             "auto": nodes and depth as with tree="auto", the kind of tree being given
     depth, width            see `eagle.trees.TreeSettings`
-    beta                    the same; not given: what the head's calibration says, for hybrid trees
+    beta, sharpness         the same; not given: what the head's calibration says, for hybrid trees
     draft_temperature       temperature of the draft distribution; None: the target's
     graphs                  replay steps as CUDA graphs: None where possible, True the same with a warning where not,
                             False never
@@ -98,6 +98,7 @@ class GenerateArguments(TypedDict, total=False):
     depth: int
     width: int | None
     beta: float
+    sharpness: float
     draft_temperature: float | None
     graphs: bool | None
     reuse_cache: bool | None
@@ -109,7 +110,7 @@ class GenerationArgs:
     """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere.
 
     automatic: nodes and depth, and with tree "auto" the kind of tree, are to be chosen; `settings` holds defaults.
-    beta_given: `settings` holds the caller's beta, else the default.
+    stated: the fields of `settings` that the caller gave; the others are defaults.
     """
 
     sampling: SamplingParams
@@ -118,7 +119,7 @@ class GenerationArgs:
     verifier: str
     settings: TreeSettings
     automatic: bool
-    beta_given: bool
+    stated: frozenset[str]
     max_new_tokens: int | None
     max_length: int | None
     eos_token_id: frozenset[int] | None
@@ -279,7 +280,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **_at((), "watermarking_config prefix_allowed_tokens_fn assistant_model assistant_tokenizer custom_generate"),
     **_at((), "negative_prompt_ids negative_prompt_attention_mask"),
 }
-REQUIRED = {"tree", "verifier", "nodes", "depth", "beta"}  # None is refused
+REQUIRED = {"tree", "verifier", "nodes", "depth", "beta", "sharpness"}  # None is refused
 
 
 def _unsupported(name: str, value: Any, source: str) -> str | None:
@@ -388,13 +389,14 @@ def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
         depth=integer("depth", given.get("depth", default.depth), 1, MOST_NODES),
         width=None if width is None else integer("width", width, 1, MOST_NODES),
         beta=number("beta", given.get("beta", default.beta), 0, 1),
+        sharpness=number("sharpness", given.get("sharpness", default.sharpness), 0.01, 100),
     )
     return {
         "tree": text("tree", given.get("tree", "hybrid")),
         "verifier": text("verifier", given.get("verifier", "hsd")),
         "settings": settings,
         "automatic": automatic,
-        "beta_given": "beta" in given,
+        "stated": frozenset(given) & {field.name for field in fields(TreeSettings)},
         "draft_temperature": None if temperature is None else number("draft_temperature", temperature, 0),
     }
 

@@ -35,6 +35,7 @@ class PlanRecord(NamedTuple):
     nodes: int
     depth: int
     beta: float
+    sharpness: float
 
 
 class TreeRecord(NamedTuple):

@@ -83,12 +83,15 @@ class TreeSettings:
     width   topk: nodes expanded per level; hybrid and rsd: slots per level at most; multi: number of paths;
             None: topk 10, the others as many as `nodes` allows
     beta    hybrid and rsd: how far a draw is trusted, in [0, 1]: the probability that an unlikely one is accepted
+    sharpness  hybrid: slots are valued with q to this power, renormalised; below 1 for a head that is surer than it is
+            right. Tokens are sampled from q itself
     """
 
     nodes: int = 60
     depth: int = 7
     width: int | None = None
     beta: float = 0.7
+    sharpness: float = 1.0
 
     def __post_init__(self):
         if self.nodes < 1:
@@ -99,6 +102,8 @@ class TreeSettings:
             raise ValueError(f"width={self.width}: expected at least 1, or None for the tree's default")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta={self.beta}: expected a value in [0, 1]")
+        if not self.sharpness > 0:
+            raise ValueError(f"sharpness={self.sharpness}: expected a positive number; 1 values slots with q as it is")
 
 
 def root_only(root: Tensor) -> TreeBatch:

@@ -19,6 +19,8 @@ Whether a sampled child exists, and its distribution, depend on nothing sampled 
 may depend on its token. No node is dropped afterwards: reaches depend on sampled tokens, and pruning by them would not
 be lossless. Derivation: docs/hybrid-trees.md. At temperature 0 the tree is `topk` instead.
 
+In all of this but d, q is the draft distribution to the power `sharpness`, renormalised: how sure the head may be.
+
 Shapes: B batch, n frontier nodes, t top-k candidates per node, w slots of a level, Vd draft vocabulary.
 """
 
@@ -53,16 +55,25 @@ def build(
 
     def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
         most = left if priced else even_level(left, below)
-        candidates = _candidates(q, reach, min(most, settings.width or most), beta)
+        believed = sharpened(q, settings.sharpness)
+        candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
         picked = candidates.best(slots_of_level(candidates.values, left, below, beta) if priced else most)
         outside = _outside(q, picked)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
         row = torch.where(picked.sampled, picked.parent, -1)
-        return Level(columns, picked.parent, row, outside, lambda: _reach(q, reach, picked, columns, beta))
+        return Level(columns, picked.parent, row, outside, lambda: _reach(believed, reach, picked, columns, beta))
 
     grown = grow_levels(drafter, root, logits, settings, probs, pick)
     most_sampled = [min(above, size) for above, size in zip([1, *grown.sizes], grown.sizes)]
     return grown.batch(hsd.Layout.levels(grown.sizes, most_sampled))
+
+
+def sharpened(q: Tensor, sharpness: float) -> Tensor:
+    """q to this power, renormalised: [..., Vd]."""
+    if sharpness == 1:
+        return q
+    powers = q.pow(sharpness)
+    return powers.div_(powers.sum(-1, keepdim=True))
 
 
 class _Candidates(NamedTuple):
@@ -92,7 +103,7 @@ class _Candidates(NamedTuple):
 
 
 def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates:
-    """q [B, n, Vd], reach [B, n] of the frontier -> its `most` best candidates, or all."""
+    """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all."""
     top_q, top_columns = q.topk(min(most, q.shape[-1]))  # [B, n, t]
     sampled, topk = child_gains(top_q, q.square().sum(-1), beta)
     values = torch.cat([reach * sampled, (reach[..., None] * topk).flatten(1)], 1)
@@ -118,8 +129,9 @@ class _Slots(NamedTuple):
 
 def _outside(q: Tensor, picked: _Slots) -> Tensor:
     """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]."""
-    place = picked.parent * q.shape[-1] + picked.column  # a sampled slot takes its q_column, 0, from its column 0
-    outside = q.flatten(1).scatter_add(1, place, -picked.q_column).add_(TINY).view_as(q)
+    place = picked.parent * q.shape[-1] + picked.column
+    taken = torch.where(picked.sampled, 0, q.flatten(1).gather(1, place))  # a sampled slot takes nothing
+    outside = q.flatten(1).scatter_add(1, place, -taken).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 

@@ -4,28 +4,25 @@ The states lie `STRIDE` tokens apart on answers that the target alone samples, s
 the real builders draft every candidate and its stopping law gives E[accepted] without verification noise. All trees
 that are compared at a state draw from generators of the same seeds: differences between alike trees are then half as
 noisy (correlation of hybrid trees with beta .3 and .7: one half).
-
-Shapes: V vocabulary, Vd draft vocabulary.
 """
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 import hsd
-from eagle.engine.sampling import SamplingParams, SamplingTransform
+from eagle.engine.sampling import SamplingParams
 from eagle.trees import GeneratorDraw, TreeSettings, is_sampled
 from eagle.tuning.calibration import Expected, Overlap, Table
-from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, candidates_at, is_greedy
+from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, Fit, candidates_at, is_greedy
 from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
+from eagle.tuning.sharpness import measure_overlaps, sharpness_of
 
 STRIDE = 12
 DRAWS = 2  # trees per state and candidate
-FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)  # draft temperature over the target's
 
 
 Plan = tuple[str, TreeSettings]
@@ -43,35 +40,53 @@ class Measured(NamedTuple):
     def candidates(self) -> list[Candidate]:
         return candidates_at(self.temperature)
 
-    def expected(self, beta: float) -> tuple[Expected, ...]:
-        """The candidates' rows of a table, hybrid trees with this beta."""
-        return tuple(Expected(*one, *self.found[one.tree, one.with_beta(beta)]) for one in self.candidates)
+    @property
+    def sharpness(self) -> float:
+        """With which the hybrid trees were drafted."""
+        return sharpness_of(self.overlaps)
+
+    def accepted(self, candidate: Candidate, beta: float) -> tuple[float, float]:
+        """E[accepted] of a candidate, where it has a beta with this one, and its standard error."""
+        return self.found[candidate.tree, candidate.fitted(Fit(beta, self.sharpness))]
+
+    def table(self, beta: float) -> Table:
+        """The table with this beta."""
+        trees = tuple(Expected(*one, *self.accepted(one, beta)) for one in self.candidates)
+        return Table(self.temperature, self.states, trees, self.overlaps, Fit(beta, self.sharpness))
 
 
-def measure(model: Any, prompts: Collection[Sequence[int]], temperature: float, states: int, seed: int = 0) -> Measured:
+def measure(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    states: int,
+    seed: int = 0,
+    shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> Measured:
     """Measure one temperature at about `states` states, equally many of each prompt with a long enough answer.
 
     model    an `eagle.EagleModel` with a drafter; a generation of it must not be unfinished
     seed     prompt i is answered with a generator of its own, whatever the other prompts are
+    shown    wraps what is worked through, such as a progress bar
 
     Raises ValueError where no state was reached.
     """
-    candidates = candidates_at(temperature)
-    limits = TreeLimits.of([(one.tree, one.settings) for one in candidates])
-    probe = StateProbe(model, SamplingParams(temperature), limits, TOGETHER)
     per_prompt = math.ceil(states / max(len(prompts), 1))
-    rows: list[list[AtState]] = []
-    for index, prompt in enumerate(prompts):
+    overlaps = measure_overlaps(model, shown(prompts), temperature, STRIDE * per_prompt, seed)
+    candidates, sharpness = candidates_at(temperature), sharpness_of(overlaps)
+    plans = [(one.tree, settings) for one in candidates for settings in one.variants(sharpness)]
+    limits = TreeLimits.of(plans)
+    probe = StateProbe(model, SamplingParams(temperature), limits, TOGETHER)
+    rows: list[list[dict[Plan, float]]] = []
+    for index, prompt in enumerate(shown(prompts)):
         if len(prompt) < model.context_length:
             generator = torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)
-            rows.append(_answer(probe, prompt, per_prompt, generator, candidates))
+            rows.append(_answer(probe, prompt, per_prompt, generator, plans))
     rows = [row for row in rows if row]
     if not rows:
         raise ValueError(f"no state was reached on {len(prompts)} prompts: pass prompts with longer answers")
-    found = {plan: mean_and_error([[state.expected[plan] for state in row] for row in rows]) for plan in rows[0][0][0]}
-    by_state = [state.overlaps for row in rows for state in row]
-    overlaps = tuple(Overlap(factor, round(fmean(q), 4)) for factor, q in zip(_factors(temperature), zip(*by_state)))
-    return Measured(temperature, len(by_state), found, overlaps)
+    found = {plan: mean_and_error([[state[plan] for state in row] for row in rows]) for plan in plans}
+    return Measured(temperature, sum(map(len, rows)), found, overlaps)
 
 
 def tables_of(measured: Sequence[Measured]) -> tuple[Table, ...]:
@@ -79,7 +94,7 @@ def tables_of(measured: Sequence[Measured]) -> tuple[Table, ...]:
     temperature alone says little about it.
     """
     beta = best_beta(measured)
-    return tuple(Table(one.temperature, one.states, one.expected(beta), one.overlaps, beta) for one in measured)
+    return tuple(one.table(beta) for one in measured)
 
 
 def best_beta(measured: Sequence[Measured]) -> float:
@@ -87,66 +102,50 @@ def best_beta(measured: Sequence[Measured]) -> float:
     default where no candidate has one.
     """
     totals = [
-        {beta: math.fsum(one.found[tree.tree, tree.with_beta(beta)][0] for tree in asked) for beta in BETAS}
+        {beta: math.fsum(one.accepted(tree, beta)[0] for tree in asked) for beta in BETAS}
         for one in measured
-        if (asked := [tree for tree in one.candidates if len(tree.variants) > 1])
+        if (asked := [tree for tree in one.candidates if tree.is_fitted])
     ]
     if not totals:
         return TreeSettings().beta
     return max(BETAS, key=lambda beta: math.fsum(total[beta] / math.fsum(total.values()) for total in totals))
 
 
-class AtState(NamedTuple):
-    """What was measured at one state: E[accepted] by tree and settings, and sum min(p, q) by factor."""
-
-    expected: dict[Plan, float]
-    overlaps: list[float]
-
-
 def _answer(
-    probe: StateProbe, prompt: Sequence[int], count: int, generator: torch.Generator, candidates: list[Candidate]
-) -> list[AtState]:
-    found: list[AtState] = []
+    probe: StateProbe, prompt: Sequence[int], count: int, generator: torch.Generator, plans: list[Plan]
+) -> list[dict[Plan, float]]:
+    """E[accepted] of every plan, for each state of one answer."""
+    found: list[dict[Plan, float]] = []
     for index in probe.states(list(prompt), STRIDE * count + 1, generator):
         if index % STRIDE == STRIDE // 2:
             seeds = torch.randint(2**62, (DRAWS,), generator=generator, device=generator.device).tolist()
-            found.append(_at_state(probe, candidates, seeds))
+            found.append(_at_state(probe, plans, seeds))
     return found
 
 
-def _at_state(probe: StateProbe, candidates: list[Candidate], seeds: list[int]) -> AtState:
-    """Every candidate's mean over the trees of these seeds; paths are the beginnings of the longest one."""
-    temperature = probe.sampling.temperature
-    longest = max((one for one in candidates if one.tree == "chain"), key=lambda one: one.depth)
-    others = [(one.tree, settings) for one in candidates if one.tree != "chain" for settings in one.variants]
-    plans = [
+def _at_state(probe: StateProbe, plans: list[Plan], seeds: list[int]) -> dict[Plan, float]:
+    """Every plan's mean over the trees of these seeds; paths are the beginnings of the longest one."""
+    chains = [plan for plan in plans if plan[0] == "chain"]
+    longest = max(chains, key=lambda plan: plan[1].depth)
+    drafted = [
         (plan, seed)
-        for plan in [(longest.tree, longest.settings), *others]
+        for plan in [longest, *(plan for plan in plans if plan[0] != "chain")]
         for seed in seeds[: len(seeds) if is_sampled(plan[0]) else 1]
     ]
     device = probe.generator.device
     grown = [
-        probe.grow(*plan, draw=GeneratorDraw(torch.Generator(device=device).manual_seed(seed))) for plan, seed in plans
+        probe.grow(*plan, draw=GeneratorDraw(torch.Generator(device=device).manual_seed(seed)))
+        for plan, seed in drafted
     ]
-    expected: dict[Plan, list[float]] = {}
-    for (plan, _), scored in zip(plans, probe.score(grown), strict=True):
-        for part, value in _values(plan, scored, candidates, temperature):
-            expected.setdefault(part, []).append(value)
-    overlaps = [overlap(scored.target_probs[0], probe, factor * temperature) for factor in _factors(temperature)]
-    return AtState({plan: fmean(values) for plan, values in expected.items()}, overlaps)
-
-
-def _values(
-    plan: Plan, scored: ScoredTree, candidates: list[Candidate], temperature: float
-) -> Iterator[tuple[Plan, float]]:
-    """E[accepted] of a tree, or of all candidates that are the beginning of a path."""
-    verifier = "greedy" if is_greedy(temperature) else VERIFIER
-    if plan[0] != "chain":
-        yield plan, scored.expected(verifier)
-        return
-    for one in candidates:
-        if one.tree == "chain":
-            yield (one.tree, one.settings), path_expected(scored, one.nodes, verifier)
+    verifier = "greedy" if is_greedy(probe.sampling.temperature) else VERIFIER
+    expected: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    for (plan, _), scored in zip(drafted, probe.score(grown), strict=True):
+        if plan == longest:
+            for path in chains:
+                expected[path].append(path_expected(scored, path[1].nodes, verifier))
+        else:
+            expected[plan].append(scored.expected(verifier))
+    return {plan: fmean(values) for plan, values in expected.items()}
 
 
 def path_expected(path: ScoredTree, nodes: int, verifier: str) -> float:
@@ -156,19 +155,6 @@ def path_expected(path: ScoredTree, nodes: int, verifier: str) -> float:
         tree.tokens[:nodes], tree.parents[:nodes], tree.proposal_rows[:nodes], tree.proposals, tree.support
     )
     return hsd.stopping_law(first, probs, verifier, check=False).expected_accepted.item()
-
-
-def _factors(temperature: float) -> tuple[float, ...]:
-    """At temperature 0 the tree is ranked by q at temperature 1 and q is drawn from nowhere else."""
-    return () if is_greedy(temperature) else FACTORS
-
-
-def overlap(target_probs: Tensor, probe: StateProbe, draft_temperature: float) -> float:
-    """Sum of min(p, q) at the root: p Float[V], q the probe's draft distribution at this temperature."""
-    q = SamplingTransform(SamplingParams(draft_temperature))(probe.logits)[0]
-    support = probe.drafter.support
-    p = target_probs if support is None else target_probs[support]
-    return torch.minimum(p.to(q), q).sum().item()
 
 
 def mean_and_error(values: list[list[float]]) -> tuple[float, float]:

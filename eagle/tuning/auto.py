@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
-from eagle.trees import TreeSettings
 from eagle.tuning.acceptance import measure, tables_of
 from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
-from eagle.tuning.candidates import AUTO, is_greedy, kinds_of, nearest
+from eagle.tuning.candidates import AUTO, Fit, is_greedy, kinds_of, nearest
 from eagle.tuning.choice import Point, choose, points
 from eagle.tuning.machine import cache_directory, machine
 from eagle.tuning.prompts import bundled_prompts
@@ -65,15 +64,15 @@ class AutoTree:
                 times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
 
-    def beta(self, temperature: float, brief: bool = False) -> float:
-        """The beta of hybrid trees that the calibration found, the default where there is none.
+    def fit(self, temperature: float, brief: bool = False) -> Fit:
+        """What the calibration found for hybrid trees, the default where there is none.
 
         brief    what was measured in place of a calibration counts too
         """
         if self.calibration is not None:
-            return self.calibration.table(temperature).beta
+            return self.calibration.table(temperature).fit
         known = self._brief if brief else {}
-        return known[nearest(temperature, known)].beta if known else TreeSettings().beta
+        return known[nearest(temperature, known)].fit if known else Fit()
 
     def prepare(self, model: Any) -> None:
         """Measure everything that generations of one row can need, so that none of them has to."""

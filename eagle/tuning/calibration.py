@@ -3,14 +3,14 @@
     calibration = Calibration.load(head / "calibration.json", target_fingerprint, head_fingerprint)
     calibration.table(0.6)                        the table of the nearest calibrated temperature
 
-    {"format": 2, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
+    {"format": 3, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
         {"temperature": 0.5, "states": 64,
          "trees": [{"tree": "hybrid", "nodes": 16, "depth": 6, "expected": 1.39, "standard_error": 0.11}, ...],
-         "overlaps": [{"factor": 0.8, "overlap": 0.46}, ...], "beta": 0.7}, ...]}
+         "overlaps": [{"power": 0.8, "overlap": 0.46, "loss": -0.25}, ...],
+         "fit": {"beta": 0.7, "sharpness": 0.8}}, ...]}
 
-`expected` is the mean of the exact E[accepted] over the states. `overlaps` is recorded, not used: the mean of sum
-min(p, q) at the root when q is taken at `factor` times the target's temperature. It says nothing of time, so it is
-valid on every machine.
+`expected` is the mean of the exact E[accepted] over the states, hybrid trees being grown with `fit`. It says nothing of
+time, so it is valid on every machine.
 """
 
 import hashlib
@@ -20,10 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eagle.files import read_json, write_json
-from eagle.trees import TreeSettings
-from eagle.tuning.candidates import Candidate, is_greedy, nearest
+from eagle.tuning.candidates import Candidate, Fit, is_greedy, nearest
 
-FORMAT = 2  # 1: of hybrid trees with equal levels
+FORMAT = 3  # 1: of hybrid trees with equal levels; 2: without sharpness
 NAME = "calibration.json"
 
 
@@ -44,21 +43,22 @@ class Expected:
 
 @dataclass(frozen=True)
 class Overlap:
-    """Mean sum of min(p, q) at the root, q at `factor` times the target's temperature."""
+    """Means over tokens, q being taken to `power`: sum of min(p, q), and the loss of `eagle.tuning.sharpness`."""
 
-    factor: float
+    power: float
     overlap: float
+    loss: float
 
 
 @dataclass(frozen=True)
 class Table:
-    """What was measured at one temperature. beta: of `TreeSettings`, that of the hybrid trees, chosen for the head."""
+    """What was measured at one temperature, and what hybrid trees are to know of the head."""
 
     temperature: float
     states: int
     trees: tuple[Expected, ...]
     overlaps: tuple[Overlap, ...] = ()
-    beta: float = TreeSettings().beta
+    fit: Fit = Fit()
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        write_json(path, {"format": FORMAT, **asdict(self)})
+        tables = [{**asdict(table), "fit": table.fit._asdict()} for table in self.tables]
+        write_json(path, {"format": FORMAT, **asdict(self), "tables": tables})
 
     @classmethod
     def load(cls, path: Path, target: str | None, head: str | None) -> "Calibration":
@@ -116,7 +117,7 @@ class Calibration:
                     int(table["states"]),
                     tuple(Expected(**row) for row in table["trees"]),
                     tuple(Overlap(**row) for row in table["overlaps"]),
-                    float(table["beta"]),
+                    Fit(**table["fit"]),
                 )
                 for table in value["tables"]
             )

@@ -12,6 +12,13 @@ KINDS = (*BRANCHING, "chain")
 AUTO = "auto"
 
 
+class Fit(NamedTuple):
+    """What a hybrid builder is told of a head, as `TreeSettings` has it."""
+
+    beta: float = TreeSettings().beta
+    sharpness: float = TreeSettings().sharpness
+
+
 class Candidate(NamedTuple):
     """A kind of tree with its size and shape, as `generate` takes them; nodes=1 is plain decoding."""
 
@@ -23,14 +30,18 @@ class Candidate(NamedTuple):
     def settings(self) -> TreeSettings:
         return TreeSettings(self.nodes, self.depth)
 
-    def with_beta(self, beta: float) -> TreeSettings:
-        """The settings with the head's beta, where the kind of tree has one."""
-        return replace(self.settings, beta=beta) if self.tree == "hybrid" else self.settings
-
     @property
-    def variants(self) -> list[TreeSettings]:
-        """The settings from which the head's own are chosen. A step takes the same time with all of them."""
-        return list(dict.fromkeys(map(self.with_beta, BETAS)))
+    def is_fitted(self) -> bool:
+        """Whether this kind of tree depends on the fit to a head."""
+        return self.tree == "hybrid"
+
+    def fitted(self, fit: Fit) -> TreeSettings:
+        """The settings with the head's fit, where the kind of tree has one."""
+        return replace(self.settings, **fit._asdict()) if self.is_fitted else self.settings
+
+    def variants(self, sharpness: float) -> list[TreeSettings]:
+        """The settings from which the head's beta is chosen. A step takes the same time with all of them."""
+        return list(dict.fromkeys(self.fitted(Fit(beta, sharpness)) for beta in BETAS))
 
 
 PLAIN = Candidate("none", 1, 1)

@@ -7,7 +7,7 @@ r"""E[accepted] of trees and verifiers over temperatures and budgets, on the sam
 The states lie on answers that the target itself samples, every `--stride` tokens, so no method chooses them. Every
 number is exact for its tree (the stopping law, no verification noise) and comes with a bootstrap 95 % interval over
 questions; gains are paired. All trees of a state are scored in one forward, so more of them (`--draws`) cost little.
-Hybrid trees have the head's calibrated beta. A table names the target's entropy along these answers, in nats. Writes
+Hybrid trees are fitted to the head as calibrated. The tables name the target's entropy along these answers. Writes
 table.md, table.json and table.png; a run that is started again goes on where it stopped. Timings and E[accepted] along
 each method's own generations come from `python -m eval`.
 """
@@ -126,14 +126,14 @@ def run(options: argparse.Namespace) -> None:
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
-    found, betas = {}, {}
+    found, fits = {}, {}
     for temperature in options.temperatures:
-        betas[f"{temperature:g}"] = beta = model.auto.beta(temperature)  # calibrated on other prompts
-        settings = [TreeSettings(nodes, options.depth, beta=beta) for nodes in options.budgets]
+        fits[f"{temperature:g}"] = fit = model.auto.fit(temperature)._asdict()  # calibrated on other prompts
+        settings = [TreeSettings(nodes, options.depth, **fit) for nodes in options.budgets]
         cells = [(method, of_budget) for of_budget in settings for method in options.methods]
         values = one_temperature(model, questions, temperature, cells, options, output)
         found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
-    write(found, betas, asked, options, output)
+    write(found, fits, asked, options, output)
 
 
 def one_temperature(
@@ -145,14 +145,15 @@ def one_temperature(
     output: Path,
 ) -> Values:
     """Measure what the temperature's file does not hold yet."""
-    path, beta = output / f"states_T{temperature:g}.jsonl", cells[0][1].beta
+    path, settings = output / f"states_T{temperature:g}.jsonl", cells[0][1]
     done: Values = {}
     asked_for = {
         "values": [NATS, "E[accepted]"],
         "methods": options.methods,
         "budgets": options.budgets,
         "depth": options.depth,
-        "beta": beta,
+        "beta": settings.beta,
+        "sharpness": settings.sharpness,
         "states": options.states,
         "stride": options.stride,
         "draws": options.draws,
@@ -192,7 +193,7 @@ def check_row(row: Any, names: set[str], place: str) -> None:
 
 def write(
     found: dict[str, dict[str, Any]],
-    betas: dict[str, float],
+    fits: dict[str, dict[str, float]],
     asked: benchmarks.QuestionSet,
     options: argparse.Namespace,
     output: Path,
@@ -200,10 +201,13 @@ def write(
     """Write table.json, which `eval.reports.embed` puts into documents, table.md and table.png."""
     origin, made = provenance.provenance([]), tables(found)
     pair = " drafted by ".join(model_name(path) for path in (options.base_model_path, options.ea_model_path))
-    beta = ", ".join(sorted({f"{value:g}" for value in betas.values()}))
+    fitted = ", ".join(
+        f"{fit['beta']:g} and {fit['sharpness']:g} at {temperature}" for temperature, fit in fits.items()
+    )
     machine = f"{options.dtype}, {origin['hardware']['cpu']}, torch {origin['versions']['torch']}"
     caption = (
-        f"{asked.bench} ({asked.protocol}), {pair}; depth {options.depth}, beta {beta}, {options.draws} draws, "
+        f"{asked.bench} ({asked.protocol}), {pair}; depth {options.depth}, beta and sharpness {fitted}, "
+        f"{options.draws} draws, "
         f"seed {options.seed}, {machine}, commit {(origin['git']['commit'] or 'unknown')[:9]}."
     )
     record = {
@@ -219,7 +223,7 @@ def write(
         "git": origin["git"],
         "versions": origin["versions"],
         "cpu": origin["hardware"]["cpu"],
-        "beta": betas,
+        "fits": fits,
         "found": found,
         "tables": [table._asdict() for table in made],
         "caption": caption,

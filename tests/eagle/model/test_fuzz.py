@@ -44,6 +44,7 @@ GOOD = {
     "depth": st.integers(1, 6),
     "width": st.integers(1, 6),
     "beta": st.floats(0.0, 1.0),
+    "sharpness": st.floats(0.01, 100.0),
     "draft_temperature": st.floats(0.0, 3.0),
     "seed": st.integers(0, 2**40),
     "graphs": st.booleans(),

@@ -154,7 +154,9 @@ def test_several_or_no_token_ids():
 
 def test_none_means_not_given_for_the_names_of_transformers():
     names = [
-        name for name in GenerateArguments.__annotations__ if name not in ("tree", "verifier", "nodes", "depth", "beta")
+        name
+        for name in GenerateArguments.__annotations__
+        if name not in ("tree", "verifier", "nodes", "depth", "beta", "sharpness")
     ]
     assert resolve(**dict.fromkeys(names)) == resolve()
     assert resolve(num_beams=None, assistant_model=None, prefix_allowed_tokens_fn=None) == resolve()
@@ -175,6 +177,7 @@ BAD = [
     *(("depth", value, "depth=.*: expected") for value in (None, 0, 1.5, "3", 100_000)),
     *(("width", value, "width=.*: expected") for value in (0, 1.5, "3")),
     *(("beta", value, "beta=.*: expected") for value in (None, -0.1, 2, NAN, "0.5")),
+    *(("sharpness", value, "sharpness=.*: expected") for value in (None, 0, -1, NAN, "0.5")),
     *(("tree", value, "tree=.*: expected") for value in (None, 3, "")),
     *(("verifier", value, "verifier=.*: expected") for value in (None, 3, "")),
     *(("eos_token_id", value, "eos_token_id=.*: expected") for value in ("3", 2.5, [2.5], ["3"], True, -2, {"a": 1})),

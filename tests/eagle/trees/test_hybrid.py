@@ -56,7 +56,7 @@ def test_the_root_alone():
     assert len(tree) == 1
 
 
-@pytest.mark.parametrize("settings", [{"beta": 1.5}, {"nodes": 0}])
+@pytest.mark.parametrize("settings", [{"beta": 1.5}, {"nodes": 0}, {"sharpness": 0}])
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TreeSettings(**settings)
@@ -79,6 +79,7 @@ def shape_of_level(tree: hsd.DraftTree, level: int) -> tuple:
         (TreeSettings(7, 3, beta=0.5), Table(3, seed=4)),
         (TreeSettings(9, 3, beta=0.3), Table(3, seed=4)),
         (TreeSettings(8, 2, beta=0.6), Table(3, seed=4)),
+        (TreeSettings(7, 3, beta=0.5, sharpness=0.6), Table(3, seed=4)),
         (TreeSettings(7, 3, beta=0.2), MoodyTable(3, seed=4)),  # the sizes of levels depend on draws, too
     ],
 )

@@ -31,6 +31,8 @@ SHAPED = [  # vocabulary, settings of the hybrid tree
     (3, TreeSettings(9, 3, None, 0.4)),
     (4, TreeSettings(8, 2, None, 0.6)),
     (3, TreeSettings(7, 3, None, 0.2)),
+    (3, TreeSettings(8, 3, None, 0.3, sharpness=0.5)),
+    (4, TreeSettings(7, 2, None, 0.5, sharpness=2.0)),
     (3, TreeSettings(30, 2, None, 0.5)),  # more slots than candidates on the first level
 ]
 

@@ -8,9 +8,10 @@ import torch
 from eagle import EagleModel, SamplingParams
 from eagle.trees import TreeSettings
 from eagle.tuning import acceptance
-from eagle.tuning.acceptance import Measured, best_beta, measure, overlap, path_expected, tables_of
+from eagle.tuning.acceptance import Measured, best_beta, measure, path_expected, tables_of
 from eagle.tuning.candidates import candidates_at
 from eagle.tuning.probe import StateProbe, TreeLimits
+from eagle.tuning.sharpness import POWERS
 from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2]]
@@ -48,17 +49,6 @@ def test_the_beginning_of_a_path_is_a_path(probe):
     assert path_expected(long, 8, "hsd") == pytest.approx(long.expected("hsd"), abs=1e-6)
 
 
-def test_the_overlap_is_what_one_sampled_token_accepts(probe):
-    """Averaged over the token, E[accepted] of a path of one is sum min(p, q): every token is drawn once."""
-    q = probe.root_probs
-    found = 0.0
-    for column, weight in enumerate(q.tolist()):
-        draw = lambda probs, column=column: torch.full(probs.shape[:-1], column)
-        drafted = probe.draft("chain", TreeSettings(2, 1), draw=draw)
-        found += weight * drafted.expected("hsd")
-    assert overlap(drafted.target_probs[0], probe, 1.0) == pytest.approx(found, abs=1e-5)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_table_of_a_tiny_pair(model, temperature):
     measured = measure(model, PROMPTS, temperature, states=4, seed=1)
@@ -66,7 +56,7 @@ def test_a_table_of_a_tiny_pair(model, temperature):
     assert (table.temperature, table.states) == (temperature, 4)
     assert [row.candidate for row in table.trees] == candidates_at(temperature)
     assert all(0 <= row.expected <= row.depth for row in table.trees)
-    assert len(table.overlaps) == (0 if temperature == 0 else len(acceptance.FACTORS))
+    assert len(table.overlaps) == (0 if temperature == 0 else len(POWERS))
     assert all(0 < one.overlap <= 1 for one in table.overlaps)
     assert measure(model, PROMPTS, temperature, states=4, seed=1) == measured
 
@@ -91,14 +81,14 @@ def test_one_beta_serves_all_temperatures():
     """Each temperature counts alike, however much is accepted there."""
 
     def measured(temperature, values):
-        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants}
+        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants(1)}
         totals = {(one, settings): (values[settings.beta], 0.0) for one, settings in found if one == "hybrid"}
         return Measured(temperature, 1, {**found, **totals}, ())
 
     few, many = measured(1.0, {0.3: 0.1, 0.5: 0.13, 0.7: 0.1}), measured(0.5, {0.3: 3.1, 0.5: 3.0, 0.7: 3.0})
     assert best_beta([many]) == 0.3
     tables = tables_of([few, many, measured(0.0, {})])
-    assert [table.beta for table in tables] == [0.5] * 3
+    assert [table.fit.beta for table in tables] == [0.5] * 3
     assert {row.expected for table in tables[:2] for row in table.trees if row.tree == "hybrid"} == {0.13, 3.0}
     assert best_beta([measured(0.0, {})]) == TreeSettings().beta
 

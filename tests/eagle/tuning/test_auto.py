@@ -15,7 +15,7 @@ from eagle.trees import TreeSettings
 from eagle.tuning import auto, step_cost
 from eagle.tuning.acceptance import Measured
 from eagle.tuning.calibration import NAME, Calibration, Expected, Table
-from eagle.tuning.candidates import CANDIDATES, PLAIN, Candidate, candidates_at
+from eagle.tuning.candidates import CANDIDATES, PLAIN, Candidate, Fit, candidates_at
 from tests.eagle.tiny import tiny_head, tiny_target
 
 DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
@@ -76,7 +76,7 @@ def test_the_seed_and_the_record_give_the_same_tokens(demo, temperature):
 
 def test_every_generation_records_its_plan(tiny):
     *_, [row] = tiny.stream(IDS, 4, tree="chain", nodes=4, depth=3, verifier="token", seed=0)
-    assert row.plan == ("chain", "token", 4, 3, TreeSettings().beta)
+    assert row.plan == ("chain", "token", 4, 3, TreeSettings().beta, TreeSettings().sharpness)
 
 
 def test_a_head_that_guesses_leaves_plain_decoding(tiny, monkeypatch):
@@ -102,16 +102,18 @@ def test_the_kind_can_be_given(tiny):
     assert plan(tree="none", nodes="auto")[0] == "none"
 
 
-def test_hybrid_trees_take_the_beta_that_suits_the_head(tiny):
+def test_hybrid_trees_take_what_suits_the_head(tiny):
     given = {"max_new_tokens": 4, "seed": 0, "return_dict_in_generate": True}
-    beta = lambda **asked: tiny.generate(IDS, **asked, **given).rows[0].plan.beta
-    assert beta(temperature=1.0) == TreeSettings().beta
-    rows = (Expected("hybrid", 16, 6, 3.0, 0.0),)
-    tables = (Table(0.5, 1, rows, beta=0.3), Table(1.0, 1, rows, beta=0.5))
-    tiny.auto.calibration = Calibration(None, None, "", 0, tables)
-    assert [beta(temperature=t) for t in (0.3, 0.6, 1.2)] == [0.3, 0.3, 0.5]
-    assert beta(temperature=1.0, beta=0.85) == 0.85
-    assert beta(temperature=1.0, tree="topk") == TreeSettings().beta
+    fit = lambda **asked: tiny.generate(IDS, **asked, **given).rows[0].plan[4:]
+    assert fit(temperature=1.0) == Fit()
+    rows, (cold, warm) = (Expected("hybrid", 16, 6, 3.0, 0.0),), (Fit(0.3, 0.6), Fit(0.5, 0.9))
+    tiny.auto.calibration = Calibration(
+        None, None, "", 0, (Table(0.5, 1, rows, fit=cold), Table(1.0, 1, rows, fit=warm))
+    )
+    assert [fit(temperature=t) for t in (0.3, 0.6, 1.2)] == [cold, cold, warm]
+    assert fit(temperature=1.0, beta=0.85) == (0.85, 0.9)
+    assert fit(temperature=1.0, sharpness=0.7, beta=0.85) == (0.85, 0.7)
+    assert fit(temperature=1.0, tree="topk") == Fit()
 
 
 def test_at_temperature_0_hybrid_stands_for_topk(tiny):
@@ -168,7 +170,7 @@ def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, m
 
     def measured(model, prompts, temperature, states):
         asked.append((temperature, states, len(prompts)))
-        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants}
+        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants(1)}
         return Measured(temperature, 1, found, ())
 
     monkeypatch.setattr(auto, "measure", measured)

@@ -6,10 +6,15 @@ import os
 import pytest
 
 from eagle.tuning.calibration import Calibration, Expected, Overlap, Table, digest_of
+from eagle.tuning.candidates import Fit
 
 TREES = (Expected("hybrid", 16, 6, 1.5, 0.1), Expected("chain", 4, 3, 0.9, 0.0))
 FOUND = Calibration(
-    "aa", "bb", digest_of([[1, 2]]), 3, (Table(0.0, 8, TREES), Table(0.7, 9, TREES[:1], (Overlap(0.8, 0.46),), 0.5))
+    "aa",
+    "bb",
+    digest_of([[1, 2]]),
+    3,
+    (Table(0.0, 8, TREES), Table(0.7, 9, TREES[:1], (Overlap(0.8, 0.46, -0.2),), Fit(0.5, 0.9))),
 )
 
 
@@ -77,4 +82,6 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_it_says_what_it_is_in_json(tmp_path):
     FOUND.save(tmp_path / "calibration.json")
     value = json.loads((tmp_path / "calibration.json").read_text())
-    assert value["format"] == 2 and value["target"] == "aa" and value["tables"][1]["overlaps"][0]["factor"] == 0.8
+    assert value["format"] == 3 and value["target"] == "aa"
+    assert value["tables"][1]["overlaps"] == [{"power": 0.8, "overlap": 0.46, "loss": -0.2}]
+    assert value["tables"][1]["fit"] == {"beta": 0.5, "sharpness": 0.9}
