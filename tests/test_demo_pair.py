@@ -123,9 +123,8 @@ def compare(model, text: str, tree: str, verifier: str, count: int) -> None:
     assert chi_square_tail(after, pair_law(model, torch.cat([ids, mode.view(1, 1)], 1))) > FALSE_ALARM
 
 
-@pytest.mark.parametrize("tree", ["hybrid", "topk"])
-@pytest.mark.parametrize("text", PROMPTS[:2])
-def test_law_of_the_first_tokens(model, text, tree):
+@pytest.mark.parametrize(("tree", "text"), [("hybrid", PROMPTS[0]), ("topk", PROMPTS[1])])
+def test_law_of_the_first_tokens(model, tree, text):
     """(t1, t2), and (t2, t3) given the most frequent t1, against the target's exact law at temperature 1."""
     compare(model, text, tree, "hsd", count=400)
 

@@ -24,7 +24,6 @@ from eagle.tuning.sharpness import measure_overlaps, sharpness_of
 STRIDE = 12
 DRAWS = 2  # trees per state and candidate
 
-
 Plan = tuple[str, TreeSettings]
 
 
@@ -108,7 +107,7 @@ def best_beta(measured: Sequence[Measured]) -> float:
     ]
     if not totals:
         return TreeSettings().beta
-    return max(BETAS, key=lambda beta: math.fsum(total[beta] / math.fsum(total.values()) for total in totals))
+    return max(BETAS, key=lambda beta: math.fsum(total[beta] / (max(total.values()) or 1) for total in totals))
 
 
 def _answer(
