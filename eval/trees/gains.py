@@ -15,6 +15,7 @@ import numpy as np
 
 from eagle import command
 from eagle.files import write_file
+from eval.trees.summary import ALL
 
 Run = dict[str, Any]  # a table.json
 
@@ -62,8 +63,9 @@ def _panel(axes: Any, run: Run, other: str) -> None:
     axes.axhline(0, color="0.4", linewidth=0.8)
     for place, temperature in enumerate(sorted(run["found"], key=float)):
         one = run["found"][temperature]
-        budgets = [int(nodes) for nodes in one["gains"][other]]
-        value, low, high = 100 * np.array(list(one["gains"][other].values())).T
+        gains = {int(nodes): gain for nodes, gain in one["gains"][other].items() if nodes != ALL}
+        budgets = list(gains)
+        value, low, high = 100 * np.array(list(gains.values())).T
         shifted = np.array(budgets) * (1 + 0.06 * place)  # so that bars do not lie on one another
         label = f"{one['nats'][0]:.2f} nats"
         axes.errorbar(shifted, value, [value - low, high - value], marker="o", markersize=3, linewidth=1.2, label=label)

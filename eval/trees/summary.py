@@ -13,6 +13,7 @@ from eval.reports.estimates import bootstrap, ratio
 from eval.reports.markdown import Table, number, percent
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
+ALL = "all"  # budgets
 NATS = "nats"  # beside these: the entropy of p at each token of the answer, at the temperature of the table
 
 
@@ -34,21 +35,30 @@ def interval(values: list[list[float]], base: list[list[float]] | None = None) -
 
 def summarise(values: Values, methods: list[str], budgets: list[int]) -> dict[str, Any]:
     """One temperature's cells, [mean, low, high] each: the entropy in nats, E[accepted] by method and nodes, and the
-    gain of the last method over each of the others.
+    gain of the last method over each of the others; of several budgets also over all of them.
     """
     cells = {method: {str(nodes): values[name(method, nodes)] for nodes in budgets} for method in methods}
     *others, ours = methods
+    gains = {
+        method: {nodes: interval(cells[ours][nodes], cell) for nodes, cell in cells[method].items()}
+        for method in others
+    }
+    if len(budgets) > 1:
+        for method in others:
+            gains[method][ALL] = interval(_pooled(cells[ours]), _pooled(cells[method]))
     first = cells[ours][str(budgets[0])]
     return {
         "states": sum(map(len, first)),
         "questions": len(first),
         "nats": interval(values[NATS]),
         "expected": {method: {nodes: interval(cell) for nodes, cell in of.items()} for method, of in cells.items()},
-        "gains": {
-            method: {nodes: interval(cells[ours][nodes], cell) for nodes, cell in cells[method].items()}
-            for method in others
-        },
+        "gains": gains,
     }
+
+
+def _pooled(cells: dict[str, list[list[float]]]) -> list[list[float]]:
+    """Per question, the sum over budgets at each state."""
+    return [[sum(state) for state in zip(*question, strict=True)] for question in zip(*cells.values(), strict=True)]
 
 
 def tables(found: dict[str, dict[str, Any]]) -> list[Table]:

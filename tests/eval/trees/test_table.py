@@ -69,5 +69,8 @@ def test_tables_by_hand():
     expected, gains = summary.tables(found)
     assert expected.rows == [["0.60", "4", "1.00", "1.50"]]
     assert gains.title == "Gain of b over the others" and gains.rows == [["0.60", "4", "+50% [+50%, +50%]"]]
+    values |= {"a@8": [[2.0], [2.0]], "b@8": [[2.0], [3.0]]}
+    both = summary.summarise(values, ["a", "b"], [4, 8])["gains"]["a"]
+    assert [round(both[nodes][0], 4) for nodes in ("4", "8", "all")] == [0.5, 0.25, round(8 / 6 - 1, 4)]
     (alone,) = summary.tables({"1": summary.summarise(values, ["a"], [4])})
     assert alone.header == ["nats", "nodes", "a"]
