@@ -46,7 +46,7 @@ def plot(runs: list[Run], others: list[str], path: Path) -> None:
         len(others), len(runs), figsize=size, sharey="row", sharex=True, squeeze=False, layout="constrained"
     )
     for column, run in enumerate(runs):
-        panels[0][column].set_title(f"{run['pair'].split(' drafted by ')[0]}, {run['bench']}", fontsize=10)
+        panels[0][column].set_title(f"{run['pair']}\n{run['bench']}", fontsize=9)
         panels[-1][column].set_xlabel("nodes scored per step")
         for axes, other in zip(panels[:, column], others, strict=True):
             _panel(axes, run, other)
