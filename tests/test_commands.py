@@ -54,7 +54,7 @@ TRIED_IN = {
     "eval.speed.step_time": ("eval/speed/test_step_time.py", "test_rows_by_variant"),
     "eval.speed.verification": ("eval/speed/test_verification.py", "test_rows_by_draft_vocabulary"),
     "eval.trees.draw": ("eval/trees/test_draw.py", "test_a_picture_is_written"),
-    "eval.trees.gains": ("eval/trees/test_gains.py", "test_a_picture_of_two_runs"),
+    "eval.trees.gains": ("eval/trees/test_gains.py", "test_a_picture_of_two_runs_and_their_table"),
     "eval.trees.optimum": ("eval/trees/test_optimum.py", "test_a_row_per_shape_and_tree"),
     "eval.trees.paths": ("eval/trees/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
     "eval.trees.paths_table": ("eval/trees/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),

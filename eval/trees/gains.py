@@ -1,9 +1,10 @@
-"""Plot what one method gains over others: a column per run of `python -m eval.trees.table`, a row per other method.
+"""What one method gains over others, for several runs of `python -m eval.trees.table`: a plot and a table.
 
-    python -m eval.trees.gains results/demo/table.json results/smollm2/table.json --output gains.png
+    python -m eval.trees.gains results/demo/table.json results/smollm2/table.json --output gains.png --table gains.json
 
-The method is the last one of the runs. A line is a temperature, named by the target's entropy there; bars are 95 %
-intervals. A line above 0 is a gain.
+The method is the last one of the runs. The plot has a column per run and a row per method of --over; a line is a
+temperature, named by the target's entropy there, bars are 95 % intervals, and above 0 is a gain. The table, which
+`eval.reports.embed` puts into documents, has the gains over all budgets together.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from eagle import command
-from eagle.files import write_file
-from eval.trees.summary import ALL
+from eagle.files import write_file, write_json
+from eval.reports.markdown import Table, percent
+from eval.trees.summary import ALL, INTERVALS
 
 Run = dict[str, Any]  # a table.json
 
@@ -50,7 +52,8 @@ def plot(runs: list[Run], others: list[str], path: Path) -> None:
         panels[-1][column].set_xlabel("nodes scored per step")
         for axes, other in zip(panels[:, column], others, strict=True):
             _panel(axes, run, other)
-        panels[0][column].legend(frameon=False, fontsize=8)
+        panels[0][column].margins(y=0.2)
+        panels[0][column].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
     ours = list(next(iter(runs[0]["found"].values()))["expected"])[-1]
     for axes, other in zip(panels[:, 0], others, strict=True):
         axes.set_ylabel(f"{ours} over {other}, %")
@@ -74,6 +77,19 @@ def _panel(axes: Any, run: Run, other: str) -> None:
     axes.grid(alpha=0.25)
 
 
+def table(runs: list[Run]) -> Table:
+    """A row per run and temperature, a column per method that all runs have."""
+    found = [(run, one) for run in runs for one in sorted(run["found"].values(), key=lambda one: one["nats"][0])]
+    others = [other for other in found[0][1]["gains"] if all(ALL in one["gains"].get(other, {}) for _, one in found)]
+    rows = []
+    for place, (run, one) in enumerate(found):
+        first = place == 0 or found[place - 1][0] is not run
+        gains = [percent(one["gains"][other][ALL], "+") for other in others]
+        rows.append([run["pair"] if first else "", run["bench"] if first else "", f"{one['nats'][0]:.2f}", *gains])
+    ours = list(found[0][1]["expected"])[-1]
+    return Table(f"Gain of {ours}, all budgets together", INTERVALS, ["pair", "bench", "nats", *others], rows)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command.parser("eval.trees.gains", __doc__)
@@ -81,23 +97,26 @@ def build_parser() -> argparse.ArgumentParser:
     add("tables", nargs="+", type=Path, metavar="TABLE.json")
     add("--over", nargs="+", default=["topk+token", "rsd+token"], metavar="M", help="methods to compare with")
     add("--output", required=True, type=Path, metavar="F.png")
+    add("--table", type=Path, metavar="F.json", help="write the table, too")
     return parser
 
 
-def run_plot(options: argparse.Namespace) -> None:
-    """Read the runs and draw them. Raises ValueError where one lacks a method."""
+def draw(options: argparse.Namespace) -> None:
+    """Read the runs, draw them, write the table. Raises ValueError where one lacks a method."""
     runs = [read(path) for path in options.tables]
     for path, run in zip(options.tables, runs, strict=True):
         known = next(iter(run["found"].values()))["gains"]
         if missing := [other for other in options.over if other not in known]:
             raise ValueError(f"--over {' '.join(missing)}: {path} compares with {', '.join(known)}")
     plot(runs, options.over, options.output)
+    if options.table:
+        write_json(options.table, {"tables": [table(runs)._asdict()]})
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     options = build_parser().parse_args(argv)
-    return command.run(lambda: run_plot(options))
+    return command.run(lambda: draw(options))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from eval.reports.markdown import Table, number, percent
 
 Values = dict[str, list[list[float]]]  # "method@nodes" -> per question, E[accepted] at each state
 ALL = "all"  # budgets
+INTERVALS = "At the same states; 95 % intervals over questions."
 NATS = "nats"  # beside these: the entropy of p at each token of the answer, at the temperature of the table
 
 
@@ -72,9 +73,8 @@ def tables(found: dict[str, dict[str, Any]]) -> list[Table]:
     )
     made = [Table("E[accepted]", f"{note}.", ["nats", "nodes", *methods], _rows(found, "expected", methods, _mean))]
     if others:
-        note = "At the same states; 95 % intervals over questions."
         rows = _rows(found, "gains", others, lambda gain: percent(gain, "+"))
-        made.append(Table(f"Gain of {ours} over the others", note, ["nats", "nodes", *others], rows))
+        made.append(Table(f"Gain of {ours} over the others", INTERVALS, ["nats", "nodes", *others], rows))
     return made
 
 

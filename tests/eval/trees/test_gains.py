@@ -22,10 +22,14 @@ def run_file(tmp_path):
     return path
 
 
-def test_a_picture_of_two_runs(run_file, tmp_path):
-    output = tmp_path / "gains.png"
-    assert gains.main([str(run_file), str(run_file), "--over", "topk+token", "--output", str(output)]) == 0
+def test_a_picture_of_two_runs_and_their_table(run_file, tmp_path):
+    output, table = tmp_path / "gains.png", tmp_path / "gains.json"
+    asked = [str(run_file), str(run_file), "--over", "topk+token", "--output", str(output), "--table", str(table)]
+    assert gains.main(asked) == 0
     assert output.read_bytes().startswith(b"\x89PNG")
+    (made,) = json.loads(table.read_text())["tables"]
+    assert made["header"] == ["pair", "bench", "nats", "topk+token"] and len(made["rows"]) == 2
+    assert made["rows"][0][:3] == ["tiny drafted by head", "gsm8k", "0.60"] and made["rows"][0][3].startswith("+9% [")
 
 
 def test_a_method_that_was_not_measured_is_named(run_file, tmp_path, capsys):
