@@ -44,8 +44,9 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     The call takes further keywords, with the meaning they have for `EagleModel.generate`: tree, verifier, nodes, depth,
     width, beta, sharpness, draft_temperature, seed, generator, graphs; and `stream_to`, a streamer (`transformers` does
     not pass its own `streamer` on, nor `tokenizer`, so that stop strings need a `StopStringCriteria`). Everything else,
-    library defaults such as top_k = 50 included, is what `transformers` makes of its own arguments. The model is put
-    into evaluation mode and its parameters are frozen.
+    library defaults such as top_k = 50 included, is what `transformers` makes of its own arguments. The head's
+    calibration is not read: beta and sharpness are the defaults of `TreeSettings` unless given. The model is put into
+    evaluation mode and its parameters are frozen.
 
     Raises ValueError for beam search, or further logits processors with a padded batch.
     """

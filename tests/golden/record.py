@@ -30,8 +30,8 @@ METHODS = {
     "topk+hsd": {"tree": "topk", "verifier": "hsd", "nodes": 24, "depth": 5, "width": 6},
     "chain+block": {"tree": "chain", "verifier": "block", "nodes": 6, "depth": 5},
     "multi+hsd": {"tree": "multi", "verifier": "hsd", "nodes": 16, "depth": 5, "width": 3},
-    "hybrid+token": {"tree": "hybrid", "verifier": "token", "beta": 0.7, "nodes": 16, "depth": 5},
-    "hybrid+hsd": {"tree": "hybrid", "verifier": "hsd", "beta": 0.7, "nodes": 16, "depth": 5},
+    "hybrid+token": {"tree": "hybrid", "verifier": "token", "beta": 0.7, "sharpness": 1.0, "nodes": 16, "depth": 5},
+    "hybrid+hsd": {"tree": "hybrid", "verifier": "hsd", "beta": 0.7, "sharpness": 1.0, "nodes": 16, "depth": 5},
 }
 SAMPLING = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 RECORDED_TREES = {"topk": 0, "chain": 0, "multi": 0, "hybrid": 4}  # builder -> steps of the answer skipped

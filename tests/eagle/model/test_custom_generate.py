@@ -26,7 +26,7 @@ from eagle.model.custom_generate import sampling_of
 ROOT = Path(__file__).parents[3]
 PAIR = ROOT / "checkpoints" / "demo"
 HEAD = str(PAIR / "eagle3")
-SMALL = {"nodes": 12, "depth": 4}
+SMALL = {"nodes": 12, "depth": 4, "beta": 0.7, "sharpness": 1.0}  # not those of the calibration
 
 
 @pytest.fixture(scope="module")
