@@ -2,8 +2,8 @@
 
 The states lie `STRIDE` tokens apart on answers that the target alone samples, so no tree chooses them. At each of them
 the real builders draft every candidate and its stopping law gives E[accepted] without verification noise. All trees
-that are compared at a state draw from generators of the same seeds: differences between alike trees are then half as
-noisy (correlation of hybrid trees with beta .3 and .7: one half).
+that are compared at a state draw from generators of the same seeds: differences between alike trees then have half the
+variance (correlation of hybrid trees with beta .3 and .7: one half).
 """
 
 import math
