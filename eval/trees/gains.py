@@ -8,16 +8,15 @@ temperature, named by the target's entropy there, bars are 95 % intervals, and a
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eagle import command
-from eagle.files import write_file, write_json
+from eagle.files import read_json, write_file, write_json
 from eval.reports.markdown import Table, percent
-from eval.trees.summary import ALL, INTERVALS
+from eval.trees.summary import ALL, INTERVALS, budget_axis
 
 Run = dict[str, Any]  # a table.json
 
@@ -25,7 +24,7 @@ Run = dict[str, Any]  # a table.json
 def read(path: Path) -> Run:
     """A table.json. Raises ValueError where the file is none."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
         if not all(one["gains"] for one in run["found"].values()):
             raise KeyError("gains")
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -34,6 +33,16 @@ def read(path: Path) -> Run:
             f"({type(error).__name__}: {error})"
         ) from error
     return run
+
+
+def first_of(run: Run) -> dict[str, Any]:
+    """A temperature's cells: all have the same methods."""
+    return next(iter(run["found"].values()))
+
+
+def ours_of(run: Run) -> str:
+    """The method whose gains these are."""
+    return list(first_of(run)["expected"])[-1]
 
 
 def plot(runs: list[Run], others: list[str], path: Path) -> None:
@@ -54,7 +63,7 @@ def plot(runs: list[Run], others: list[str], path: Path) -> None:
             _panel(axes, run, other)
         panels[0][column].margins(y=0.2)
         panels[0][column].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
-    ours = list(next(iter(runs[0]["found"].values()))["expected"])[-1]
+    ours = ours_of(runs[0])
     for axes, other in zip(panels[:, 0], others, strict=True):
         axes.set_ylabel(f"{ours} over {other}, %")
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=120, format="png"))
@@ -66,15 +75,12 @@ def _panel(axes: Any, run: Run, other: str) -> None:
     axes.axhline(0, color="0.4", linewidth=0.8)
     for place, temperature in enumerate(sorted(run["found"], key=float)):
         one = run["found"][temperature]
-        gains = {int(nodes): gain for nodes, gain in one["gains"][other].items() if nodes != ALL}
-        budgets = list(gains)
-        value, low, high = 100 * np.array(list(gains.values())).T
-        shifted = np.array(budgets) * (1 + 0.06 * place)  # so that bars do not lie on one another
+        gains = {int(nodes): gain for nodes, gain in one["gains"][other].items() if gain and nodes != ALL}
+        value, low, high = 100 * np.array(list(gains.values())).reshape(-1, 3).T
+        shifted = np.array(list(gains)) * (1 + 0.06 * place)  # so that bars do not lie on one another
         label = f"{one['nats'][0]:.2f} nats"
         axes.errorbar(shifted, value, [value - low, high - value], marker="o", markersize=3, linewidth=1.2, label=label)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
-    axes.grid(alpha=0.25)
+    budget_axis(axes, [int(nodes) for nodes in first_of(run)["expected"][other]])
 
 
 def table(runs: list[Run]) -> Table:
@@ -86,8 +92,9 @@ def table(runs: list[Run]) -> Table:
         first = place == 0 or found[place - 1][0] is not run
         gains = [percent(one["gains"][other][ALL], "+") for other in others]
         rows.append([run["pair"] if first else "", run["bench"] if first else "", f"{one['nats'][0]:.2f}", *gains])
-    ours = list(found[0][1]["expected"])[-1]
-    return Table(f"Gain of {ours}, all budgets together", INTERVALS, ["pair", "bench", "nats", *others], rows)
+    return Table(
+        f"Gain of {ours_of(runs[0])}, all budgets together", INTERVALS, ["pair", "bench", "nats", *others], rows
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,7 +112,7 @@ def draw(options: argparse.Namespace) -> None:
     """Read the runs, draw them, write the table. Raises ValueError where one lacks a method."""
     runs = [read(path) for path in options.tables]
     for path, run in zip(options.tables, runs, strict=True):
-        known = next(iter(run["found"].values()))["gains"]
+        known = first_of(run)["gains"]
         if missing := [other for other in options.over if other not in known]:
             raise ValueError(f"--over {' '.join(missing)}: {path} compares with {', '.join(known)}")
     plot(runs, options.over, options.output)

@@ -40,21 +40,23 @@ def summarise(values: Values, methods: list[str], budgets: list[int]) -> dict[st
     """
     cells = {method: {str(nodes): values[name(method, nodes)] for nodes in budgets} for method in methods}
     *others, ours = methods
-    gains = {
-        method: {nodes: interval(cells[ours][nodes], cell) for nodes, cell in cells[method].items()}
-        for method in others
-    }
-    if len(budgets) > 1:
-        for method in others:
-            gains[method][ALL] = interval(_pooled(cells[ours]), _pooled(cells[method]))
+    compared = {method: {**of, ALL: _pooled(of)} if len(of) > 1 else of for method, of in cells.items()}
     first = cells[ours][str(budgets[0])]
     return {
         "states": sum(map(len, first)),
         "questions": len(first),
         "nats": interval(values[NATS]),
         "expected": {method: {nodes: interval(cell) for nodes, cell in of.items()} for method, of in cells.items()},
-        "gains": gains,
+        "gains": {
+            method: {nodes: _gain(compared[ours][nodes], cell) for nodes, cell in compared[method].items()}
+            for method in others
+        },
     }
+
+
+def _gain(values: list[list[float]], base: list[list[float]]) -> list[float] | None:
+    """None over a method that accepts nothing."""
+    return interval(values, base) if any(map(sum, base)) else None
 
 
 def _pooled(cells: dict[str, list[list[float]]]) -> list[list[float]]:
@@ -92,6 +94,13 @@ def _rows(found: dict[str, dict[str, Any]], what: str, methods: list[str], write
     return rows
 
 
+def budget_axis(axes: Any, budgets: list[int]) -> None:
+    """Budgets along the x axis, every doubling equally far."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
+    axes.grid(alpha=0.25)
+
+
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     """E[accepted] over the budget, one panel per temperature, bands are intervals."""
     import matplotlib
@@ -106,11 +115,9 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
             budgets, points = [int(nodes) for nodes in cells], np.array(list(cells.values()))
             line = axes.plot(budgets, points[:, 0], marker="o", markersize=3.5, label=method, color=f"C{number_of}")
             axes.fill_between(budgets, points[:, 1], points[:, 2], color=line[0].get_color(), alpha=0.12)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(budgets, [str(nodes) for nodes in budgets])
+        budget_axis(axes, budgets)
         axes.set_title(f"temperature {temperature}, {one['nats'][0]:.2f} nats", fontsize=10)
         axes.set_xlabel("nodes scored per step")
-        axes.grid(alpha=0.25)
     panels[0][0].set_ylabel("E[accepted] (draft tokens per step)")
     legend = panels[0][0].get_legend_handles_labels()
     figure.legend(*legend, loc="outside upper center", ncols=len(legend[0]), frameon=False)

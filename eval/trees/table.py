@@ -145,15 +145,16 @@ def one_temperature(
     output: Path,
 ) -> Values:
     """Measure what the temperature's file does not hold yet."""
-    path, settings = output / f"states_T{temperature:g}.jsonl", cells[0][1]
+    path, fit = output / f"states_T{temperature:g}.jsonl", cells[0][1]
+    names = {NATS, *(name(method, settings.nodes) for method, settings in cells)}
     done: Values = {}
     asked_for = {
         "values": [NATS, "E[accepted]"],
         "methods": options.methods,
         "budgets": options.budgets,
         "depth": options.depth,
-        "beta": settings.beta,
-        "sharpness": settings.sharpness,
+        "beta": fit.beta,
+        "sharpness": fit.sharpness,
         "states": options.states,
         "stride": options.stride,
         "draws": options.draws,
@@ -164,9 +165,7 @@ def one_temperature(
     }
     with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows[: len(questions)], start=2):
-            check_row(
-                row, {NATS, *(name(method, settings.nodes) for method, settings in cells)}, f"{path}, line {number}"
-            )
+            check_row(row, names, f"{path}, line {number}")
             for key, values in row.items():
                 done.setdefault(key, []).append(values)
         return measure(
@@ -200,15 +199,15 @@ def write(
 ) -> None:
     """Write table.json, which `eval.reports.embed` puts into documents, table.md and table.png."""
     origin, made = provenance.provenance([]), tables(found)
-    pair = " drafted by ".join(model_name(path) for path in (options.base_model_path, options.ea_model_path))
+    drafter = options.ea_model_path or options.draft_model_path
+    pair = " drafted by ".join(map(model_name, (options.base_model_path, drafter)))
     fitted = ", ".join(
         f"{fit['beta']:g} and {fit['sharpness']:g} at {temperature}" for temperature, fit in fits.items()
     )
     machine = f"{options.dtype}, {origin['hardware']['cpu']}, torch {origin['versions']['torch']}"
     caption = (
         f"{asked.bench} ({asked.protocol}), {pair}; depth {options.depth}, beta and sharpness {fitted}, "
-        f"{options.draws} draws, "
-        f"seed {options.seed}, {machine}, commit {(origin['git']['commit'] or 'unknown')[:9]}."
+        f"{options.draws} draws, seed {options.seed}, {machine}, commit {(origin['git']['commit'] or 'unknown')[:9]}."
     )
     record = {
         "bench": asked.bench,

@@ -36,6 +36,12 @@ def test_a_table_that_is_resumed(pair_flags, tmp_path, capsys):
     assert len(values["nats"]) >= 2 * len(values["topk+token@4"]) - 1 and min(values["nats"]) > 0
 
 
+def test_a_target_drafted_by_a_model_of_its_own(pair, tmp_path):
+    target = str(pair / "target")
+    assert table.main(flags(["--base-model-path", target, "--draft-model-path", target], tmp_path)) == 0
+    assert json.loads((tmp_path / "table.json").read_text())["pair"].endswith(f" drafted by {pair.name}")
+
+
 def test_other_settings_are_refused(pair_flags, tmp_path, capsys):
     assert table.main(flags(pair_flags, tmp_path)) == 0
     assert table.main(flags(pair_flags, tmp_path, "--seed", "5")) == 2
@@ -72,5 +78,8 @@ def test_tables_by_hand():
     values |= {"a@8": [[2.0], [2.0]], "b@8": [[2.0], [3.0]]}
     both = summary.summarise(values, ["a", "b"], [4, 8])["gains"]["a"]
     assert [round(both[nodes][0], 4) for nodes in ("4", "8", "all")] == [0.5, 0.25, round(8 / 6 - 1, 4)]
+    values |= {"a@4": [[0.0], [0.0]]}
+    nothing = summary.summarise(values, ["a", "b"], [4])
+    assert nothing["gains"] == {"a": {"4": None}} and summary.tables({"1": nothing})[1].rows[0][-1] == "–"
     (alone,) = summary.tables({"1": summary.summarise(values, ["a"], [4])})
     assert alone.header == ["nats", "nodes", "a"]
