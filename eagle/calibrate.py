@@ -5,9 +5,8 @@
 
 At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed. Hybrid trees
 are fitted to the head: by how sure it may be of its tokens (their sharpness), and with the beta that accepts most over
-all temperatures. Nothing is timed, so the
-file is valid on every machine. --data should hold nobody's test questions: a choice tuned on them would flatter the
-numbers measured on them.
+all temperatures. Nothing is timed, so the file is valid on every machine. --data should hold nobody's test questions:
+a choice tuned on them would flatter the numbers measured on them.
 """
 
 import argparse

@@ -34,6 +34,7 @@ from eagle.model.stopping import CriteriaStopping
 from eagle.modules.head import Eagle3Head
 from eagle.modules.target import CachedLM, device_of
 from eagle.tuning.auto import AutoTree
+from eagle.tuning.candidates import Fit
 
 
 class Prepared(NamedTuple):
@@ -237,10 +238,10 @@ class EagleModel:
         if args.automatic and args.tree != "none":
             tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
             args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
-        if args.tree == "hybrid":
-            fit = self.auto.fit(temperature, brief=args.automatic)._asdict()
-            asked = {name: value for name, value in fit.items() if name not in args.stated}
-            args = replace(args, settings=replace(args.settings, **asked))
+        missing = set(Fit._fields) - args.stated
+        if args.tree == "hybrid" and missing:
+            fit = self.auto.fit(temperature, brief=args.automatic)
+            args = replace(args, settings=replace(args.settings, **{name: getattr(fit, name) for name in missing}))
         return args
 
     def _plan(self, args: GenerationArgs) -> Plan:

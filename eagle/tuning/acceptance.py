@@ -19,6 +19,7 @@ from eagle.trees import GeneratorDraw, TreeSettings, is_sampled
 from eagle.tuning.calibration import Expected, Overlap, Table
 from eagle.tuning.candidates import BETAS, VERIFIER, Candidate, Fit, candidates_at, is_greedy
 from eagle.tuning.probe import TOGETHER, ScoredTree, StateProbe, TreeLimits
+from eagle.tuning.prompts import with_generators
 from eagle.tuning.sharpness import measure_overlaps, sharpness_of
 
 STRIDE = 12
@@ -74,14 +75,12 @@ def measure(
     overlaps = measure_overlaps(model, shown(prompts), temperature, STRIDE * per_prompt, seed)
     candidates, sharpness = candidates_at(temperature), sharpness_of(overlaps)
     plans = [(one.tree, settings) for one in candidates for settings in one.variants(sharpness)]
-    limits = TreeLimits.of(plans)
-    probe = StateProbe(model, SamplingParams(temperature), limits, TOGETHER)
-    rows: list[list[dict[Plan, float]]] = []
-    for index, prompt in enumerate(shown(prompts)):
-        if len(prompt) < model.context_length:
-            generator = torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)
-            rows.append(_answer(probe, prompt, per_prompt, generator, plans))
-    rows = [row for row in rows if row]
+    probe = StateProbe(model, SamplingParams(temperature), TreeLimits.of(plans), TOGETHER)
+    rows = [
+        row
+        for prompt, generator in with_generators(model, shown(prompts), seed)
+        if (row := _answer(probe, prompt, generator, per_prompt, plans))
+    ]
     if not rows:
         raise ValueError(f"no state was reached on {len(prompts)} prompts: pass prompts with longer answers")
     found = {plan: mean_and_error([[state[plan] for state in row] for row in rows]) for plan in plans}
@@ -111,11 +110,11 @@ def best_beta(measured: Sequence[Measured]) -> float:
 
 
 def _answer(
-    probe: StateProbe, prompt: Sequence[int], count: int, generator: torch.Generator, plans: list[Plan]
+    probe: StateProbe, prompt: list[int], generator: torch.Generator, count: int, plans: list[Plan]
 ) -> list[dict[Plan, float]]:
     """E[accepted] of every plan, for each state of one answer."""
     found: list[dict[Plan, float]] = []
-    for index in probe.states(list(prompt), STRIDE * count + 1, generator):
+    for index in probe.states(prompt, STRIDE * count + 1, generator):
         if index % STRIDE == STRIDE // 2:
             seeds = torch.randint(2**62, (DRAWS,), generator=generator, device=generator.device).tolist()
             found.append(_at_state(probe, plans, seeds))

@@ -1,7 +1,9 @@
 """Prompts to measure on, written for this purpose: they are questions of no benchmark."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import torch
 
 PROMPTS = (
     "A gardener plants 6 rows of 14 tulips and gives 19 of them away. How many tulips are left?",
@@ -39,3 +41,12 @@ def encode(tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]]) -> list[li
 def bundled_prompts(tokenizer: Any) -> list[list[int]]:
     """Token ids of `PROMPTS`, each as a user message."""
     return encode(tokenizer, [[{"role": "user", "content": text}] for text in PROMPTS])
+
+
+def with_generators(
+    model: Any, prompts: Iterable[Sequence[int]], seed: int
+) -> Iterator[tuple[list[int], torch.Generator]]:
+    """The prompts that leave room for an answer, each with a generator of its own, whatever the other prompts are."""
+    for index, prompt in enumerate(prompts):
+        if len(prompt) < model.context_length:
+            yield list(prompt), torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)

@@ -26,6 +26,7 @@ from eagle.trees import TreeSettings
 from eagle.tuning.calibration import Overlap
 from eagle.tuning.candidates import is_greedy
 from eagle.tuning.probe import StateProbe, TreeLimits
+from eagle.tuning.prompts import with_generators
 
 POWERS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)
 KEPT = 2 / 3  # of the distance from 1
@@ -41,12 +42,8 @@ def measure_overlaps(
         return ()
     probe = StateProbe(model, SamplingParams(temperature), TreeLimits(1, 1, 0))
     rows: list[list[tuple[float, float]]] = []
-    for index, prompt in enumerate(prompts):
-        if len(prompt) >= model.context_length:
-            continue
-        probe.begin(
-            list(prompt), tokens + 1, torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)
-        )
+    for prompt, generator in with_generators(model, prompts, seed):
+        probe.begin(prompt, tokens + 1, generator)
         while not probe.ended:
             logits = probe.logits[0]
             rows.append(compare(probe.advance(), logits, probe.drafter.support, temperature))
