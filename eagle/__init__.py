@@ -4,12 +4,12 @@ model = EagleModel.from_pretrained(base_model_path, ea_model_path)
 ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 """
 
+from eagle.api.custom_generate import custom_generate
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, StepRecord, TreeRecord
 from eagle.checkpoints.load import load_head, save_head
-from eagle.engine.sampling import SamplingParams
-from eagle.model.custom_generate import custom_generate
+from eagle.engine.distributions import SamplingParams
 from eagle.model.ea_model import EaModel
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, GenerateOutput, PlanRecord, StepRecord, TreeRecord
 
 __all__ = [
     "EaModel",

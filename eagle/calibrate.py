@@ -17,14 +17,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eagle import command
+from eagle.api.eagle_model import EagleModel
+from eagle.autotune.acceptance import measure, tables_of
+from eagle.autotune.auto import TEMPERATURES
+from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
+from eagle.autotune.candidates import KINDS
+from eagle.autotune.prompts import bundled_prompts, encode
 from eagle.checkpoints.fingerprint import fingerprint, local_directory
-from eagle.model.eagle_model import EagleModel
 from eagle.train.data.conversations import read_records
-from eagle.tuning.acceptance import measure, tables_of
-from eagle.tuning.auto import TEMPERATURES
-from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
-from eagle.tuning.candidates import KINDS
-from eagle.tuning.prompts import bundled_prompts, encode
 
 
 def prompts_of(path: str) -> list[list[dict[str, str]]]:

@@ -19,12 +19,12 @@ from typing import Any, TextIO
 from jinja2 import TemplateError
 
 from eagle import command
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow
+from eagle.autotune.candidates import AUTO
 from eagle.serve.options import LOSSLESS, add_model_arguments, drafting_arguments, load_model
 from eagle.serve.text import stream_text
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO
 
 COLORS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m")  # one step after the other
 DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"

@@ -12,7 +12,7 @@ Several methods, alternating question by question, with a report at the end:
 
 Over several processes or GPUs (one shard file per rank, joined by the report):
 
-    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.reports results/run
+    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.report results/run
     torchrun --nproc-per-node 2 -m eval ...                           the same on a machine without GPUs
 
 Questions come from --question-file, from $HSD_DATA, or are downloaded and checked;
@@ -28,14 +28,14 @@ from typing import Any, NamedTuple
 import torch
 
 from eagle import command
+from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
-from eagle.tuning.candidates import AUTO
 from eval import flags, provenance
+from eval.measure import dtypes
 from eval.questions import benchmarks, prompts
-from eval.runs import load_models, runner
-from eval.runs.answers import WEIGHTS, AnswerFile, shard_path
-from eval.runs.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
-from eval.speed import dtypes
+from eval.run import load_models, runner
+from eval.run.answers import WEIGHTS, AnswerFile, shard_path
+from eval.run.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
 
 
 def settings(
@@ -106,8 +106,8 @@ def check_choices(options: argparse.Namespace, methods: list[Method], ranks: Ran
     if ranks.world > 1:
         if AUTO in (options.nodes, *(method.tree for method in methods)):
             raise ValueError(
-                "auto: every process would choose its own tree; run python -m eval.speed.budget first and pass what it "
-                "chooses"
+                "auto: every process would choose its own tree; run python -m eval.measure.budget first and pass what "
+                "it chooses"
             )
         if options.dtype == AUTO and not kept.is_file():
             raise ValueError("--dtype auto: every process would measure its own; pass --dtype float32 or bfloat16")
@@ -187,11 +187,11 @@ def kept(runs: list[runner.MethodRun]) -> str:
 def report_or_point_to_it(options: argparse.Namespace, finished: runner.Finished) -> int:
     """What follows the last answer: the report of --methods, else the command that makes one. Returns the exit code."""
     if not options.methods:
-        print(f"answers: {finished.files[0]}   (table: python -m eval.reports {finished.files[0]})")
+        print(f"answers: {finished.files[0]}   (table: python -m eval.report {finished.files[0]})")
     elif Ranks.of_environment().world > 1:
-        print(f"this shard is done; when all are: python -m eval.reports {options.output}")
+        print(f"this shard is done; when all are: python -m eval.report {options.output}")
     else:
-        from eval.reports import report
+        from eval.report import report
 
         report.write([str(path) for path in finished.files], Path(options.output))
     return 1 if finished.left_out else 0

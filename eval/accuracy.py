@@ -4,13 +4,13 @@ r"""Accuracy of whole answers by method, many questions at once: whether a rule 
         --base-model-path qwen2.5-coder-1.5b --draft-model-path qwen2.5-coder-0.5b --output results/accuracy
 
 A batch takes less time per answer than one question after the other; how much is not the subject here (python -m eval;
-python -m eval.speed.batch). With `--samples` every question is answered several times, which narrows the interval. A
+python -m eval.measure.batch). With `--samples` every question is answered several times, which narrows the interval. A
 lossless rule has plain decoding's accuracy up to chance; the difference is paired over questions, with a 95 % bootstrap
 interval over them.
 
     DIR/METHOD.jsonl      the settings, then one line per finished batch; the same command goes on behind the last one,
                           also with more questions
-    DIR/accuracy.json     the table, as `python -m eval.reports.embed` takes it
+    DIR/accuracy.json     the table, as `python -m eval.report.embed` takes it
 """
 
 import argparse
@@ -27,12 +27,12 @@ from eagle.files import write_whole
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
 from eval.questions.accuracy import has_number, is_correct
-from eval.reports.estimates import bootstrap, ratio, wilson
-from eval.reports.markdown import Table, markdown_table, percent
-from eval.runs.batches import answer_batch
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
-from eval.runs.methods import PLAIN, Decoding, Method, resolve_own
-from eval.runs.runner import seed_of
+from eval.report.estimates import bootstrap, ratio, wilson
+from eval.report.markdown import Table, markdown_table, percent
+from eval.run.batches import answer_batch
+from eval.run.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
+from eval.run.methods import PLAIN, Decoding, Method, resolve_own
+from eval.run.runner import seed_of
 
 Answer = dict[str, Any]
 

@@ -25,10 +25,10 @@ from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names
 from eagle.files import write_whole
 from eval import __main__ as evaluation
 from eval import flags
+from eval.measure import dtypes
 from eval.questions import benchmarks
-from eval.reports import report
-from eval.runs import load_models
-from eval.speed import dtypes
+from eval.report import report
+from eval.run import load_models
 
 METHODS = ("plain", "topk+token", "topk+hsd", "hybrid+token", "hybrid+hsd")
 SHOWN = "hybrid+hsd"

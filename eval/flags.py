@@ -5,11 +5,11 @@ from pathlib import Path
 
 import hsd
 from eagle import command
+from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO, count_or_auto
 from eval.questions import benchmarks
-from eval.runs import load_models
-from eval.runs.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
+from eval.run import load_models
+from eval.run.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
 
 VERIFIERS = [name for name in hsd.VERIFIERS if name != "greedy"]  # which temperature 0 stands for
 
@@ -49,7 +49,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         dest="nodes",
         metavar="N",
         help="draft-token budget: rows of the target's forward per step, draft tokens and the root; `auto`, as "
-        "`--tree auto`: what is fastest here, depth included (python -m eval.speed.budget shows it)",
+        "`--tree auto`: what is fastest here, depth included (python -m eval.measure.budget shows it)",
     )
     group.add_argument(
         "--depth", type=int, metavar="K", help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)"

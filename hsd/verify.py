@@ -18,7 +18,7 @@ from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
 from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import Verifier, find_verifier
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.inputs import VerifierInput
 
 
 @torch.no_grad()
@@ -36,12 +36,12 @@ def stopping_law(
     `check` also rows that do not sum to 1, tokens out of range, parents out of order, a sampled token with
     d_i = 0.
     """
-    problem, distribution = _solve_one(tree, target_probs, verifier, check)
+    inputs, distribution = _solve_one(tree, target_probs, verifier, check)
 
     def residual(node: int | Tensor) -> Tensor:
         return distribution.residual(torch.as_tensor(node, device=target_probs.device).reshape(1))[0]
 
-    return StoppingLaw(distribution.stop[0], residual, _expected(problem, distribution)[0])
+    return StoppingLaw(distribution.stop[0], residual, _expected(inputs, distribution)[0])
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def decide(
 
 def _solve_one(
     tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, check: bool
-) -> tuple[Problem, StopDistribution]:
+) -> tuple[VerifierInput, StopDistribution]:
     if isinstance(verifier, str):
         find_verifier(verifier)
     check_target_shape(tree, target_probs)
@@ -99,22 +99,22 @@ def _solve_one(
     return _solve(TreeBatch.of_one(tree), target_probs[None], verifier)
 
 
-def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[Problem, StopDistribution]:
+def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[VerifierInput, StopDistribution]:
     entry = find_verifier(verifier) if isinstance(verifier, str) else verifier
     if entry.scope == "path":
-        check_path(batch, verifier if isinstance(verifier, str) else entry.solve.__name__)
-    problem = _in_one_dtype(batch, target_probs)
-    return problem, entry.solve(problem)
+        check_path(batch, verifier if isinstance(verifier, str) else entry.stop_distribution.__name__)
+    inputs = _in_one_dtype(batch, target_probs)
+    return inputs, entry.stop_distribution(inputs)
 
 
-def _in_one_dtype(batch: TreeBatch, target: Tensor) -> Problem:
+def _in_one_dtype(batch: TreeBatch, target: Tensor) -> VerifierInput:
     """p and q in the wider of their dtypes, at least float32. Half precision rows are renormalized."""
     proposals = batch.proposals
     dtype = torch.promote_types(torch.float32, target.dtype)
     if proposals is not None:
         dtype = torch.promote_types(dtype, proposals.dtype)
         proposals = _as_probs(proposals, dtype)
-    return Problem(batch, _as_probs(target, dtype), proposals)
+    return VerifierInput(batch, _as_probs(target, dtype), proposals)
 
 
 def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,9 +124,9 @@ def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
     return raised / raised.sum(-1, keepdim=True)
 
 
-def _draw(problem: Problem, distribution: StopDistribution, generator: torch.Generator | None) -> Decision:
+def _draw(inputs: VerifierInput, distribution: StopDistribution, generator: torch.Generator | None) -> Decision:
     """One draw of every row's node, then one of every row's bonus token."""
-    topo, slots = problem.topo, problem.layout.depth + 1
+    topo, slots = inputs.topo, inputs.layout.depth + 1
     node = draw(distribution.stop, generator)
     token = draw(distribution.residual(node), generator)
     rows = torch.arange(len(node), device=node.device)
@@ -135,9 +135,9 @@ def _draw(problem: Problem, distribution: StopDistribution, generator: torch.Gen
     index = torch.arange(place.shape[1], device=node.device).expand_as(place)
     path = index.new_full((len(node), slots + 1), -1).scatter_(1, place, index)
     length = topo.depth.gather(1, node[:, None])[:, 0]
-    return Decision(path[:, :slots], length, node, token, _expected(problem, distribution), distribution.stop)
+    return Decision(path[:, :slots], length, node, token, _expected(inputs, distribution), distribution.stop)
 
 
-def _expected(problem: Problem, distribution: StopDistribution) -> Tensor:
+def _expected(inputs: VerifierInput, distribution: StopDistribution) -> Tensor:
     """E[accepted] Float[B]."""
-    return (distribution.stop * problem.topo.depth).sum(-1)
+    return (distribution.stop * inputs.topo.depth).sum(-1)

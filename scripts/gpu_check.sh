@@ -23,4 +23,4 @@ if [ "$SETUP" = 1 ]; then
         echo "scripts/setup.sh failed; going on with $PYTHON"
     fi
 fi
-exec "$PYTHON" -m eval.speed.gpu_check ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}
+exec "$PYTHON" -m eval.measure.gpu_check ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}

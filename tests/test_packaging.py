@@ -35,7 +35,7 @@ DATA_FILES = {
     "eagle/serve/page.html",
     "eval/py.typed",
     "eval/questions/sample.jsonl",
-    "eval/reports/published.json",
+    "eval/report/published.json",
 }
 
 
@@ -139,13 +139,13 @@ def test_the_wheel_holds_the_source_and_its_data_files(wheel):
 
 
 OUTSIDE = """
-import sys, torch, hsd, eagle, eval.__main__, eval.questions.benchmarks, eval.reports.released
+import sys, torch, hsd, eagle, eval.__main__, eval.questions.benchmarks, eval.report.released
 from pathlib import Path
 site, demo = map(Path, sys.argv[1:])
 for package in (hsd, eagle, eval):
     assert Path(package.__file__).is_relative_to(site), package.__file__
 assert (Path(eval.questions.benchmarks.__file__).parent / "sample.jsonl").is_file()
-assert (Path(eval.reports.released.__file__).parent / "published.json").is_file()
+assert (Path(eval.report.released.__file__).parent / "published.json").is_file()
 model = eagle.EagleModel.from_pretrained(demo / "target", demo / "eagle3")
 ids = model.tokenizer("Three boxes hold 4 pencils each.", return_tensors="pt").input_ids
 out = model.generate(ids, max_new_tokens=8, temperature=0.0)

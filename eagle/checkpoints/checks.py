@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from eagle.modules.head import HeadConfig
+from eagle.nn.head import HeadConfig
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 VOCABULARY_MAP = ("d2t", "t2d")

@@ -22,7 +22,7 @@ from eagle.checkpoints.layouts import safeailab_config, speculators_config
 from eagle.checkpoints.load import build_head, locate, naming, read_checkpoint
 from eagle.checkpoints.pretrained import read_config
 from eagle.files import sole_writer, write_directory, write_json
-from eagle.modules.head import HeadConfig
+from eagle.nn.head import HeadConfig
 
 LAYER_PREFIX = {"safeailab": "midlayer.", "speculators": "layers.0."}
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from eagle.modules.head import HeadConfig, default_taps
+from eagle.nn.head import HeadConfig, default_taps
 
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Switches that are on in real configs and change nothing in the head's arithmetic.

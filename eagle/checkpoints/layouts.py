@@ -6,7 +6,7 @@ transformers 5 reads as well).
 """
 
 from eagle.checkpoints.formats import FLAGS
-from eagle.modules.head import DEFAULT_ROPE, HeadConfig, default_taps
+from eagle.nn.head import DEFAULT_ROPE, HeadConfig, default_taps
 
 
 def layer_shape(config: HeadConfig) -> dict:

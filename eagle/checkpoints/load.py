@@ -24,7 +24,7 @@ from eagle.checkpoints.formats import positive_number, read_config
 from eagle.checkpoints.layouts import safeailab_config
 from eagle.checkpoints.weight_files import read_tensors
 from eagle.files import read_json, write_file, write_json
-from eagle.modules.head import Eagle3Head, HeadConfig, Rotary
+from eagle.nn.head import Eagle3Head, HeadConfig, Rotary
 
 WANTED = ("*.json", "*.safetensors", "*.bin")
 # Copies of the target's, kept by the speculators library while it trains and by some of its checkpoints.

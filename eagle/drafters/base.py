@@ -59,7 +59,7 @@ class Drafter(Protocol):
         """Add nodes (parents as slots Int64[B, n], target token ids Int64[B, n]); logits [B, n, Vd] after each."""
 
 
-class Lineage:
+class AncestorMask:
     """Depth and ancestor mask of grown nodes; slot 0 (the root) is not part of the mask's columns.
 
     seen [B, slots + 1, slots]: row = slot, column j = grown node j + 1. Bool, True for an ancestor or the node
@@ -67,8 +67,8 @@ class Lineage:
     """
 
     def __init__(self, batch: int, slots: int, device: torch.device, dtype: torch.dtype = torch.bool):
-        self.hidden, self.shown = (0.0, 1.0) if dtype == torch.bool else (-torch.inf, 0.0)
-        self.seen = torch.full((batch, slots + 1, slots), self.hidden, dtype=dtype, device=device)
+        self.masked, self.visible = (0.0, 1.0) if dtype == torch.bool else (-torch.inf, 0.0)
+        self.mask = torch.full((batch, slots + 1, slots), self.masked, dtype=dtype, device=device)
         self.depths = torch.zeros(batch, slots + 1, dtype=torch.int64, device=device)
         self.filled = 0
 
@@ -76,17 +76,17 @@ class Lineage:
         self.filled = 0
 
     def keep_rows(self, rows: list[int]) -> None:
-        self.seen, self.depths = self.seen[rows], self.depths[rows]
+        self.mask, self.depths = self.mask[rows], self.depths[rows]
 
     def add(self, parents: Tensor) -> tuple[Tensor, Tensor]:
         """Register nodes; their ancestor rows [B, n, slots] and depths Int64[B, n]."""
-        first, count, slots = self.filled, parents.shape[1], self.seen.shape[2]
+        first, count, slots = self.filled, parents.shape[1], self.mask.shape[2]
         if first + count > slots:
             raise ValueError(f"{first + count} drafted nodes: room was reserved for {slots}; reserve more slots")
-        rows = self.seen.gather(1, parents[:, :, None].expand(-1, -1, slots))
-        rows.diagonal(first, 1, 2).fill_(self.shown)  # a node sees itself, in column first + its place
+        rows = self.mask.gather(1, parents[:, :, None].expand(-1, -1, slots))
+        rows.diagonal(first, 1, 2).fill_(self.visible)  # a node sees itself, in column first + its place
         depths = self.depths.gather(1, parents).add_(1)
-        self.seen[:, first + 1 : first + 1 + count] = rows
+        self.mask[:, first + 1 : first + 1 + count] = rows
         self.depths[:, first + 1 : first + 1 + count] = depths
         self.filled += count
         return rows, depths

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.drafters.base import Lineage
-from eagle.modules.target import CachedLM
+from eagle.drafters.base import AncestorMask
+from eagle.nn.target import CachedLM
 
 
 class CausalLMDrafter:
@@ -17,7 +17,7 @@ class CausalLMDrafter:
         self.device = self.lm.device
         # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
         self.columns = min(self.lm.vocab_size, target_vocab_size)
-        self.lineage = Lineage(0, 0, self.device)
+        self.lineage = AncestorMask(0, 0, self.device)
         self.support: Tensor | None = None
         if self.columns < target_vocab_size:
             self.support = torch.arange(self.columns, device=self.device)
@@ -31,8 +31,8 @@ class CausalLMDrafter:
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
         self.lm.reserve(batch, slots, capacity, slack, keep)
-        if self.lineage.seen.shape != (batch, slots + 1, slots):
-            self.lineage = Lineage(batch, slots, self.device)
+        if self.lineage.mask.shape != (batch, slots + 1, slots):
+            self.lineage = AncestorMask(batch, slots, self.device)
         self.lineage.clear()
 
     def keep_rows(self, rows: list[int]) -> None:
@@ -43,7 +43,7 @@ class CausalLMDrafter:
         self.lm.release()
 
     def state(self) -> list[Tensor]:
-        return [*self.lm.state(), self.lineage.seen, self.lineage.depths]
+        return [*self.lm.state(), self.lineage.mask, self.lineage.depths]
 
     def window(self, more: int = 0) -> int:
         return self.lm.window(more)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from eagle.drafters.base import Lineage
-from eagle.modules.fused_head import FusedHead
-from eagle.modules.grouped_attention import attend_grouped
-from eagle.modules.head import Eagle3Head
-from eagle.modules.kv_cache import CacheShape, KVBuffer, bucket, whole
+from eagle.drafters.base import AncestorMask
+from eagle.nn.fused_head import FusedHead
+from eagle.nn.grouped_attention import attend_grouped
+from eagle.nn.head import Eagle3Head
+from eagle.nn.kv_cache import CacheShape, KVBuffer, bucket, round_up
 
 
 class Eagle3Drafter:
@@ -34,7 +34,7 @@ class Eagle3Drafter:
 
     def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
         config, dtype = self.head.config, self.head.fc.weight.dtype
-        room = whole(capacity + slack, self.device)
+        room = round_up(capacity + slack, self.device)
         shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
         if not self.fused.is_current():
             self.fused = FusedHead(self.head)
@@ -45,7 +45,7 @@ class Eagle3Drafter:
             if old is not None:
                 self._buffer.copy_committed(old, keep - 1)
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-            self.lineage = Lineage(batch, slots, self.device, dtype)
+            self.lineage = AncestorMask(batch, slots, self.device, dtype)
             self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
         self.fused.reserve(self.buffer.shape.capacity)
         self.cached_ids = []
@@ -71,7 +71,7 @@ class Eagle3Drafter:
         self._buffer, self.cached_ids = None, []
 
     def state(self) -> list[Tensor]:
-        own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
+        own = [self.lengths, self.outputs, self.lineage.mask, self.lineage.depths]
         return [*self.buffer.stores, *own, *self.fused.state()]
 
     def window(self, more: int = 0) -> int:
@@ -101,7 +101,7 @@ class Eagle3Drafter:
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        residual, q, kv = self.fused.enter(self.head.fuse(aux), tokens, positions)
+        residual, q, kv = self.fused.before_attention(self.head.fuse(aux), tokens, positions)
         pair = kv.permute(2, 0, 3, 1, 4)
         last = (counts - 1)[:, None]
         if self.longest:  # only the last token's output is needed, the others' keys and values
@@ -114,7 +114,9 @@ class Eagle3Drafter:
             self.buffer.write_pair(0, scratch, pair)
             attended = self._attend(q, None, scratch, scratch + n)
             attended = attended.gather(1, last[:, :, None].expand(-1, -1, attended.shape[-1]))
-        hidden = self.fused.leave(residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended)
+        hidden = self.fused.after_attention(
+            residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended
+        )
         self._advance(counts)
         self.longest += n
         self.lineage.clear()
@@ -133,14 +135,14 @@ class Eagle3Drafter:
         first, count = self.lineage.filled, tokens.shape[1]
         seen, depths = self.lineage.add(parents)
         hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
-        residual, q, kv = self.fused.enter(hidden, tokens, self.lengths[:, None] - 1 + depths)
+        residual, q, kv = self.fused.before_attention(hidden, tokens, self.lengths[:, None] - 1 + depths)
         self.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
         window = self.window()
         if self._committed is None:  # the same for every level
             self._committed = _hide(torch.arange(window, device=self.device) >= self.lengths[:, None], q.dtype)
         mask = torch.cat([seen, self._committed[:, None].expand(-1, count, -1)], dim=-1)
         attended = self._attend(q, mask, 0, self.buffer.shape.scratch + window)
-        output = self.fused.leave(residual, attended)
+        output = self.fused.after_attention(residual, attended)
         self.outputs[:, first + 1 : first + 1 + count] = output
         return self.fused.logits(output)
 

@@ -2,11 +2,11 @@
 
 from eagle.drafters import CausalLMDrafter, Drafter
 from eagle.engine.plan import Plan
-from eagle.modules.fused_head import MOVING_ROPE
-from eagle.modules.target import CachedLM
+from eagle.nn.fused_head import LENGTH_DEPENDENT_ROPE
+from eagle.nn.target import CachedLM
 
 
-def why_not(target: CachedLM, drafter: Drafter | None, plan: Plan) -> str | None:
+def graph_blocker(target: CachedLM, drafter: Drafter | None, plan: Plan) -> str | None:
     """The reason in words, or None where a step does nothing that a CUDA graph cannot hold."""
     if plan.target.needs_prefix or plan.draft.needs_prefix:
         penalty = f"repetition_penalty={plan.target.settings.repetition_penalty}"
@@ -25,7 +25,7 @@ def _waits(model: CachedLM) -> str | None:
     if any(weight.is_meta for weight in model.model.parameters()):
         return "weights that are offloaded are fetched in every forward"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in MOVING_ROPE:
+    if rope in LENGTH_DEPENDENT_ROPE:
         return f"rotary scaling {rope!r} asks the host how long the text is"
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     how = getattr(config, "_experts_implementation", None) or "eager"

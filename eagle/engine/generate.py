@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from eagle.api.outputs import GeneratedRow, StepRecord, TreeRecord
 from eagle.drafters import Drafter
-from eagle.engine.cuda_graphs import GraphRunner
+from eagle.engine.graphs import GraphRunner
 from eagle.engine.plan import Plan
 from eagle.engine.records import TreeRecorder
 from eagle.engine.sequence import DecodingState
 from eagle.engine.step import Decoder, StepResult, check_finite
-from eagle.model.outputs import GeneratedRow, StepRecord, TreeRecord
-from eagle.modules.target import CachedLM
+from eagle.nn.target import CachedLM
 
 REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "

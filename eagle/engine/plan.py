@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from eagle.engine.sampling import SamplingTransform
+from eagle.engine.distributions import SamplingTransform
 from eagle.trees import TreeBuilder, TreeSettings, find_tree, greedy_tree
 from hsd.verifiers import Verifier, find_verifier
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import hsd
+from eagle.api.outputs import TreeRecord
 from eagle.drafters import Drafter
 from eagle.engine.plan import Plan
-from eagle.model.outputs import TreeRecord
 from eagle.trees import DraftProbs, TreeBatch
 
 
@@ -27,7 +27,7 @@ class Grown(NamedTuple):
     tokens: Tensor
 
 
-class DrafterTap:
+class RecordingDrafter:
     """A `Drafter` that keeps the logits it gives, until the next `read`."""
 
     def __init__(self, drafter: Drafter):
@@ -70,7 +70,7 @@ class TreeRecorder:
     """The trees of the latest step of a generation; `drafter` is the one to draft with."""
 
     def __init__(self, drafter: Drafter | None, plan: Plan):
-        self.drafter: Any = None if drafter is None else DrafterTap(drafter)
+        self.drafter: Any = None if drafter is None else RecordingDrafter(drafter)
         self.plan = plan
         self._step: tuple[TreeBatch, Tensor, hsd.Decision]
 

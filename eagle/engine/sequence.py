@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eagle.model.outputs import GeneratedRow
+from eagle.api.outputs import GeneratedRow
 
 
 class StepState(NamedTuple):

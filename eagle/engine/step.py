@@ -6,7 +6,7 @@
     commit    the path's keys and values move behind the committed ones; the bonus token is the next root
 
 The host waits for the device once per step, in `read_back`. From the second step of a generation on, a graph runner
-(`eagle.engine.cuda_graphs`) may replay the four phases instead of running them.
+(`eagle.engine.graphs`) may replay the four phases instead of running them.
 
 Shapes: B batch, N nodes, K depth, V vocabulary, A width of the auxiliary hidden states.
 """
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 import hsd
+from eagle.api.outputs import GeneratedRow
 from eagle.drafters.base import Drafter
-from eagle.engine.cuda_graphs import GraphRunner
+from eagle.engine.distributions import Prefixes, node_prefixes, row_prefixes
+from eagle.engine.graphs import GraphRunner
 from eagle.engine.plan import Plan
 from eagle.engine.records import TreeRecorder
-from eagle.engine.sampling import Prefixes, node_prefixes, row_prefixes
 from eagle.engine.sequence import DecodingState, StateBuffers, StepState
-from eagle.model.outputs import GeneratedRow
-from eagle.modules.target import CachedLM, Scores
+from eagle.nn.target import CachedLM, Scores
 from eagle.trees import DraftProbs, GeneratorDraw, TreeBatch, root_only
 
 
@@ -123,7 +123,7 @@ class Decoder:
             self.drafter.remember(prompts[0][:skipped])
         counts = torch.tensor([len(prompt) for prompt in prompts], device=target.device)
         tokens = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=target.device)
-        scores = target.read_on(tokens[:, kept:]) if kept else target.prefill(tokens, counts)
+        scores = target.extend_in_chunks(tokens[:, kept:]) if kept else target.prefill(tokens, counts)
         rows = [GeneratedRow(prompt, reused_tokens=kept) for prompt in prompts]
         probs = plan.target(scores.logits[:, 0], row_tokens(plan, rows, target.device))
         check_finite(finite_rows(probs).tolist(), "after the prompt", plan)

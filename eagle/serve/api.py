@@ -14,10 +14,10 @@ from fastchat.constants import ErrorCode
 from fastchat.protocol import openai_api_protocol as protocol
 from fastchat.serve import openai_api_server as server
 
-from eagle.serve.limits import MOST_BYTES, SizeLimit
+from eagle.serve.limits import MAX_BYTES, SizeLimit
 from eagle.serve.prompts import check_messages
 
-MOST_CHOICES = 16  # `n` of one request
+MAX_CHOICES = 16  # `n` of one request
 STATUS = {
     ErrorCode.RATE_LIMIT: 429,
     ErrorCode.INTERNAL_ERROR: 500,
@@ -71,8 +71,8 @@ async def conversation(model: str, address: str) -> dict:
 
 def check_request(request: protocol.ChatCompletionRequest | protocol.CompletionRequest) -> JSONResponse | None:
     """FastChat's checks and ours."""
-    if request.n is not None and request.n > MOST_CHOICES:
-        return error_response(ErrorCode.PARAM_OUT_OF_RANGE, f"n={request.n} is more than {MOST_CHOICES}")
+    if request.n is not None and request.n > MAX_CHOICES:
+        return error_response(ErrorCode.PARAM_OUT_OF_RANGE, f"n={request.n} is more than {MAX_CHOICES}")
     if hasattr(request, "messages"):
         try:
             check_messages(request.messages)
@@ -93,7 +93,7 @@ def dump(self, **options) -> str:
     return self.model_dump_json(**options)
 
 
-def install(controller: str, most_bytes: int = MOST_BYTES):
+def install(controller: str, most_bytes: int = MAX_BYTES):
     """FastChat's app with the changes of this module."""
     server.app_settings.controller_address = controller
     server.create_error_response = error_response
@@ -115,6 +115,6 @@ def install(controller: str, most_bytes: int = MOST_BYTES):
     return server.app
 
 
-def run(controller: str, host: str, port: int, most_bytes: int = MOST_BYTES) -> None:
+def run(controller: str, host: str, port: int, most_bytes: int = MAX_BYTES) -> None:
     """Serve until the process ends."""
     uvicorn.run(install(controller, most_bytes), host=host, port=port, log_level="warning")

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi.responses import Response
 
-MOST_BYTES = 1 << 20  # of a request's body
+MAX_BYTES = 1 << 20  # of a request's body
 
 
 class SizeLimit:

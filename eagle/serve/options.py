@@ -6,11 +6,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from eagle.api.arguments import resolve_arguments
+from eagle.api.eagle_model import EagleModel
+from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
-from eagle.model.eagle_model import EagleModel
-from eagle.model.generation_args import resolve_arguments
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO, count_or_auto
 from hsd.verifiers import VERIFIERS
 
 LOSSLESS = [name for name, verifier in VERIFIERS.items() if verifier.lossless]

@@ -16,8 +16,8 @@ out, so that steps may run as CUDA graphs). The answer is one event per line:
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, TreeRecord
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow, TreeRecord
 from eagle.serve.options import LOSSLESS
 from eagle.serve.prompts import chat_tokens, check_messages
 from eagle.serve.text import TextStep, stream_text
@@ -36,7 +36,7 @@ ARGUMENTS = {  # of a request: keywords of `EagleModel.stream`
     "trees": "record_trees",
 }
 CHOICES = {"tree": list(TREES), "verifier": LOSSLESS}
-MOST_TOKENS = 256  # where a request does not say
+MAX_TOKENS = 256  # where a request does not say
 
 
 def open_steps(model: EagleModel, request: Any, drafting: Mapping[str, Any]) -> Iterator[TextStep]:
@@ -57,12 +57,12 @@ def open_steps(model: EagleModel, request: Any, drafting: Mapping[str, Any]) -> 
         if name in given and given[name] not in names:
             raise ValueError(f"{name}={given[name]!r}: expected one of {', '.join(names)}")
     prompt = chat_tokens(model.tokenizer, request["messages"])
-    arguments = {"max_new_tokens": MOST_TOKENS, "record_trees": True, "reuse_cache": True, **drafting, **given}
+    arguments = {"max_new_tokens": MAX_TOKENS, "record_trees": True, "reuse_cache": True, **drafting, **given}
     return stream_text(model, prompt, **arguments)
 
 
 def tree_columns(tree: TreeRecord, text_of: Callable[[int], str]) -> dict[str, Any]:
-    """`eagle.model.outputs.TreeRecord` by columns, tokens as text and numbers to four digits."""
+    """`eagle.api.outputs.TreeRecord` by columns, tokens as text and numbers to four digits."""
     rounded = {name: [float(f"{value:.4g}") for value in getattr(tree, name)] for name in ("p", "q", "d", "stop")}
     return {
         "text": [text_of(token) for token in tree.tokens],

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow
 
 
 class TextDecoder:

@@ -19,15 +19,15 @@ from fastchat.constants import ErrorCode
 from fastchat.conversation import Conversation
 from fastchat.serve.base_model_worker import BaseModelWorker
 
+from eagle.api.eagle_model import EagleModel
 from eagle.files import parse_json
-from eagle.model.eagle_model import EagleModel
-from eagle.serve.limits import MOST_BYTES, SizeLimit
+from eagle.serve.limits import MAX_BYTES, SizeLimit
 from eagle.serve.page import load_page
 from eagle.serve.prompts import PromptFormat
 from eagle.serve.steps import open_steps, step_events
 from eagle.serve.text import TextStep, stream_text
 
-MOST_QUEUED = 64  # requests that wait or run; the next one is refused
+MAX_QUEUED = 64  # requests that wait or run; the next one is refused
 NOT_SUPPORTED = {  # what FastChat passes on: the values that change nothing
     "presence_penalty": (None, 0),
     "frequency_penalty": (None, 0),
@@ -71,7 +71,7 @@ class Worker(BaseModelWorker):
         controller: str,
         address: str,
         drafting: dict[str, Any],
-        most_queued: int = MOST_QUEUED,
+        most_queued: int = MAX_QUEUED,
     ):
         self.format = PromptFormat()
         super().__init__(controller, address, self.format.key[:8], name, [name], most_queued)
@@ -243,7 +243,7 @@ async def _lines(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator
             yield json.dumps(event).encode() + b"\n"
 
 
-def build_app(worker: Worker, most_bytes: int = MOST_BYTES) -> FastAPI:
+def build_app(worker: Worker, most_bytes: int = MAX_BYTES) -> FastAPI:
     """The routes of FastChat's workers and ours. FastChat's API server makes a request up to eight times larger."""
     app = FastAPI()
     app.add_middleware(SizeLimit, most=8 * most_bytes, refuse=lambda message: sentence(413, message))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from eagle.files import parse_json
-from eagle.modules.precision import has_bf16
+from eagle.nn.precision import has_bf16
 
 PRECISIONS = ("auto", "bf16", "no")
 LARGEST = 2**31 - 1  # of whole numbers: sizes and counts that torch takes

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
-from eagle.modules.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
-from eagle.modules.target import check_supported
+from eagle.nn.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
+from eagle.nn.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
 from eagle.train.distributed import shard_layers

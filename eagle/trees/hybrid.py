@@ -1,9 +1,9 @@
 """Top-k children and one sampled child per node: a tree that leaves the verifier something to balance.
 
 Level by level, slots go to the most valuable candidates; how many slots a level gets is decided before one of its
-tokens is sampled (eagle/trees/prices.py). At a frontier node v let q be its draft distribution, S its top-k children,
-u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the accepted path passes v. A top-k child x
-is estimated to follow with probability q(x), a token x sampled from d to be accepted with probability
+tokens is sampled (eagle/trees/level_budget.py). At a frontier node v let q be its draft distribution, S its top-k
+children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the accepted path passes v. A
+top-k child x is estimated to follow with probability q(x), a token x sampled from d to be accepted with probability
 
     u f(x),     f(x) = 1 - (1 - beta) u (1 - q(x))      beta: acceptance of an unlikely sample; a certain one is right
 
@@ -33,7 +33,7 @@ import hsd
 from eagle.drafters.base import Drafter
 from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import Level, even_level, grow_levels
-from eagle.trees.prices import child_gains, slots_of_level
+from eagle.trees.level_budget import child_gains, level_size
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -57,7 +57,7 @@ def build(
         most = left if priced else even_level(left, below)
         believed = sharpened(q, settings.sharpness)
         candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
-        picked = candidates.best(slots_of_level(candidates.values, left, below, beta) if priced else most)
+        picked = candidates.best(level_size(candidates.values, left, below, beta) if priced else most)
         outside = _outside(q, picked)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
         row = torch.where(picked.sampled, picked.parent, -1)

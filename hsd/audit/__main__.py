@@ -97,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     names = list(dict.fromkeys(["token", *(args.verifier or hsd.VERIFIERS)]))
     try:
         subjects = [known(name) if name in hsd.VERIFIERS else foreign(name) for name in names]
-    except (ValueError, ImportError, AttributeError) as problem:
-        parser.error(str(problem))
+    except (ValueError, ImportError, AttributeError) as inputs:
+        parser.error(str(inputs))
     rows = []
     print(HEADER)
     for row in audit(subjects, families(args.families), args.seed):

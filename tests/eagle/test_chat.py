@@ -16,9 +16,9 @@ import torch
 from jinja2 import TemplateError
 
 from eagle import EagleModel, chat
-from eagle.tuning.auto import AutoTree
-from eagle.tuning.candidates import Candidate
-from eagle.tuning.choice import Point
+from eagle.autotune.auto import AutoTree
+from eagle.autotune.candidates import Candidate
+from eagle.autotune.choice import Point
 
 PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
 ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}

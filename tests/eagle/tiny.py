@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
+from eagle.nn.head import Eagle3Head, HeadConfig, default_taps
 
 VOCAB, LAYERS = 60, 8
 SHAPE = {

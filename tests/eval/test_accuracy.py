@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval import accuracy
-from eval.runs.methods import resolve
+from eval.run.methods import resolve
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import torch
 
 from eval.__main__ import main
 from eval.flags import build_parser
-from eval.runs import load_models
-from eval.runs.methods import SAMPLING, Decoding
-from eval.speed import dtypes
+from eval.measure import dtypes
+from eval.run import load_models
+from eval.run.methods import SAMPLING, Decoding
 from tests.eval.fake import FakeEngine, load
 from tests.eval.helpers import arguments, records
 
@@ -112,7 +112,7 @@ def test_one_method_one_file(tmp_path, capsys):
     assert meta["settings"]["method"] == "topk+token"
     assert meta["settings"]["template"].startswith("tokenizer:")
     assert meta["sessions"][0]["hardware"]["threads"] == torch.get_num_threads()
-    assert "python -m eval.reports" in capsys.readouterr().out
+    assert "python -m eval.report" in capsys.readouterr().out
 
 
 def test_the_real_engine_from_disk(pair, tmp_path):

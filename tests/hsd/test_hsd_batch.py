@@ -96,8 +96,8 @@ def sibling_levels(sizes: tuple[int, ...], below, coin) -> tuple[list[int], list
 
 def rowwise(batch: hsd.TreeBatch, target: Tensor, verifier: str, tolerance: float) -> None:
     """stop, residuals and E[accepted] of the batch equal those of every row alone."""
-    problem, distribution = _solve(batch, target, verifier)
-    expected = (distribution.stop * problem.topo.depth).sum(1)
+    inputs, distribution = _solve(batch, target, verifier)
+    expected = (distribution.stop * inputs.topo.depth).sum(1)
     count, nodes = batch.tokens.shape
     every = [distribution.residual(torch.full((count,), node)) for node in range(nodes)]
     for row in range(count):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from eagle import command
 from eagle.files import sole_writer, write_text
-from eagle.modules.precision import has_bf16
+from eagle.nn.precision import has_bf16
 from eagle.train.config import LARGEST
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line

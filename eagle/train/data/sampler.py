@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from eagle.modules import grouped_attention
-from eagle.modules.packed_linear import pack_layers
-from eagle.modules.target import cache_keyword
+from eagle.nn import grouped_attention
+from eagle.nn.packed import pack_layers
+from eagle.nn.target import cache_keyword
 
 GRANULE = 64  # slots are allocated and looked at in multiples of this
 PREFILL_TOKENS = 4096  # padded prompt tokens of one forward

@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle import command
 from eagle.files import sole_writer, write_text
-from eagle.modules.precision import has_bf16
+from eagle.nn.precision import has_bf16
 from eagle.train import checkpoint
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
 from eagle.train.schedule import adamw, learning_rate_factor, set_learning_rate

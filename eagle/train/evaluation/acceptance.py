@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from eagle.modules.head import Eagle3Head
+from eagle.nn.head import Eagle3Head
 from eagle.train.data.conversations import Batch
 from eagle.train.data.features import OnlineFeatures
 from eagle.train.objective.alignment import Alignment, align

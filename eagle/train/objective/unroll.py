@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from eagle.modules.head import Attend, Eagle3Head
+from eagle.nn.head import Attend, Eagle3Head
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from eagle.api.eagle_model import EagleModel
 from eagle.checkpoints.load import load_head, save_head
-from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
 ODD = st.sampled_from(

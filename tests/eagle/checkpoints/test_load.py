@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import eagle
+from eagle.api.loading import LoadOptions, load_lm
 from eagle.checkpoints.load import load_head, save_head
 from eagle.files import read_json
-from eagle.model.loading import LoadOptions, load_lm
-from eagle.modules.head import Eagle3Head, HeadConfig
+from eagle.nn.head import Eagle3Head, HeadConfig
 
 LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
 TARGET = LlamaConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, num_hidden_layers=LAYERS, num_attention_heads=4)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from eagle import EagleModel
 from eagle.train.setup import load_pretrained
-from eval.trees import draw
+from eval.measure import draw
 from tests.eagle.tiny import VOCAB, tiny_target
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from eagle.drafters import CausalLMDrafter, Eagle3Drafter
+from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.engine.sequence import DecodingState, StepState
 from eagle.engine.step import Decoder
-from eagle.modules.target import CachedLM
+from eagle.nn.target import CachedLM
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hsd
-from eagle.model.eagle_model import EagleModel
+from eagle.api.eagle_model import EagleModel
 from eagle.trees import DraftProbs, TreeSettings, find_tree
 from tests.eagle.tiny import tiny_head, tiny_target
 from tests.eagle.toy import Table, TableDrafter, emitted_law, every_outcome, joint_law

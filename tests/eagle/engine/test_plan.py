@@ -2,8 +2,8 @@
 
 import pytest
 
+from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.trees import TREES, TreeSettings, find_tree
 from hsd import VERIFIERS
 

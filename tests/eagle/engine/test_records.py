@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import hsd
+from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.engine.step import Decoder
-from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 22, 41, 5]])

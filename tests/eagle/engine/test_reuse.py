@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
+from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.engine import step
-from eagle.model.eagle_model import EagleModel
-from eagle.modules import target as target_module
+from eagle.nn import target as target_module
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 
@@ -55,8 +55,10 @@ def test_only_what_is_new_is_read(monkeypatch):
     first = answer(engine, history)
     monkeypatch.setattr(
         target_module.CachedLM,
-        "read_on",
-        lambda self, ids, original=target_module.CachedLM.read_on: read.append(ids.shape[1]) or original(self, ids),
+        "extend_in_chunks",
+        lambda self, ids, original=target_module.CachedLM.extend_in_chunks: (
+            read.append(ids.shape[1]) or original(self, ids)
+        ),
     )
     prompt = history + first.new_tokens + tokens(2, 6)
     second = answer(engine, prompt)
@@ -71,7 +73,7 @@ def test_a_long_rest_is_read_in_parts(monkeypatch):
     engine, fresh = with_head(), with_head()
     first = answer(engine, tokens(3, 20))
     prompt = tokens(3, 20) + first.new_tokens + tokens(4, 61)
-    monkeypatch.setattr(target_module, "READ_AT_ONCE", 16)
+    monkeypatch.setattr(target_module, "PREFILL_CHUNK", 16)
     row = answer(engine, prompt)
     assert row.reused_tokens > 18
     assert row.new_tokens == answer(fresh, prompt, False).new_tokens

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import hsd
+from eagle.api.eagle_model import EagleModel
 from eagle.engine.step import Decoder
-from eagle.model.eagle_model import EagleModel
-from eagle.modules import memory
-from eagle.modules.kv_cache import CacheShape, KVBuffer
+from eagle.nn import memory
+from eagle.nn.kv_cache import CacheShape, KVBuffer
 from eagle.trees import hybrid
 from tests.eagle.tiny import tiny_head, tiny_target
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from eagle.modules import precision
-from eagle.modules.precision import has_bf16
+from eagle.nn import precision
+from eagle.nn.precision import has_bf16
 from eagle.train.config import TrainConfig
 from eagle.train.data import regenerate
 from eagle.train.trainer import Trainer

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from eagle.modules.head import Eagle3Head, HeadConfig
+from eagle.nn.head import Eagle3Head, HeadConfig
 from eagle.train.objective.unroll import attend_from_origins, unroll
 
 STEPS, LENGTH, VOCABULARY, WIDTH = 4, 9, 30, 32

@@ -1,0 +1,139 @@
+"""What a step costs on this machine: the median milliseconds of one decoding step, for every candidate.
+
+    costs = StepCosts(key)                                        key: models, machine, dtype; None: nothing is kept
+    costs.known(batch=4, greedy=False)                            {Candidate: milliseconds}, PLAIN among them, or None
+    costs.measure(model, batch=4, greedy=False, accepted={...})   the same, measured now and kept
+
+Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
+than what it accepts is left out as soon as the smaller trees of its kind show it, which for large batches is most of
+them. Times are taken at short prompts and kept in a file of the user's cache directory, one per key.
+"""
+
+import hashlib
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eagle.autotune.candidates import PLAIN, VERIFIER, Candidate, candidates_at
+from eagle.autotune.machine import cache_directory
+from eagle.autotune.prompts import bundled_prompts
+from eagle.engine.capturable import graph_blocker
+from eagle.engine.distributions import SamplingParams, SamplingTransform
+from eagle.engine.plan import Plan
+from eagle.engine.step import Decoder
+from eagle.files import read_json, write_json
+
+WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
+ROUNDS = 3
+PROMPT_TOKENS = 256  # of all rows together, at most; a row has at least `SHORTEST`
+SHORTEST = 16
+FORMAT = 1
+
+Milliseconds = dict[Candidate, float]
+
+
+class StepCosts:
+    """The times of one pair on one machine, by batch size, measured when they are first asked for."""
+
+    def __init__(self, key: dict[str, Any] | None):
+        self.key = key
+        self._known: dict[str, Milliseconds] = self._read()
+
+    @property
+    def path(self) -> Path | None:
+        """The file that holds the times."""
+        if self.key is None:
+            return None
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[:16]
+        return cache_directory() / f"step-costs-{digest}.json"
+
+    def known(self, batch: int, greedy: bool) -> Milliseconds | None:
+        """The times at a batch size, None where they have to be measured."""
+        return self._known.get(_name(batch, greedy))
+
+    def measure(self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+        """Measure and keep them. A cache directory that cannot be written is warned about.
+
+        accepted    by candidate, the most that any temperature's E[accepted] can be; missing: its depth
+        """
+        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy, accepted)
+        if self.path is not None:
+            times = {name: [[*one, ms] for one, ms in times.items()] for name, times in self._known.items()}
+            try:
+                write_json(self.path, {"format": FORMAT, **self.key, "milliseconds": times})  # type: ignore[dict-item]
+            except OSError as error:
+                warnings.warn(f"measured step times are not kept: {error}", stacklevel=2)
+        return found
+
+    def _read(self) -> dict[str, Milliseconds]:
+        """What the file holds; nothing where there is none, or a damaged one: times can be measured again."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        try:
+            value = read_json(self.path)
+            if value["format"] != FORMAT:
+                return {}
+            return {
+                name: {Candidate(str(tree), int(nodes), int(depth)): float(ms) for tree, nodes, depth, ms in times}
+                for name, times in value["milliseconds"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _name(batch: int, greedy: bool) -> str:
+    return f"batch {batch}, {'greedy' if greedy else 'sampling'}"
+
+
+def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+    """Median milliseconds of a step by candidate, `batch` rows at once; the model's caches must be free.
+
+    model       an `eagle.EagleModel` with a drafter and a tokenizer
+    accepted    as in `StepCosts.measure`
+    """
+    prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
+    times: dict[Candidate, list[float]] = {}
+    for index in range(ROUNDS):
+        prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
+        for candidate in [PLAIN, *candidates_at(temperature)]:
+            medians = {one: statistics.median(ms) for one, ms in times.items()}
+            if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
+                times.setdefault(candidate, []).extend(step_times(model, candidate, prompt, batch, temperature))
+    return {candidate: statistics.median(found) for candidate, found in times.items()}
+
+
+def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candidate, float]) -> bool:
+    """Whether a tree may be faster than plain decoding by what it accepts.
+
+    It is taken to be at least as slow as those of its kind in `times` that are no larger.
+    """
+    known = [ms for one, ms in times.items() if one.tree == candidate.tree and one.nodes <= candidate.nodes]
+    tau = 1 + accepted.get(candidate, candidate.depth)
+    return candidate == PLAIN or not known or max(known) < tau * times[PLAIN]
+
+
+def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:
+    """Milliseconds of some steps of one generation from `batch` copies of a prompt."""
+    target = SamplingTransform(SamplingParams(temperature))
+    plan = Plan.resolve(candidate.tree, VERIFIER, candidate.settings, target)
+    graphs = None if graph_blocker(model.target, model.drafter if plan.builder else None, plan) else model.captured
+    generator = torch.Generator(device=model.device).manual_seed(0)
+    decoder = Decoder(model.target, model.drafter, plan, generator, graphs)
+    room = (WARM_UP + STEPS) * (plan.depth + 1) + 1
+    prompt = prompt[-max(model.context_length - room, 1) :]
+    state = decoder.prefill([prompt] * batch, room, None if graphs is None else graphs.buffers)
+    for row, token in zip(state.rows, state.step.root.tolist(), strict=True):
+        row.new_tokens.append(token)
+    for index in range(WARM_UP + STEPS):
+        began = time.perf_counter()
+        results = decoder.step(state)
+        if index >= WARM_UP:
+            yield 1e3 * (time.perf_counter() - began)
+        for row, result in zip(state.rows, results, strict=True):
+            row.new_tokens += result.tokens

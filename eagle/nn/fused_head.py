@@ -1,0 +1,105 @@
+"""The draft head in the form it decodes with: the same function as `Eagle3Head` in fewer operators.
+
+A level of a draft is a handful of rows through one layer, so its cost is the number of operators more than the
+arithmetic: q, k and v are one product, gate and up another, and rotary angles come from a table. Products go through
+`eagle.nn.packed`, which is what makes them fast for few rows on a CPU in float32.
+
+The joined weights are copies: `is_current` says whether the head still has the weights they were made of.
+
+Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, P positions of the rotary table.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, silu
+
+from eagle.nn.head import Eagle3Head
+from eagle.nn.packed import PackedLinear, version_of
+
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host computes
+
+
+class BeforeAttention(NamedTuple):
+    """Before attention: residual [B, n, D], q [B, n, H, E], kv [B, n, 2, G, E], rotary positions applied."""
+
+    residual: Tensor
+    q: Tensor
+    kv: Tensor
+
+
+def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
+    """Changes when a weight is replaced or written to."""
+    return [version_of(tensor) for tensor in head.parameters()]
+
+
+def _joined(*layers: nn.Linear) -> PackedLinear:
+    """Layers with the same input as one, outputs side by side."""
+    weight = torch.cat([layer.weight for layer in layers])
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return PackedLinear(layer)
+
+
+class FusedHead:
+    """A head with bound embeddings, to decode with. Reads the weights when made, the rotary angles in `reserve`."""
+
+    @torch.no_grad()
+    def __init__(self, head: Eagle3Head):
+        self.head, self.config, self.made_of = head, head.config, _versions(head)
+        attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
+        self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
+        self.o_proj, self.down_proj = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
+        self.output = PackedLinear(head.lm_head)
+        self.angles: Tensor | None = None
+
+    def is_current(self) -> bool:
+        """Whether the head's weights are still those this form was made of."""
+        return self.made_of == _versions(self.head)
+
+    def state(self) -> list[Tensor]:
+        """The tensors of its own, whose addresses recorded steps depend on."""
+        return [self.qkv.layer.weight, self.gate_up.layer.weight, *([] if self.angles is None else [self.angles])]
+
+    def reserve(self, positions: int) -> None:
+        """Make the table of rotary angles [P, 2 E] long enough."""
+        rotary = self.head.rotary
+        if rotary.rope_type in LENGTH_DEPENDENT_ROPE or (self.angles is not None and len(self.angles) >= positions):
+            return
+        self.angles = self._angles(torch.arange(positions, device=self.head.fc.weight.device)[None])[0]
+
+    def before_attention(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> BeforeAttention:
+        """g or h [B, n, D], the next tokens Int64[B, n], positions Int64[B, n] below the reserved ones."""
+        layer, batch, n = self.head.midlayer, *tokens.shape
+        normed = layer.hidden_norm(hidden)
+        wide = torch.cat([layer.input_layernorm(self.head.embed(tokens)), normed], dim=-1)
+        qkv = self.qkv(wide).view(batch, n, self.heads + 2 * self.groups, -1)
+        angles = self._angles(positions) if self.angles is None else embedding(positions, self.angles)
+        cos, sin = angles.view(batch, n, 2, -1).split(1, dim=2)
+        rotated = qkv[:, :, : self.heads + self.groups]
+        swapped = rotated.roll(self.config.head_dim // 2, -1)
+        rotated.mul_(cos).addcmul_(swapped, sin)
+        q, kv = qkv.split([self.heads, 2 * self.groups], dim=2)
+        return BeforeAttention(
+            normed if self.config.norm_before_residual else hidden, q, kv.unflatten(2, (2, self.groups))
+        )
+
+    def after_attention(self, residual: Tensor, attended: Tensor) -> Tensor:
+        """residual [B, n, D] and the attention output [B, n, H * E] -> h [B, n, D]."""
+        rows = self.o_proj(attended) + residual
+        gate, up = self.gate_up(self.head.midlayer.post_attention_layernorm(rows)).chunk(2, dim=-1)
+        hidden = self.down_proj(silu(gate).mul_(up)) + rows
+        return self.head.norm(hidden) if self.config.norm_output else hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """h [..., D] -> draft logits [..., Vd]"""
+        return self.output(hidden if self.config.norm_output else self.head.norm(hidden))
+
+    def _angles(self, positions: Tensor) -> Tensor:
+        """Int64[B, n] -> [B, n, 2 E]: the cosines, then the sines, negative in their first half."""
+        cos, sin = self.head.rotary(self.head.fc.weight, positions)
+        half = self.config.head_dim // 2
+        return torch.cat([cos, -sin[..., :half], sin[..., half:]], dim=-1)

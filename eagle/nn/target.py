@@ -1,0 +1,286 @@
+r"""A stock `transformers` causal LM as the target: read a prompt, score a tree, commit the accepted path.
+
+A tree is scored in one forward. Node i sees the committed tokens and its ancestors, at position length + depth:
+
+        0            tree mask      0 1 2 3 4 5 6      position - length
+       / \               0         1 . . . . . .      0
+      1   2               1         1 1 . . . . .      1
+     / \   \             2         1 . 1 . . . .      1
+    3   4   5             3         1 1 . 1 . . .      2
+            |             4         1 1 . . 1 . .      2
+            6             5         1 . 1 . . 1 .      2
+                          6         1 . 1 . . 1 1      3
+
+The auxiliary hidden states are the *inputs* of three decoder layers, the taps.
+
+Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabulary, K depth.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eagle.nn import tree_attention as attention
+from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, round_up
+from eagle.nn.packed import PackedLinear, can_pack, pack_layers
+
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
+
+PREFILL_CHUNK = 512  # tokens read behind cached ones in one forward: their mask has a row each
+
+
+class Scores(NamedTuple):
+    """Logits [B, n, V] and auxiliary hidden states aux [B, n, A] (None without taps) at every position of a forward."""
+
+    logits: Tensor
+    aux: Tensor | None
+
+
+def states_to_keep(taps: Sequence[int]) -> list[int] | bool:
+    """What to ask a model for as `output_hidden_states`, so that `layer_inputs` finds the inputs of these layers.
+
+    A list chooses among layer inputs in transformers 5.24 and among layer outputs in 5.17: both are kept.
+    The input of layer 0 is no layer's output, so all states are kept for it.
+    """
+    return sorted({*taps, *(tap - 1 for tap in taps)}) if min(taps) > 0 else True
+
+
+def layer_inputs(states: Sequence[Tensor], taps: Sequence[int], layers: int, like: Tensor) -> Tensor:
+    """The inputs [B, n, D] of the layers `taps`, concatenated [B, n, A], on the device of `like`.
+
+    `states` has the inputs of `layers` layers and the last one's output, or the outputs alone (see `states_to_keep`).
+    """
+    shift = layers + 1 - len(states)
+    if shift not in (0, 1):
+        raise ValueError(f"the target returned {len(states)} hidden states; expected {layers + 1} or {layers}")
+    return torch.cat([states[tap - shift].to(like.device) for tap in taps], dim=-1)
+
+
+def check_supported(config) -> None:
+    """ValueError for an architecture whose tree scoring has not been tested, or a sliding window."""
+    if config.model_type not in SUPPORTED:
+        raise ValueError(
+            f"target architecture {config.model_type!r} is not known to score trees correctly; "
+            f"known: {', '.join(sorted(SUPPORTED))}"
+        )
+    layer_types = getattr(config, "layer_types", None) or []
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in layer_types or (config.model_type in WINDOW_EVERYWHERE and window is not None):
+        raise ValueError(
+            f"target with sliding-window attention (sliding_window={window}): tree masks would be wrong beyond the "
+            "window; load it with sliding_window=None in its config (and layer_types, where it has them, all "
+            "full_attention) and stay below that context length"
+        )
+
+
+def device_of(module: torch.nn.Module) -> torch.device:
+    """Where a module computes; accelerate holds the weights of an offloaded one elsewhere between its calls."""
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if place is None else torch.device(place)
+
+
+def cache_keyword(forward: Callable) -> str:
+    """The name of the cache argument of a model's forward: "cache" from transformers 5.24, "past_key_values" before."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+class CachedLM:
+    """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
+
+    `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
+    number of tree nodes asked for: they lie in the last slots of the buffer's scratch area, which may be larger.
+    A forward looks at `window()` committed slots, a bucket of `longest`; masks made from `lengths` hide the rest.
+    `cached_ids` are tokens that the cache holds between generations, of its one row; [] where that is not known.
+    """
+
+    def __init__(self, model, taps: tuple[int, ...] = ()):
+        check_supported(model.config)
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        head = self.model.get_output_embeddings()
+        self._output = PackedLinear(head) if can_pack(head.weight) else head
+        pack_layers(model.model.layers)
+        self._cache_keyword = cache_keyword(model.model.forward)
+        self.taps = taps
+        layers = model.model.layers
+        bad = [tap for tap in taps if not 0 <= tap < len(layers)]
+        if bad:
+            raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
+        self.device = device_of(model.get_input_embeddings())
+        self.layer_devices = tuple(device_of(layer) for layer in layers)
+        self._buffer: KVBuffer | None = None
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self.longest = self.scratch = 0
+        self.cached_ids: list[int] = []
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def context_length(self) -> int:
+        return self.config.max_position_embeddings
+
+    @property
+    def attention(self) -> str:
+        """The attention that the model is set to, by the name `transformers` has for it."""
+        return self.config._attn_implementation  # noqa: SLF001  transformers has no public name for it
+
+    def reserve(self, batch: int, scratch: int, capacity: int, slack: int, keep: int = 0) -> None:
+        """Cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; memory that fits is kept.
+
+        At most `slack` tokens are ever written past a row's length at once. The cache is empty, or holds the first
+        `keep` of `cached_ids` (one row).
+        """
+        config = self.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        slots = round_up(capacity + slack, self.device)
+        shape = CacheShape(
+            batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
+        )
+        self.cached_ids = []
+        if self._buffer is None or not self._buffer.shape.fits(shape):
+            old = self._buffer if keep else None
+            self._buffer = None  # unless it is copied from, its memory is free for the new one
+            self._buffer = KVBuffer(shape)
+            if old is not None:
+                self._buffer.copy_committed(old, keep)
+            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.lengths.fill_(keep)
+        self.longest, self.scratch = keep, scratch
+        self._limit = self.buffer.shape.capacity - slack
+
+    def release(self) -> None:
+        """Free the cache; `reserve` allocates another one."""
+        self._buffer, self.cached_ids = None, []
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch (ascending); the next `reserve` may ask for any batch."""
+        self.buffer.keep_rows(rows)
+        self.lengths = self.lengths[rows]
+
+    @property
+    def buffer(self) -> KVBuffer:
+        """Keys and values of all layers. RuntimeError before `reserve`."""
+        if self._buffer is None:
+            raise RuntimeError("the model has no cache: call reserve first")
+        return self._buffer
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
+        return [*self.buffer.stores, self.lengths]
+
+    def window(self, more: int = 0) -> int:
+        """How many committed slots a forward looks at, `more` of which it writes itself."""
+        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
+
+    @property
+    def _first(self) -> int:
+        """The slot of tree node 0."""
+        return self.buffer.shape.scratch - self.scratch
+
+    def _advance(self, counts: Tensor) -> None:
+        """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
+        self.lengths.add_(counts).clamp_(max=self._limit)
+
+    def _forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: CacheWindow,
+        logits_at: Tensor | None = None,
+        **options,
+    ) -> Scores:
+        if self.taps:
+            options["output_hidden_states"] = states_to_keep(self.taps)
+        out = self.model.model(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=mask,
+            use_cache=True,
+            **{self._cache_keyword: cache},
+            **options,
+        )
+        hidden = out.last_hidden_state
+        if logits_at is not None:
+            index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
+            hidden = hidden.gather(1, index)
+        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, hidden) if self.taps else None
+        return Scores(self._output(hidden), aux)
+
+    def _float_mask(self, visible: Tensor) -> Tensor:
+        """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""
+        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)
+
+    def prefill(self, tokens: Tensor, counts: Tensor) -> Scores:
+        """Read right-padded prompts Int64[B, L] of `counts` Int64[B] tokens into an empty cache.
+
+        Returns logits [B, 1, V] after each row's last token and aux [B, L, A].
+        """
+        length, scratch = tokens.shape[1], self.buffer.shape.scratch
+        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + length, start=scratch)
+        positions = torch.arange(length, device=self.device).expand_as(tokens)
+        scores = self._forward(tokens, positions, None, cache, counts - 1)
+        self.lengths.copy_(counts)
+        self.longest = length
+        return scores
+
+    def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
+        """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
+        n, scratch = tokens.shape[1], self.buffer.shape.scratch
+        window = self.window(n)
+        positions = self.lengths[:, None] + torch.arange(n, device=self.device)
+        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + window, positions=positions)
+        mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
+        scores = self._forward(tokens, positions, mask, cache, counts - 1)
+        self._advance(counts)
+        self.longest += n
+        return scores
+
+    def extend_in_chunks(self, tokens: Tensor) -> Scores:
+        """Read the rest Int64[1, n] of a prompt whose beginning is cached; logits [1, 1, V] after the last token, aux
+        [1, n, A]. In parts, whose masks are small.
+        """
+        parts = [
+            self.extend(part, torch.full_like(part[:, 0], part.shape[1])) for part in tokens.split(PREFILL_CHUNK, dim=1)
+        ]
+        aux = [part.aux for part in parts if part.aux is not None]
+        return Scores(parts[-1].logits, torch.cat(aux, 1) if aux else None)
+
+    def score(self, tokens: Tensor, depths: Tensor, ancestors: Tensor, start: int = 0) -> Scores:
+        """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.
+
+        depths Int64[B, n]; ancestors Bool[B, n, scratch]: which places each node sees (itself included).
+        Returns logits [B, n, V] and aux [B, n, A].
+        """
+        window = self.window()
+        stop = self.buffer.shape.scratch + window
+        cache = CacheWindow(self.buffer, first=self._first, stop=stop, start=self._first + start)
+        positions = self.lengths[:, None] + depths
+        if self.attention == attention.NAME:  # no mask for what every node of a row sees
+            mask = self._float_mask(ancestors)
+            return self._forward(tokens, positions, mask, cache, prefix_lengths=self.lengths)
+        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
+        committed = committed[:, None].expand(-1, tokens.shape[1], -1)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), cache)
+
+    def score_tree(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Scores:
+        """Score whole trees Int64[B, N], on any device: depths Int64[B, N], ancestors Bool[B, N, N]."""
+        ancestors = torch.nn.functional.pad(ancestors, (0, self.scratch - ancestors.shape[-1]))
+        return self.score(tokens.to(self.device), depths.to(self.device), ancestors.to(self.device))
+
+    def commit(self, nodes: Tensor, counts: Tensor) -> None:
+        """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""
+        positions = self.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
+        self.buffer.commit(nodes + self._first, positions)
+        self._advance(counts)
+
+    def set_length_bound(self, longest: int) -> None:
+        """Tighten the host-side bound on committed tokens, once the lengths are known there."""
+        self.longest = longest
