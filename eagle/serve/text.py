@@ -10,6 +10,9 @@ import torch
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 
+LONGEST = 4  # tokens that one character can be split over: bytes in UTF-8
+HELD = 2 * LONGEST  # tokens without certain text that are looked at again with every new one
+
 
 class TextDecoder:
     """Token ids of one sequence to text, piece by piece. A character split over several tokens waits for the last."""
@@ -24,8 +27,19 @@ class TextDecoder:
         self.tokens.append(token)
         before, now = self._texts()
         if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""
+            return self._settle(before, now) if len(self.tokens) - self._done > HELD else ""
         self._start, self._done = self._done, len(self.tokens)
+        return now[len(before) :]
+
+    def _settle(self, before: str, now: str) -> str:
+        """Text of a long run of broken characters or hidden tokens, up to the last places where one may go on."""
+        for kept in range(LONGEST, 0, -1):
+            window = self.tokens[self._start :]
+            first, last = (self._decode(part) for part in (window[:-kept], window[-kept:]))
+            if first + last == now and len(first) >= len(before):
+                self._start = self._done = len(self.tokens) - kept
+                return first[len(before) :]
+        self._start = self._done = len(self.tokens)
         return now[len(before) :]
 
     def finish(self) -> str:
@@ -35,9 +49,12 @@ class TextDecoder:
         return now[len(before) :]
 
     def _texts(self) -> tuple[str, str]:
-        decode, window = self.tokenizer.decode, self.tokens[self._start :]
-        known = window[: self._done - self._start]
-        return decode(known, skip_special_tokens=True), decode(window, skip_special_tokens=True)
+        window = self.tokens[self._start :]
+        return self._decode(window[: self._done - self._start]), self._decode(window)
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 class StopFilter:
@@ -89,7 +106,9 @@ class TextStep(NamedTuple):
 
 
 @dataclass
-class _Texts:
+class Texts:
+    """One answer's tokens to text, up to a stop string."""
+
     decoder: TextDecoder
     stops: StopFilter
     shown: list[str] = field(default_factory=list)
@@ -104,6 +123,7 @@ class _Texts:
         return text, len(tokens)
 
     def finish(self) -> str:
+        """What was held back."""
         if self.stops.stopped:
             return ""
         text = self.stops.push(self.decoder.finish())
@@ -122,10 +142,10 @@ def stream_text(
     """
     device = model.device
     steps = model.stream(torch.tensor([list(prompt)], dtype=torch.int64, device=device), **arguments)
-    return _texts_of(steps, _Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
+    return _texts_of(steps, Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
 
 
-def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[TextStep]:
+def _texts_of(steps: Iterator[list[GeneratedRow]], texts: Texts) -> Iterator[TextStep]:
     read = 0
     with closing(steps):  # type: ignore[type-var]
         for rows in steps:
@@ -133,7 +153,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
             text, count = texts.push(row.new_tokens[read:])
             tokens = row.new_tokens[read : read + count]
             read += count
-            finish = "stop" if texts.stops.stopped else _finish(row)
+            finish = "stop" if texts.stops.stopped else finish_reason(row)
             if finish:
                 text += texts.finish()
                 finish = "stop" if texts.stops.stopped else finish
@@ -142,7 +162,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
                 return
 
 
-def _finish(row: GeneratedRow) -> str:
+def finish_reason(row: GeneratedRow) -> str:
     """OpenAI's names of stop reasons."""
     if not row.stop_reason:
         return ""
