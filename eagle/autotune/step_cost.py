@@ -14,7 +14,7 @@ import json
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ SHORTEST = 16
 FORMAT = 1
 
 Milliseconds = dict[Candidate, float]
+Shown = Callable[[Iterable[Candidate]], Iterable[Candidate]]
 
 
 class StepCosts:
@@ -54,12 +55,15 @@ class StepCosts:
         """The times at a batch size, None where they have to be measured."""
         return self._known.get(_name(batch, greedy))
 
-    def measure(self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+    def measure(
+        self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float], shown: Shown = iter
+    ) -> Milliseconds:
         """Measure and keep them. A cache directory that cannot be written is warned about.
 
         accepted    by candidate, the most that any temperature's E[accepted] can be; missing: its depth
+        shown       wraps what is worked through, such as a progress bar
         """
-        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy, accepted)
+        found = self._known[_name(batch, greedy)] = measure(model, batch, greedy, accepted, shown)
         if self.path is not None:
             times = {name: [[*one, ms] for one, ms in times.items()] for name, times in self._known.items()}
             try:
@@ -88,17 +92,19 @@ def _name(batch: int, greedy: bool) -> str:
     return f"batch {batch}, {'greedy' if greedy else 'sampling'}"
 
 
-def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+def measure(
+    model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float], shown: Shown = iter
+) -> Milliseconds:
     """Median milliseconds of a step by candidate, `batch` rows at once.
 
-    model       an `eagle.EagleModel` with a drafter and a tokenizer
-    accepted    as in `StepCosts.measure`
+    model              an `eagle.EagleModel` with a drafter and a tokenizer
+    accepted, shown    as in `StepCosts.measure`
     """
     prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
     times: dict[Candidate, list[float]] = {}
     for index in range(ROUNDS):
         prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
-        for candidate in [PLAIN, *candidates_at(temperature)]:
+        for candidate in shown([PLAIN, *candidates_at(temperature)]):
             medians = {one: statistics.median(ms) for one, ms in times.items()}
             if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
                 times.setdefault(candidate, []).extend(step_times(model, candidate, prompt, batch, temperature))

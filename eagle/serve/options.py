@@ -75,6 +75,19 @@ def load_model(options: argparse.Namespace) -> "EagleModel":
     logging.disable_progress_bar()
     model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
     if AUTO in (drafting["tree"], drafting.get("nodes")):
-        print("choosing draft trees; what that needs is measured once on a machine ...", file=sys.stderr, flush=True)
-        model.auto.prepare(model)
+        prepare_auto(model)
     return model
+
+
+def prepare_auto(model: "EagleModel") -> None:
+    """Measure what tree="auto" needs, and say where no tree is faster than plain decoding."""
+    from eagle.autotune.auto import LONGEST
+
+    print(
+        f"choosing draft trees; what that needs is measured once on a machine, for {LONGEST:g} s at most ...",
+        file=sys.stderr,
+        flush=True,
+    )
+    model.auto.prepare(model)
+    if not model.auto.settled and all(model.auto.choose(model, one).candidate.nodes == 1 for one in (0.0, 1.0)):
+        print("no draft tree is faster than plain decoding here: answers are decoded plainly", file=sys.stderr)
