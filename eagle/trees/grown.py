@@ -4,7 +4,7 @@ Rows of a batch may have levels of different sizes. While a tree grows, a level 
 others are padded; in the finished batch the padding is gone from between the levels:
 
     row 0   root | a b c | d .         root a b c d
-    row 1   root | e . . | f g         root e f g .        a padding node at the end is one more top-k child of the root
+    row 1   root | e . . | f g         root e f g .        a node at the end hangs on the root: hsd never accepts it
 
 Shapes: B batch, n frontier nodes (the level before), w nodes of a new level, N nodes, Vd draft vocabulary.
 """
@@ -89,7 +89,7 @@ class GrownTree:
             torch.where(kept, tokens.gather(1, order), tokens[:, :1]),
             above,
             torch.where(kept, depths[order], 1),
-            torch.where(kept, rows.gather(1, order), -1),
+            torch.where(kept, rows.gather(1, order), -2),
         )
 
 
