@@ -360,8 +360,8 @@ class Session:
         self._sound = False
         self.clock.start()
         self.draw_numbers()
-        self._replays = self.graphs is not None and recordable
-        if self.graphs is not None and recordable:
+        self._replays = self.graphs is not None and recordable and self._draft is None
+        if self.graphs is not None and self._replays:
             self.graphs.begin(self._key(), self._outlives())
 
     def draw_numbers(self) -> Tensor:
@@ -427,9 +427,14 @@ class Session:
 
     def phase(self, name: str, function: Callable[[], T]) -> T:
         """Run a part of the step, or replay its recording."""
-        found: T = self.graphs.run(name, function) if self._replays and self.graphs is not None else function()
+        found: T = self.graphs.run(name, lambda: self._anew(function)) if self._replays and self.graphs else function()
         self.clock.lap(name)
         return found
+
+    def _anew(self, function: Callable[[], T]) -> T:
+        """Run a part of a recorded step. It is run again where recording it failed, and reads what it read again."""
+        self._draft = None
+        return function()
 
     def append(self, packed: Tensor, nodes: int) -> list[StepRecord]:
         """Read the step's result, the one wait for the device, and extend the rows."""

@@ -66,10 +66,8 @@ class GrownTree:
         """The finished trees. `layout_of`: the layout of levels with these sizes."""
         tokens, parents, rows, q = (torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.rows, self.q))
         widths = [part.shape[1] for part in self.tokens]
-        depths = torch.repeat_interleave(torch.tensor(widths), output_size=sum(widths)).to(tokens.device)
-        if all(size == width for sizes, width in zip(self.sizes, widths[1:]) for size in sizes):
-            depths = depths.expand_as(tokens)
-        else:
+        depths = torch.cat([torch.full_like(part, depth) for depth, part in enumerate(self.tokens)], 1)
+        if any(size < width for sizes, width in zip(self.sizes, widths[1:]) for size in sizes):
             tokens, parents, depths, rows = self._without_padding(tokens, parents, depths, rows, widths)
         return TreeBatch(tokens, parents, depths, rows, q, self.support, layout_of(self.sizes))
 
@@ -88,7 +86,7 @@ class GrownTree:
         return (
             torch.where(kept, tokens.gather(1, order), tokens[:, :1]),
             above,
-            torch.where(kept, depths[order], 1),
+            torch.where(kept, depths.gather(1, order), 1),
             torch.where(kept, rows.gather(1, order), -2),
         )
 

@@ -274,6 +274,28 @@ def test_repeats_of_a_topk_sibling_are_padding() -> None:
         assert (stop[6:] == 0).all()
 
 
+@pytest.mark.parametrize("kind", ["hybrid", "multi", "top-k"])
+@pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
+def test_padding_is_never_accepted_and_takes_nothing(kind: str, verifier: str) -> None:
+    """Whatever its token is, and on whatever node it hangs."""
+    tree, target = BUILT[kind]()
+    law = hsd.stopping_law(tree, target, verifier)
+    nodes = len(tree)
+    for token in range(6):
+        padded = hsd.DraftTree(
+            torch.cat((tree.tokens, tensor(token, token))),
+            torch.cat((tree.parents, tensor(0, nodes - 1))),
+            torch.cat((tree.proposal_rows, tensor(-2, -2))),
+            tree.proposals,
+            layout=hsd.Layout((*tree.layout.rounds, ()), tree.layout.sampled_first),
+        )
+        found = hsd.stopping_law(padded, torch.cat((target, target[:2])), verifier)
+        assert torch.allclose(found.stop[:nodes], law.stop, atol=1e-14) and (found.stop[nodes:] == 0).all()
+        for node in range(nodes):
+            mine, theirs = (law.stop[node] * one.residual(node) for one in (found, law))
+            assert torch.allclose(mine, theirs, atol=1e-14)
+
+
 def test_inputs_are_not_changed() -> None:
     tree, target = multi_tree()
     copies = [value.clone() for value in (tree.tokens, tree.parents, tree.proposals, target)]
