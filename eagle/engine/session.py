@@ -141,6 +141,7 @@ class Session:
         self.record_trees, self.watched = record_trees, False
         self.vocabulary = vocabulary
         self.trees: StepTrees | None = None
+        self.target.refresh()
         if self.drafter is not None:
             self.drafter.refresh()
         self._rows: list[_Row] = []
@@ -482,7 +483,7 @@ class Session:
     def _outlives(self) -> dict[str, list[Tensor]]:
         """The tensors that outlive a step, by owner."""
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
-        found = {"target": self.target.cache.state(), "session": own + ([] if self._aux is None else [self._aux])}
+        found = {"target": self.target.state(), "session": own + ([] if self._aux is None else [self._aux])}
         if self.drafter is not None and self.plan.builder is not None:
             found["drafter"] = self.drafter.state()
         return found
