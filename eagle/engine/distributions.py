@@ -180,7 +180,7 @@ class RowDistributions:
         if self._all_greedy:
             return most_likely(scores)
         cut = self._cut(scores / self._of("temperature") if "temperature" in self._used else scores)
-        probs = cut.softmax(-1)
+        probs: Tensor = cut.softmax(-1)
         return torch.where(self._of("greedy") > 0, most_likely(scores), probs) if "greedy" in self._used else probs
 
     def _of(self, name: str) -> Tensor:
