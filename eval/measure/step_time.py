@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 
 from eagle import EagleModel, command
+from eagle.api.loading import ATTENTION
 from eagle.autotune.step_timer import HOST, step_seconds
 from eagle.engine.plan import Plan
 from eagle.files import write_whole
@@ -167,6 +168,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add_model_flags(parser)
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in this shape, instead of a checkpoint")
     parser.add_argument("--layers", type=int, help="with --shape: a target of only this many layers")
+    parser.add_argument("--attention", choices=ATTENTION, help="the target's, instead of the device's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--nodes", type=int, nargs="+", default=[8, 16, 32, 60], help="rows scored per step")
     parser.add_argument("--context", type=int, nargs="+", default=[256], help="tokens committed before the step")
@@ -187,9 +189,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def load_pair(args: argparse.Namespace) -> EagleModel:
     """The pair of a checkpoint, or of random weights with `--shape`."""
-    if args.shape:
-        return random_pair(args.shape, DTYPES[args.dtype], torch.device(args.device), args.layers)
-    return load_from_flags(args)
+    random = args.shape and random_pair(args.shape, DTYPES[args.dtype], torch.device(args.device), args.layers)
+    model = random or load_from_flags(args)
+    if args.attention:
+        model.target.model.set_attn_implementation(args.attention)
+    return model
 
 
 def run(args: argparse.Namespace) -> None:
