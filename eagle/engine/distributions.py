@@ -181,9 +181,9 @@ class RowDistributions:
             return most_likely(scores)
         cut = self._cut(scores / self._of("temperature") if "temperature" in self._used else scores)
         probs: Tensor = cut.softmax(-1)
-        if "greedy" in self._used:
-            probs = torch.where(self._of("greedy") > 0, most_likely(scores), probs)
-        return probs
+        rows = self._of("greedy") > 0
+        mixed: Tensor = torch.where(rows, most_likely(scores), probs) if "greedy" in self._used else probs
+        return mixed
 
     def _of(self, name: str) -> Tensor:
         return self._values[name][: self.count]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from eagle.engine.capturable import graph_blocker
 
 from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
-from eagle.engine.capturable import graph_blocker
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.graphs import GraphRunner
 from eagle.engine.plan import Plan

@@ -6,11 +6,11 @@ would in the recording of a CUDA graph.
 
 import pytest
 import torch
+from eagle.engine.sequence import DecodingState, StepState
 
 from eagle.drafters import CausalLMDrafter, Eagle3Drafter
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.plan import Plan
-from eagle.engine.sequence import DecodingState, StepState
 from eagle.engine.step import Decoder
 from eagle.nn.target import CachedLM
 from eagle.trees import TreeSettings
