@@ -119,11 +119,13 @@ class Session:
         *,
         graphs: bool = True,
         record_trees: bool = False,
+        vocabulary: int | None = None,
         workspace: Workspace | None = None,
     ):
         """`target` and `drafter` are a model's; the session's caches are its own.
 
         graphs      replay steps where the workspace records them
+        vocabulary  token ids from here on are never sampled; None: all that the target has
         workspace   caches to go on with, which no other session uses
 
         Raises ValueError for a plan that drafts without a drafter.
@@ -137,7 +139,9 @@ class Session:
         self.device = self.target.device
         self.clock = Clock()
         self.record_trees, self.watched = record_trees, False
+        self.vocabulary = vocabulary
         self.trees: StepTrees | None = None
+        self.target.refresh()
         if self.drafter is not None:
             self.drafter.refresh()
         self._rows: list[_Row] = []
@@ -198,6 +202,10 @@ class Session:
         self._sound = True
         return row.record
 
+    def reserve(self, rows: int, tokens: int) -> None:
+        """Allocate at once what rows to come are known to need: their number, and the tokens of the longest."""
+        self._reserve(max(rows, len(self._rows)), tokens)
+
     def remove(self, record: GeneratedRow) -> None:
         """Take a row out, finished or not; the last row moves to its place. Does nothing for one that has left."""
         found = [index for index, row in enumerate(self._rows) if row.record is record]
@@ -244,7 +252,7 @@ class Session:
         self._arrange()
 
     def _first_probs(self, row: _Row, logits: Tensor) -> Tensor:
-        rows = RowDistributions(1, logits.device)
+        rows = RowDistributions(1, logits.device, self.vocabulary)
         rows.set([row.sampling.target], [row.sampling.processors])
         prefixes = None
         if row.sampling.needs_prefix:
@@ -301,6 +309,7 @@ class Session:
             self.drafter.reserve(rows, self.plan.grown_by(rows), capacity, slack)
         if rows > allocated:
             self._allocate(max(rows, 2 * allocated))
+            self._arrange()
 
     def _allocate(self, rows: int) -> None:
         """Tensors that one step leaves for the next, for this many rows; what they hold stays."""
@@ -312,7 +321,7 @@ class Session:
         if aux is not None:
             self._aux_of(aux)[: len(aux)] = aux
         self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.device)
-        self._p = RowDistributions(rows, self.device)
+        self._p = RowDistributions(rows, self.device, self.vocabulary)
         self._q = RowDistributions(rows, self.device if self.drafter is None else self.drafter.device)
 
     def _aux_of(self, like: Tensor) -> Tensor:
@@ -324,7 +333,7 @@ class Session:
     def _arrange(self) -> None:
         """The rows in use have changed."""
         rows = [row.sampling for row in self._rows]
-        self.width = len(rows) if self.device.type == "cpu" else 1 << max(len(rows) - 1, 0).bit_length()
+        self.width = len(rows) if follows_rows(self.device) else 1 << max(len(rows) - 1, 0).bit_length()
         rows += [Sampling(SamplingParams(0.0 if self.plan.greedy else 1.0))] * (self.width - len(rows))
         if self.width > len(self._counts):
             self._reserve(self.width, 1)
@@ -352,8 +361,8 @@ class Session:
         self._sound = False
         self.clock.start()
         self.draw_numbers()
-        self._replays = self.graphs is not None and recordable
-        if self.graphs is not None and recordable:
+        self._replays = self.graphs is not None and recordable and self._draft is None
+        if self.graphs is not None and self._replays:
             self.graphs.begin(self._key(), self._outlives())
 
     def draw_numbers(self) -> Tensor:
@@ -419,9 +428,14 @@ class Session:
 
     def phase(self, name: str, function: Callable[[], T]) -> T:
         """Run a part of the step, or replay its recording."""
-        found: T = self.graphs.run(name, function) if self._replays and self.graphs is not None else function()
+        found: T = self.graphs.run(name, lambda: self._anew(function)) if self._replays and self.graphs else function()
         self.clock.lap(name)
         return found
+
+    def _anew(self, function: Callable[[], T]) -> T:
+        """Run a part of a recorded step. It is run again where recording it failed, and reads what it read again."""
+        self._draft = None
+        return function()
 
     def append(self, packed: Tensor, nodes: int) -> list[StepRecord]:
         """Read the step's result, the one wait for the device, and extend the rows."""
@@ -469,10 +483,15 @@ class Session:
     def _outlives(self) -> dict[str, list[Tensor]]:
         """The tensors that outlive a step, by owner."""
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
-        found = {"target": self.target.cache.state(), "session": own + ([] if self._aux is None else [self._aux])}
+        found = {"target": self.target.state(), "session": own + ([] if self._aux is None else [self._aux])}
         if self.drafter is not None and self.plan.builder is not None:
             found["drafter"] = self.drafter.state()
         return found
+
+
+def follows_rows(device: torch.device) -> bool:
+    """Whether a step is about the rows in use alone. On a GPU it is about the next power of two: shapes repeat."""
+    return device.type == "cpu"
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

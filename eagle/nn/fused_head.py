@@ -12,11 +12,11 @@ Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size,
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, silu
 
 from eagle.nn.head import Eagle3Head
-from eagle.nn.packed import PackedLinear, version_of
+from eagle.nn.packed import Product, version_of
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host computes
 
@@ -34,14 +34,6 @@ def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
     return [version_of(tensor) for tensor in head.parameters()]
 
 
-def _joined(*layers: nn.Linear) -> PackedLinear:
-    """Layers with the same input as one, outputs side by side."""
-    weight = torch.cat([layer.weight for layer in layers])
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return PackedLinear(layer)
-
-
 class FusedHead:
     """A head with bound embeddings, to decode with. Reads the weights when made, the rotary angles in `reserve`."""
 
@@ -50,10 +42,10 @@ class FusedHead:
         self.head, self.config, self.made_of = head, head.config, _versions(head)
         attention, mlp = head.midlayer.self_attn, head.midlayer.mlp
         self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
-        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
-        self.o_proj, self.down_proj = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
-        self.output = PackedLinear(head.lm_head)
+        self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = Product(mlp.gate_proj, mlp.up_proj)
+        self.o_proj, self.down_proj = Product(attention.o_proj), Product(mlp.down_proj)
+        self.output = Product(head.lm_head)
         self.angles: Tensor | None = None
 
     def is_current(self) -> bool:
@@ -62,7 +54,7 @@ class FusedHead:
 
     def state(self) -> list[Tensor]:
         """The tensors of its own, whose addresses recorded steps depend on."""
-        return [self.qkv.layer.weight, self.gate_up.layer.weight, *([] if self.angles is None else [self.angles])]
+        return [*self.qkv.state(), *self.gate_up.state(), *([] if self.angles is None else [self.angles])]
 
     def reserve(self, positions: int) -> None:
         """Make the table of rotary angles [P, 2 E] long enough."""

@@ -71,6 +71,14 @@ def test_trees_that_alternate_are_recorded_once(engine):
     assert runner(engine).recorded == recorded
 
 
+def test_the_global_generator_is_used_without_another(engine):
+    runs = []
+    for graphs in (False, True):
+        torch.manual_seed(5)
+        runs.append(engine.generate(PROMPTS[:1], 300, nodes=12, depth=4, graphs=graphs).tolist())
+    assert runs[0] == runs[1]
+
+
 def test_memory_is_flat_over_many_generations(engine):
     for _ in range(3):
         tokens(engine, 60)
