@@ -139,7 +139,7 @@ class RowDistributions:
         """For at most `rows` rows; `set` says which. `vocabulary`: tokens from here on have probability 0."""
         self.device, self.vocabulary = device, vocabulary
         names = ("temperature", "top_k", "top_p", "min_p", "penalty", "greedy")
-        self._values = dict(zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device)))
+        self._values: dict[str, Tensor] = dict(zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device)))
         self._processors: list[tuple[Processor, ...]] = []
         self.signature: tuple[Any, ...] = ()
 
@@ -184,10 +184,8 @@ class RowDistributions:
         if self._all_greedy:
             return most_likely(scores)
         cut = self._cut(scores / self._of("temperature") if "temperature" in self._used else scores)
-        probs: Tensor = cut.softmax(-1)
-        rows = self._of("greedy") > 0
-        mixed: Tensor = torch.where(rows, most_likely(scores), probs) if "greedy" in self._used else probs
-        return mixed
+        probs = cut.softmax(-1)
+        return torch.where(self._of("greedy") > 0, most_likely(scores), probs) if "greedy" in self._used else probs
 
     def _of(self, name: str) -> Tensor:
         return self._values[name][: self.count]
