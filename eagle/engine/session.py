@@ -98,9 +98,9 @@ class Clock:
         self.seconds, self._last = {}, self._now()
 
     def lap(self, phase: str) -> None:
-        """Seconds since the last reading belong to `phase`."""
+        """Seconds since the last reading belong to `phase`, beside those that it has."""
         now = self._now()
-        self.seconds[phase], self._last = now - self._last, now
+        self.seconds[phase], self._last = self.seconds.get(phase, 0.0) + now - self._last, now
 
     def _now(self) -> float:
         if self.synchronize is not None and self.synchronize.type == "cuda":
@@ -306,7 +306,7 @@ class Session:
         if source == goal:
             return
         self.target.cache.move(source, goal)
-        if self.drafter is not None:
+        if self.drafter is not None and self.plan.builder is not None:  # else its cache may have fewer rows
             self.drafter.cache.move(source, goal)
         for tensor in (self._pending, self._counts, self._aux):
             if tensor is not None:

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from eagle.engine.capturable import graph_blocker
 from transformers import AutoModelForCausalLM
 
 from eagle.api.eagle_model import EagleModel
-from eagle.engine.capturable import graph_blocker
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.plan import Plan
 from eagle.trees import TreeSettings
