@@ -26,7 +26,7 @@ from eagle import command
 from eagle.files import write_whole
 from eval import jsonl, provenance
 from eval.questions import benchmarks, prompts
-from eval.questions.accuracy import has_number, is_correct
+from eval.questions.grading import has_number, is_correct
 from eval.report.estimates import bootstrap, ratio, wilson
 from eval.report.markdown import Table, markdown_table, percent
 from eval.run.batches import answer_batch

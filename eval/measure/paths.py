@@ -34,7 +34,7 @@ from eval import jsonl, provenance
 from eval.measure.forest import Forest, ForestDrafter
 from eval.measure.measures import expected, released_rule
 from eval.measure.states import Answer, Drafts, Pair, State, cut, draft, in_float64, sample_answers, scored, states_of
-from eval.questions import accuracy, benchmarks, prompts
+from eval.questions import benchmarks, grading, prompts
 from eval.run.load_models import DTYPES, add_model_flags, resolve_flags
 
 CHAIN = ("token", "block", "hsd", "published")
@@ -151,7 +151,7 @@ def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
         "prompt_tokens": work.pair.target.length + len(work.prompts[place]),
         "tokens": answer.tokens,
         "ended": answer.ended,
-        "correct": accuracy.is_correct(text, question.reference) if accuracy.has_number(question.reference) else None,
+        "correct": grading.is_correct(text, question.reference) if grading.has_number(question.reference) else None,
     }
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from eval.provenance import portable
 from eval.questions import downloads
-from eval.questions.accuracy import has_number, reference_number
+from eval.questions.grading import has_number, reference_number
 
 SAMPLE = Path(__file__).parent / "sample.jsonl"
 PAPER_QUESTIONS = 263
