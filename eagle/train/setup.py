@@ -14,13 +14,13 @@ from eagle.train.data.conversations import Example, load_examples
 from eagle.train.distributed import shard_layers
 
 
-def load_pretrained(path: str, dtype: torch.dtype, device_map=None):
-    """A target model in eval mode and its tokenizer.
+def load_pretrained(path: str, dtype: torch.dtype, device_map=None, **hub):
+    """A target model in eval mode and its tokenizer; `hub`: where files are, as in `transformers`.
 
     Raises ValueError naming the target where it cannot be loaded or its architecture is not supported.
     """
-    check_supported(read_config(path))
-    return read_model(path, dtype=dtype, device_map=device_map), read_tokenizer(path)
+    check_supported(read_config(path, **hub))
+    return read_model(path, dtype=dtype, device_map=device_map, **hub), read_tokenizer(path, **hub)
 
 
 def load_target(config: TrainConfig, device: torch.device):

@@ -6,8 +6,8 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from eagle import EagleModel, load_head, save_head
+from eagle.api import loading
 from eagle.api.loading import load_options, main_device, resolve_attention, resolve_device_map, resolve_dtype
-from eagle.model import loading
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
