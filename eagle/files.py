@@ -68,6 +68,19 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
         flush(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """Raise ValueError where `path` cannot be written; called before the work whose result goes there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "there is something other than a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8, newlines as they are): `path` holds all of it, or what it held before."""
     data = content.encode("utf-8") if isinstance(content, str) else content

@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"hsd": set(), "eagle": {"hsd"}, "eval": {"hsd", "eagle"}}
 EVERY_LAYER = {"hsd", "eagle", "eval", "scripts", "tests"}
 
+# What everything stands on and which stands on nothing of ours; any room of `eagle` may import it.
+BASICS = {"eagle.command", "eagle.digests", "eagle.files", "eagle.jsonl"}
+
 # A room is a folder of a package, or a file directly in it; the longest name that fits counts. A room may import
 # itself, the rooms named here, and whatever MAY_IMPORT allows of the lower packages.
 ROOMS = {
@@ -28,15 +31,13 @@ ROOMS = {
     "hsd.verify": {"hsd.checks", "hsd.outcome", "hsd.sampling", "hsd.tree", "hsd.verifiers"},
     "hsd.audit": {"hsd"},
     # drafting and decoding, from the weights up to what people call
-    "eagle.command": set(),
-    "eagle.files": set(),
     "eagle.nn": set(),
     "eagle.drafters": {"eagle.nn"},
     "eagle.trees": {"eagle.drafters"},
-    "eagle.checkpoints": {"eagle.command", "eagle.files", "eagle.nn"},
+    "eagle.checkpoints": {"eagle.nn"},
     "eagle.engine": {"eagle.drafters", "eagle.api.outputs", "eagle.nn", "eagle.trees"},
     "eagle.api.outputs": set(),
-    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.files", "eagle.trees"},
+    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.trees"},
     "eagle.api": {
         "eagle.api.outputs",
         "eagle.checkpoints",
@@ -48,44 +49,36 @@ ROOMS = {
     },
     "eagle.model": {"eagle.api", "eagle.autotune"},
     # training: the drafting engine is used in evaluation/ only
-    "eagle.train": {"eagle.checkpoints", "eagle.command", "eagle.files", "eagle.nn", "eagle.train.evaluation"},
+    "eagle.train": {"eagle.checkpoints", "eagle.nn", "eagle.train.evaluation"},
     "eagle.train.evaluation": {
         "eagle.checkpoints",
-        "eagle.command",
-        "eagle.files",
         "eagle.api",
         "eagle.nn",
         "eagle.train",
     },
     "eagle.convert": {"eagle.checkpoints"},
-    "eagle.calibrate": {"eagle.api", "eagle.checkpoints", "eagle.command", "eagle.train", "eagle.autotune"},
+    "eagle.calibrate": {"eagle.api", "eagle.checkpoints", "eagle.train", "eagle.autotune"},
     # where people talk to a model
     "eagle.serve": {
         "eagle.checkpoints",
-        "eagle.command",
-        "eagle.files",
         "eagle.api",
         "eagle.trees",
         "eagle.autotune",
     },
-    "eagle.chat": {"eagle.api", "eagle.command", "eagle.serve", "eagle.trees", "eagle.autotune"},
+    "eagle.chat": {"eagle.api", "eagle.serve", "eagle.trees", "eagle.autotune"},
     # benchmarks
-    "eval.clock": set(),
-    "eval.jsonl": set(),
     "eval.provenance": set(),
     "eval.questions": {"eval.provenance"},
-    "eval.run": {"eval.clock", "eval.jsonl", "eval.questions"},
-    "eval.report": {"eval.jsonl", "eval.questions", "eval.run"},
+    "eval.run": {"eval.questions"},
+    "eval.report": {"eval.questions", "eval.run"},
     "eval.measure": {
-        "eval.clock",
-        "eval.jsonl",
         "eval.provenance",
         "eval.questions",
         "eval.report",
         "eval.run",
     },
     "eval.reports": {"eval.report"},
-    "eval.accuracy": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.report", "eval.run"},
+    "eval.accuracy": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
     "eval.flags": {"eval.questions", "eval.run"},
 }
 # The trainer evaluates, and evaluation reads training's settings and data.
@@ -128,7 +121,7 @@ def is_module(name: str) -> bool:
 
 def room_of(name: str) -> str:
     """The room a module lies in; packages themselves and their commands are rooms of their own."""
-    if name in ABOVE_ALL:
+    if name in ABOVE_ALL | BASICS:
         return name
     inside = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
     assert inside, f"{name} lies in no room: add it to ROOMS"
@@ -154,10 +147,16 @@ def imported_by_rooms(package: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for path in source(package):
         room = room_of(name_of(path))
-        if room not in ABOVE_ALL:
-            used = {room_of(name) for name in imports(path) if name.split(".")[0] == package} - {room}
+        if room not in ABOVE_ALL | BASICS:
+            used = {room_of(name) for name in imports(path) if name.split(".")[0] == package} - {room} - BASICS
             found.setdefault(room, {}).update(dict.fromkeys(used, str(path.relative_to(ROOT))))
     return found
+
+
+def test_the_basics_stand_on_nothing_else():
+    for name in BASICS:
+        used = imports(ROOT / f"{name.replace('.', '/')}.py")
+        assert {one for one in used if one.split(".")[0] in EVERY_LAYER} <= BASICS | {"eagle"}, name
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)

@@ -13,13 +13,13 @@
 time, so it is valid on every machine.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from eagle.autotune.candidates import Candidate, Fit, is_greedy, nearest
+from eagle.digests import sha256
 from eagle.files import read_json, write_json
 
 FORMAT = 3  # 1: of hybrid trees with equal levels; 2: without sharpness
@@ -133,4 +133,4 @@ class Calibration:
 
 def digest_of(prompts: Sequence[Sequence[int]]) -> str:
     """SHA-256 of prompts as token ids."""
-    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()
+    return sha256(json.dumps([list(prompt) for prompt in prompts]))

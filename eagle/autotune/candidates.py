@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from eagle import command
 from eagle.trees import TreeSettings, greedy_tree
 
 VERIFIER = "hsd"  # at temperature 0 it stands for "greedy", see `eagle.engine.plan.Plan.resolve`
@@ -56,7 +57,7 @@ CANDIDATES = (
 
 def count_or_auto(text: str) -> int | str:
     """The value of a command's `--nodes`."""
-    return text if text == AUTO else int(text)
+    return text if text == AUTO else command.NODES(text)
 
 
 def is_greedy(temperature: float) -> bool:

@@ -31,8 +31,7 @@ from typing import Any, NamedTuple
 import torch
 
 from eagle import command
-from eagle.files import write_whole
-from eval.jsonl import check_writable
+from eagle.files import check_writable, write_whole
 from eval.provenance import REPOSITORY, provenance
 
 WHOLE_SECONDS = 530.0  # of all parts together
@@ -204,20 +203,25 @@ def own_command(out: Path, dry: bool) -> CommandOf:
     return lambda part, file: [*base, "--run-part", part.name, str(file)]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command's flags, checked."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     names = [part.name for part in PARTS]
     parser = command.parser("eval.measure.gpu_check", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write to")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with the demo pair and tiny sizes")
     parser.add_argument("--parts", nargs="+", choices=names, default=names, metavar="PART", help=", ".join(names))
     parser.add_argument("--run-part", nargs=2, metavar=("PART", "FILE"), help="run one part here; findings go to FILE")
-    return parser.parse_args(argv)
+    return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    """All parts; the exit code."""
+    """All parts, or the one that is asked for; the exit code."""
     out = args.out.resolve()
+    if args.run_part:
+        from eval.measure.gpu_parts import run_here  # imports the engine, which the process that watches does not need
+
+        run_here(args.run_part[0], Path(args.run_part[1]), out, args.dry_run)
+        return 0
     if args.dry_run:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for the parts
     elif not torch.cuda.is_available():
@@ -233,13 +237,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = parse(argv)
-    if args.run_part:
-        from eval.measure.gpu_parts import run_here  # imports the engine, which the process that watches does not need
-
-        run_here(args.run_part[0], Path(args.run_part[1]), args.out.resolve(), args.dry_run)  # a traceback for the log
-        return 0
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ from eagle.checkpoints.pairs import DEMO, Pair, pair_names, resolve_pair
 from eagle.files import write_whole
 from eagle.nn import tree_attention
 from eagle.trees import TREES
-from eval.clock import seconds_of
 from eval.measure import batch, step_time, verification
 from eval.provenance import REPOSITORY
 from eval.run import methods
-from eval.run.batches import padded
 from eval.run.load_models import DTYPES, load
+from eval.run.methods import padded, seconds_of
 
 EXACT = 1e-5  # largest difference of a probability between float32 on the device and float64 on the CPU
 STEP_MS, STEP_CONTEXT = 7.0, 512  # bar of a step of the 8B shape, and the context it is meant for
@@ -292,7 +291,7 @@ def timed_steps(at: Setting, shape: tuple[str, ...], context: int, trees: tuple[
     sizes = ["--nodes", str(at.nodes), "--depth", str(at.depth), "--context", str(context)]
     rounds = ["--steps", str(at.steps), "--rounds", str(at.rounds)]
     where = ["--device", str(at.device), "--dtype", at.dtype, "--trees", *trees]
-    return step_time.parse([*shape, *sizes, *rounds, *where])
+    return step_time.build_parser().parse_args([*shape, *sizes, *rounds, *where])
 
 
 def add_step_rows(findings: Findings, engine: EagleModel, options: Any, **labels: Any) -> list[dict[str, Any]]:
@@ -535,7 +534,7 @@ def batches(findings: Findings, at: Setting) -> None:
         for size in at.batches:
             sizes = ["--batch", str(size), "--problems", str(max(size, min(at.batches[-1], 16))), "--repeats", "1"]
             tree = ["--tokens", str(min(at.tokens, 64)), "--nodes", str(min(at.nodes, 21)), "--depth", str(at.depth)]
-            for row in batch.measure(engine, batch.parse([*sizes, *tree])):
+            for row in batch.measure(engine, batch.build_parser().parse_args([*sizes, *tree])):
                 findings.row(pair=pair.name, **row)
             last = findings.content["rows"][-1]
             summary.append(f"{pair.name} {size}: {last['tokens_per_second']:.0f} tok/s, {last['speedup']:.2f}x")

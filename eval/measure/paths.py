@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import command, jsonl
 from eagle.api.eagle_model import EagleModel
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.step import common_prefix
+from eagle.files import check_writable
 from eagle.nn.target import CachedLM
-from eval import jsonl, provenance
+from eval import provenance
 from eval.measure.forest import Forest, ForestDrafter
 from eval.measure.measures import expected, released_rule
 from eval.measure.states import Answer, Drafts, Pair, State, cut, draft, in_float64, sample_answers, scored, states_of
@@ -177,13 +178,14 @@ def measure(work: Work, states: list[State], temperature: float, several: bool) 
     return records
 
 
+@torch.inference_mode()
 def run(options: argparse.Namespace) -> None:
     """Measure `--rows` questions at a time, at every temperature."""
     output = Path(options.output)
     shape = Shape(
         tuple(options.depths), tuple(options.paths), options.paths_depth, options.stride, options.max_new_tokens
     )
-    jsonl.check_writable(output / "paths.json")
+    check_writable(output / "paths.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model, draft_lm = load_pair(options)
@@ -291,14 +293,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     benchmarks.add_flags(parser, 40)
     add_model_flags(parser)
-    add("--temperatures", type=float, nargs="+", default=[1.0], metavar="T")
-    add("--depths", type=int, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
-    add("--paths", type=int, nargs="*", default=[4, 11], metavar="N", help="numbers of i.i.d. paths; none: leave out")
-    add("--paths-depth", type=int, default=10, metavar="K", help="draft length of several paths")
-    add("--stride", type=int, default=24, help="tokens from one state to the next")
-    add("--rows", type=int, default=16, help="answers sampled together (memory: their caches)")
-    add("--max-new-tokens", type=int, default=320, metavar="N")
-    add("--seed", type=int, default=0)
+    add("--temperatures", type=command.TEMPERATURE, nargs="+", default=[1.0], metavar="T")
+    add("--depths", type=command.COUNT, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
+    add(
+        "--paths",
+        type=command.COUNT,
+        nargs="*",
+        default=[4, 11],
+        metavar="N",
+        help="numbers of i.i.d. paths; none: leave out",
+    )
+    add("--paths-depth", type=command.COUNT, default=10, metavar="K", help="draft length of several paths")
+    add("--stride", type=command.COUNT, default=24, help="tokens from one state to the next")
+    add("--rows", type=command.COUNT, default=16, help="answers sampled together (memory: their caches)")
+    add("--max-new-tokens", type=command.COUNT, default=320, metavar="N")
+    add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
     return parser
@@ -306,14 +315,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-
-    def work() -> None:
-        with torch.inference_mode():
-            run(options)
-
-    return command.run(
-        work, lambda: f"The finished questions are kept in {options.output}; the same command goes on there."
+    return command.start(
+        build_parser(),
+        run,
+        argv,
+        lambda options: f"The finished questions are kept in {options.output}; the same command goes on there.",
     )
 
 

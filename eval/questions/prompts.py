@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from eagle.digests import sha256
 from eval.questions.benchmarks import Question
-from eval.questions.downloads import sha256
 
 FASTCHAT_BY_FAMILY = {  # a piece of the model's name -> FastChat's template for that family
     "vicuna": "vicuna_v1.1",
@@ -43,7 +43,7 @@ def from_tokenizer(tokenizer: Any) -> PromptFormat:
             messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
         )
 
-    return PromptFormat(f"tokenizer:{sha256(str(tokenizer.chat_template).encode())[:12]}", render, adds_bos=False)
+    return PromptFormat(f"tokenizer:{sha256(str(tokenizer.chat_template))[:12]}", render, adds_bos=False)
 
 
 def from_fastchat(template: str) -> PromptFormat:

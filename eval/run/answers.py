@@ -19,8 +19,8 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eagle import jsonl
 from eagle.files import parse_json, write_whole
-from eval import jsonl
 from eval.questions.benchmarks import Question, shown
 from eval.run.methods import SAMPLING, Turn
 

@@ -22,7 +22,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from eagle.files import parse_json
+from eagle import jsonl
 
 ROLES = {
     "human": "user",
@@ -71,18 +71,8 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"training data {str(path)!r}: no such file")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{path}, line {number}"
-            if line.strip():
-                try:
-                    record = parse_json(line)
-                except ValueError as error:  # UnicodeDecodeError is one
-                    raise ValueError(f"{place}: not JSON in UTF-8 ({error})") from error
-                if not isinstance(record, dict):
-                    found = type(record).__name__
-                    raise ValueError(f"{place}: expected a JSON object, one conversation per line; found {found}")
-                yield place, record
+    with path.open("rb") as content:
+        yield from jsonl.objects(content, str(path), "a conversation")
 
 
 def to_messages(record: dict) -> list[dict[str, str]]:

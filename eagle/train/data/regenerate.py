@@ -13,7 +13,6 @@ conversation, so batch size, interruptions and --minutes do not change an answer
 """
 
 import argparse
-import math
 import sys
 import time
 from collections import deque
@@ -24,14 +23,14 @@ import torch
 from tqdm import tqdm
 
 from eagle import command
+from eagle.digests import seed_of, sha256_of_file
 from eagle.files import sole_writer, write_text
 from eagle.nn.precision import has_bf16
-from eagle.train.config import LARGEST
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
 from eagle.train.data.overlap import RUN, Overlap
-from eagle.train.data.provenance import Journal, Sidecar, file_digest, target_digests
-from eagle.train.data.sampler import Request, Sampler, seed_of
+from eagle.train.data.provenance import Journal, Sidecar, target_digests
+from eagle.train.data.sampler import Request, Sampler
 from eagle.train.data.self_prompts import PromptWriter
 from eagle.train.setup import load_pretrained
 
@@ -39,19 +38,7 @@ WINDOW = 256  # conversations among which similar prompt lengths are put beside 
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError for a number out of range, or where there is nothing to answer."""
-    for value in args.temperature:
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"--temperature {value}; expected 0 or more")
-    for name in ("max_new_tokens", "batch", "limit", "prompt_tokens"):
-        value = getattr(args, name)
-        if value is not None and not 1 <= value <= LARGEST:
-            raise ValueError(f"--{name.replace('_', '-')} {value}; expected 1 .. {LARGEST}")
-    for name in ("seed", "self_prompts"):
-        if not 0 <= getattr(args, name) <= LARGEST:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected 0 .. {LARGEST}")
-    if args.minutes is not None and not args.minutes >= 0:
-        raise ValueError(f"--minutes {args.minutes}; expected 0 or more")
+    """Raise ValueError where there is nothing to answer."""
     if not args.data and not args.self_prompts:
         raise ValueError("nothing to answer: give --data F..., --self-prompts N, or both")
 
@@ -62,8 +49,8 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict:
     return {
         **{key: getattr(args, key) for key in keys},
         "dtype": dtype,
-        "data": [file_digest(path) for path in args.data],
-        "exclude": [file_digest(path) for path in args.exclude],
+        "data": [sha256_of_file(path) for path in args.data],
+        "exclude": [sha256_of_file(path) for path in args.exclude],
         "target": target_digests(args.target),
     }
 
@@ -218,24 +205,29 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True)
     add(
         "--temperature",
-        type=float,
+        type=command.TEMPERATURE,
         nargs="+",
         default=[1.0],
         metavar="T",
         help="several: conversation i is answered at the i-th of them, round and round",
     )
-    add("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
-    add("--batch", type=int, default=128, help="conversations in progress at once")
-    add("--limit", type=int, help="only the first conversations of the data")
-    add("--minutes", type=float, help="begin no conversation after this time")
+    add("--max-new-tokens", type=command.COUNT, default=512, help="per answer; the context ends it as well")
+    add("--batch", type=command.COUNT, default=128, help="conversations in progress at once")
+    add("--limit", type=command.COUNT, help="only the first conversations of the data")
+    add("--minutes", type=command.SECONDS, help="begin no conversation after this time")
     add(
         "--self-prompts",
-        type=int,
+        type=command.INDEX,
         default=0,
         metavar="N",
         help="let the target write N prompts itself, and answer them",
     )
-    add("--prompt-tokens", type=int, default=256, help="longest prompt of --self-prompts; longer ones are dropped")
+    add(
+        "--prompt-tokens",
+        type=command.COUNT,
+        default=256,
+        help="longest prompt of --self-prompts; longer ones are dropped",
+    )
     add(
         "--exclude", nargs="+", default=[], metavar="F", help=f"drop prompts that share {RUN} words in a row with these"
     )
@@ -246,21 +238,20 @@ def parser() -> argparse.ArgumentParser:
         help="auto: bf16 where the device multiplies it in hardware, else fp32",
     )
     add("--device-map", help="as in transformers, e.g. auto: divide a large target over the GPUs")
-    add("--seed", type=int, default=0)
+    add("--seed", type=command.SEED, default=0)
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Sample as `argv` says and return the exit status."""
-    args = parser().parse_args(argv)
 
-    def kept() -> str:
+    def kept(args: argparse.Namespace) -> str:
         part = Path(f"{args.output}.part")
         if part.exists():
             return f"finished conversations are kept in {part}; the same command continues"
         return "no conversation was finished yet; the same command continues"
 
-    return command.run(lambda: regenerate(args), kept)
+    return command.start(parser(), regenerate, argv, kept)
 
 
 if __name__ == "__main__":

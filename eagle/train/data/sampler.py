@@ -11,7 +11,6 @@ the order of requests, up to the rounding of products of another shape.
 Shapes: n rows in use, V vocabulary, Y layers, G key/value heads, H heads, C slots, E head size.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,11 +53,6 @@ class Row:
     def position(self) -> int:
         """The position of the newest token, which the cache does not hold yet."""
         return len(self.request.prompt) + len(self.answer) - 1
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from several values."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 class _Layer(CacheLayerMixin):

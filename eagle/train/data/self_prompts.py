@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from eagle.digests import seed_of
 from eagle.train.data.provenance import Journal
-from eagle.train.data.sampler import Request, Sampler, seed_of
+from eagle.train.data.sampler import Request, Sampler
 
 TEMPERATURE, TOP_P = 1.0, 0.95
 MARK = "CONTENT-OF-THE-TURN"

@@ -15,11 +15,11 @@ import torch
 
 from eagle import command
 from eagle.checkpoints.load import load_head
-from eagle.files import write_json
+from eagle.digests import sha256_of_file
+from eagle.files import check_writable, write_json
 from eagle.train.data.conversations import collate, load_examples
 from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.data.provenance import file_digest
 from eagle.train.evaluation.acceptance import acceptance_sums, report_of, standard_errors
 from eagle.train.setup import load_pretrained
 
@@ -39,10 +39,7 @@ class HeldOut(NamedTuple):
 
 def held_out(args: argparse.Namespace) -> list[HeldOut]:
     """One result per file of `args.data`. Raises ValueError for a target, head or file that cannot be used."""
-    for name in ("steps", "batch_tokens", "max_length"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected at least 1")
-    digests = [file_digest(path) for path in args.data]
+    digests = [sha256_of_file(path) for path in args.data]
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
     target, tokenizer = load_pretrained(args.target, dtype)
     target = target.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,6 +77,8 @@ def table(results: list[HeldOut]) -> str:
 
 def report(args: argparse.Namespace) -> None:
     """Print the table and write the JSON file, if one is named."""
+    if args.json:
+        check_writable(args.json)
     results = held_out(args)
     print(table(results))
     if args.json:
@@ -97,13 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     add("target", metavar="TARGET", help="directory or hub id of the target model")
     add("head", metavar="HEAD", help="directory or hub id of the head")
     add("--data", nargs="+", required=True, metavar="F", help="JSONL lists that were not trained on")
-    add("--steps", type=int, default=7, help="draft steps")
-    add("--max-length", type=int, default=2048, help="longer conversations are cut")
-    add("--batch-tokens", type=int, default=2048, help="padded tokens of one forward")
+    add("--steps", type=command.COUNT, default=7, help="draft steps")
+    add("--max-length", type=command.COUNT, default=2048, help="longer conversations are cut")
+    add("--batch-tokens", type=command.COUNT, default=2048, help="padded tokens of one forward")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of target and head")
     add("--json", metavar="OUT", help="write the numbers there as well")
-    args = parser.parse_args(argv)
-    return command.run(lambda: report(args))
+    return command.start(parser, report, argv)
 
 
 if __name__ == "__main__":

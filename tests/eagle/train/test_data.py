@@ -91,7 +91,7 @@ def test_bad_lines_are_named(tokenizer, tmp_path, record, words):
 def test_another_encoding_names_the_line(tokenizer, tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes(json.dumps({"messages": messages()}).encode() + b'\n{"messages": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not JSON in UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not UTF-8 \(byte 0xe9 at place 17\)"):
         load_examples(tokenizer, [str(path)], 128)
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eagle import files
-from eval import jsonl
+from eagle import files, jsonl
 from eval.__main__ import main
 from eval.report import report
 from eval.run import answers
