@@ -22,6 +22,7 @@ from eagle import command
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 from eagle.autotune.candidates import AUTO
+from eagle.chat_template import check_keywords, render
 from eagle.serve.options import LOSSLESS, add_model_arguments, drafting_arguments, load_model
 from eagle.serve.text import stream_text
 from eagle.trees import TREES
@@ -54,6 +55,7 @@ class Chat:
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
     plain_rate: float = 0.0
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.model.tokenizer.chat_template:
@@ -152,8 +154,8 @@ class Chat:
         self._say(f"{argument} {value}")
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        encoded = self.model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        text = render(self.model.tokenizer, messages, self.template_kwargs)
+        return list(self.model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _show(self, text: str, step: int) -> None:
         if not text:
@@ -221,7 +223,9 @@ def run(options: argparse.Namespace) -> None:
         sys.stderr,
         color,
         options.system,
+        template_kwargs=options.chat_template_kwargs,
     )
+    check_keywords(model.tokenizer, options.chat_template_kwargs)
     if not options.no_plain:
         chat.measure_plain()
     for stream in (sys.stdin, sys.stdout):

@@ -20,4 +20,4 @@ def sha256_of_file(path: str | Path) -> str:
 
 def seed_of(*parts: int | str) -> int:
     """A seed of 63 bits for one of many uses of a run's seed, such as (seed, question, turn)."""
-    return int(sha256("/".join(map(str, parts)))[:16], 16) >> 1
+    return int(sha256(repr(parts))[:16], 16) >> 1

@@ -129,7 +129,7 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
     )
     assisted = any(method.name == "transformers-assisted" for method in methods)
     assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
-    style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
+    style = prompts.prompt_format(engine.tokenizer, options.base_model_path, options.chat_template_kwargs)
     decoding = Decoding(
         temperature=options.temperature,
         top_p=options.top_p,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from eagle import command, jsonl
+from eagle import chat_template, command, jsonl
 from eagle.digests import seed_of
 from eagle.files import check_writable, write_whole
 from eval import provenance
@@ -187,8 +187,12 @@ def run(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("batch", "samples", "seed", "dtype")},
         "models": weights_of(options),
     }
+    if options.chat_template_kwargs:
+        settings["chat_template_kwargs"] = options.chat_template_kwargs
     engine = load_from_flags(options)
-    encoded = prompts.encode_first_turns(engine.tokenizer, options.base_model_path, asked.questions)
+    encoded = prompts.encode_first_turns(
+        engine.tokenizer, options.base_model_path, asked.questions, options.chat_template_kwargs
+    )
     work = Work(engine, asked.questions, encoded, decoding, options.batch, options.samples, options.seed)
     found = answer_all(work, methods, output, settings, options.quiet)
     print(write(found, methods, output, settings, asked))
@@ -207,6 +211,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--depth", type=command.COUNT, default=6, metavar="K", help="longest draft")
     add("--batch", type=command.COUNT, default=16, metavar="B", help="answers at a time (memory: their caches)")
     add("--samples", type=command.COUNT, default=1, metavar="S", help="answers per question")
+    chat_template.add_flag(parser)
     add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true", help="no progress bar")

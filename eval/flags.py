@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import hsd
-from eagle import command
+from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.trees import TREES
 from eval.questions import benchmarks
@@ -69,7 +69,8 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how answers are sampled; what is not given is off, whatever a model's own file says."""
-    add = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)").add_argument
+    group = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)")
+    add = group.add_argument
     add("--temperature", type=command.TEMPERATURE, default=1.0, metavar="T", help="default 1; 0 is greedy")
     add("--top-p", type=command.SHARE, default=1.0, metavar="P", help="default 1: all tokens")
     add("--sampling-top-k", type=command.INDEX, default=0, metavar="K", help="default 0: all tokens")
@@ -89,6 +90,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="longest draft of transformers-lookup (default 10)",
     )
+    chat_template.add_flag(group)
     add("--system-prompt", metavar="TEXT", help="put in front of every conversation (default: none)")
     add("--seed", type=command.SEED, default=0)
 

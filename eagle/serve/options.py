@@ -10,6 +10,7 @@ from eagle import command
 from eagle.api.arguments import resolve_arguments
 from eagle.api.eagle_model import EagleModel
 from eagle.autotune.candidates import AUTO, count_or_auto
+from eagle.chat_template import add_flag
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.trees import TREES
 from hsd.verifiers import VERIFIERS
@@ -30,6 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=count_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
     )
+    add_flag(parser)
     parser.add_argument("--depth", type=command.COUNT, default=None, help="levels of the draft tree")
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
 from eagle.nn.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
+from eagle.nn.precision import DTYPES
 from eagle.nn.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
@@ -25,8 +26,7 @@ def load_pretrained(path: str, dtype: torch.dtype, device_map=None, **hub):
 
 def load_target(config: TrainConfig, device: torch.device):
     """The frozen target on `device`, in bfloat16 where training is, and its tokenizer."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    target, tokenizer = load_pretrained(config.target, dtype)
+    target, tokenizer = load_pretrained(config.target, DTYPES[config.precision])
     if config.shard_target:
         shard_layers(target, device)
     return target.to(device), tokenizer
@@ -38,9 +38,11 @@ def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[E
     Raises ValueError where nothing would be left to train on.
     """
     longest = min(config.max_length, context)
-    train = load_examples(tokenizer, config.data, longest)
+    train = load_examples(tokenizer, config.data, longest, config.chat_template_kwargs)
     if config.held_out:
-        return train, load_examples(tokenizer, config.held_out, longest)[: config.eval_examples]
+        return train, load_examples(tokenizer, config.held_out, longest, config.chat_template_kwargs)[
+            : config.eval_examples
+        ]
     if len(train) < 2:
         raise ValueError(
             f"training data {config.data}: one conversation, and every {round(1 / config.held_out_share)}th is held "

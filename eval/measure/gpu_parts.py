@@ -22,11 +22,12 @@ from eagle import EagleModel
 from eagle.checkpoints.pairs import DEMO, Pair, pair_names, resolve_pair
 from eagle.files import write_whole
 from eagle.nn import tree_attention
+from eagle.nn.precision import DTYPES
 from eagle.trees import TREES
 from eval.measure import batch, step_time, verification
 from eval.provenance import REPOSITORY
 from eval.run import methods
-from eval.run.load_models import DTYPES, load
+from eval.run.load_models import load
 from eval.run.methods import padded, seconds_of
 
 EXACT = 1e-5  # largest difference of a probability between float32 on the device and float64 on the CPU

@@ -26,11 +26,12 @@ from tqdm import tqdm
 
 from eagle import EagleModel, command
 from eagle.files import check_writable, write_whole
+from eagle.nn.precision import DTYPES
 from eagle.nn.target import CachedLM
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.report.markdown import markdown_table
-from eval.run.load_models import DTYPES, add_model_flags, load_from_flags
+from eval.run.load_models import add_model_flags, load_from_flags
 
 
 @torch.inference_mode()

@@ -30,13 +30,14 @@ from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.step import common_prefix
 from eagle.files import check_writable
+from eagle.nn.precision import DTYPES
 from eagle.nn.target import CachedLM
 from eval import provenance
 from eval.measure.forest import Forest, ForestDrafter
 from eval.measure.measures import expected, released_rule
 from eval.measure.states import Answer, Drafts, Pair, State, cut, draft, in_float64, sample_answers, scored, states_of
 from eval.questions import benchmarks, grading, prompts
-from eval.run.load_models import DTYPES, add_model_flags, resolve_flags
+from eval.run.load_models import add_model_flags, resolve_flags
 
 CHAIN = ("token", "block", "hsd", "published")
 SEVERAL = ("token", "hsd")

@@ -25,13 +25,14 @@ from eagle.engine.plan import Plan
 from eagle.engine.sequence import DecodingState, PhaseClock
 from eagle.engine.step import Decoder
 from eagle.files import check_writable, write_whole
+from eagle.nn.precision import DTYPES
 from eagle.trees import TreeSettings
 from eval.measure.roofline import Floor, measure_rates, step_floor
 from eval.measure.shapes import SHAPES, random_pair
 from eval.provenance import provenance
 from eval.report.markdown import markdown_table
 from eval.run.answers import PHASES
-from eval.run.load_models import DTYPES, add_model_flags, load_from_flags
+from eval.run.load_models import add_model_flags, load_from_flags
 
 COLUMNS = (*PHASES, "host")
 WARM_UP = 4  # steps after a prompt: the first has other shapes, then a graph is prepared and recorded

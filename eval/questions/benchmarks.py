@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eagle import command, jsonl
+from eagle.chat_template import check_text
 from eagle.digests import sha256
 from eval.provenance import portable
 from eval.questions import downloads
@@ -86,8 +87,7 @@ def text_of(value: Any, key: str, place: str) -> str:
     """A text with something in it. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place}: {key} is {shown(value)}; expected a text that is not empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{place}: {key} holds half of a surrogate pair, which no UTF-8 text can; write the character")
+    check_text(value, f"{place}: {key}")
     return value
 
 

@@ -5,6 +5,7 @@ OUT.jsonl.settings.json     written before the first answer; `complete` is set a
 
 import json
 from pathlib import Path
+from typing import Any
 
 from eagle import jsonl
 from eagle.checkpoints.fingerprint import fingerprint
@@ -83,7 +84,7 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         """Read what is there; a last line cut short is dropped."""
         self.path = Path(path)
-        self.values: dict[int, object] = {}
+        self.values: dict[int, Any] = {}
         if self.path.exists():
             jsonl.recover(self.path)
             for number, row in jsonl.lines(self.path):

@@ -23,9 +23,10 @@ import torch
 from tqdm import tqdm
 
 from eagle import command
+from eagle.chat_template import add_flag, check_keywords
 from eagle.digests import seed_of, sha256_of_file
 from eagle.files import sole_writer, write_text
-from eagle.nn.precision import has_bf16
+from eagle.nn.precision import DTYPES, fastest
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
 from eagle.train.data.overlap import RUN, Overlap
@@ -49,6 +50,7 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict:
     return {
         **{key: getattr(args, key) for key in keys},
         "dtype": dtype,
+        "chat_template_kwargs": args.chat_template_kwargs,
         "data": [sha256_of_file(path) for path in args.data],
         "exclude": [sha256_of_file(path) for path in args.exclude],
         "target": target_digests(args.target),
@@ -104,8 +106,8 @@ def answer_all(
 
     def request(number: int) -> Request:
         dialogue = dialogues[number]
-        limit, turn = min(args.max_new_tokens, context - len(dialogue.ids)), len(dialogue.spans)
-        seed = seed_of(args.seed, "answer", number, turn)
+        limit = min(args.max_new_tokens, context - len(dialogue.ids))
+        seed = seed_of(args.seed, "answer", number, dialogue.answers)
         return Request(number, list(dialogue.ids), limit, seed, dialogue.temperature)
 
     queue = deque(request(number) for number in in_sampling_order(dialogues, args.seed))
@@ -117,11 +119,11 @@ def answer_all(
             if dialogue.next_prompt() and len(dialogue.ids) < context:
                 queue.appendleft(request(done.key))
                 continue
-            journal.append(done.key, dialogue.record())
+            journal.append(done.key, dialogue.records())
             bar.update()
             bar.set_postfix_str(clock.rate())
             if clock.is_over():
-                started = [item for item in queue if dialogues[item.key].spans]
+                started = [item for item in queue if dialogues[item.key].answers]
                 queue.clear()
                 queue.extend(started)  # conversations begun are finished: short ones are not preferred
 
@@ -135,11 +137,11 @@ def without_overlap(prompts: list[list[dict]], exclude: list[str]) -> Iterator[i
 
 
 def first_prompts(tokenizer, conversations: list, numbers: Iterable[int], args) -> dict[int, Dialogue]:
-    """Dialogues at their first assistant turn; those whose template cannot render one are left out."""
+    """Dialogues at their first assistant turn."""
     found = {}
     for number in numbers:
         temperature = args.temperature[number % len(args.temperature)]
-        dialogue = Dialogue(tokenizer, conversations[number], temperature)
+        dialogue = Dialogue(tokenizer, conversations[number], temperature, args.chat_template_kwargs)
         if dialogue.next_prompt():
             found[number] = dialogue
     return found
@@ -156,20 +158,21 @@ def regenerate(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"auto": "bf16" if has_bf16(device) else "fp32"}.get(args.dtype, args.dtype)
+    dtype = fastest(device) if args.dtype == "auto" else args.dtype
     conversations = read_messages(args.data)[: args.limit]
     sidecar = Sidecar(args.output, settings_of(args, dtype))
     if sidecar.begin():
         print(f"{args.output}: complete; remove it and {sidecar.path.name} to sample again")
         return
     clock, journal = Clock(args.minutes), Journal(f"{args.output}.part")
-    model, tokenizer = load_pretrained(
-        args.target, torch.bfloat16 if dtype == "bf16" else torch.float32, args.device_map
+    model, tokenizer = load_pretrained(args.target, DTYPES[dtype], args.device_map)
+    check_keywords(tokenizer, args.chat_template_kwargs)
+    sampler = Sampler(
+        model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer), len(tokenizer)
     )
-    sampler = Sampler(model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer))
     prompts = Journal(f"{args.output}.prompts.part")
     if args.self_prompts:
-        writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed)
+        writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed, args.chat_template_kwargs)
         writer.write(args.self_prompts, prompts, clock.is_over)
         clock.tokens += writer.tokens
         if len(prompts.values) < args.self_prompts:
@@ -183,11 +186,11 @@ def _sample(args: argparse.Namespace) -> None:
     begun = len(dialogues)
     if not clock.is_over():
         answer_all(sampler, dialogues, journal, clock, args)
-    records = [journal.values[number] for number in sorted(journal.values)]
-    write_text(args.output, "".join(json_line(record) for record in records))
+    answered = [journal.values[number] for number in sorted(journal.values)]
+    write_text(args.output, "".join(json_line(record) for records in answered for record in records))
     if args.exclude:
         print(f"{len(conversations) - len(kept)} prompts dropped: {RUN} words in a row shared with --exclude files")
-    print(f"{args.output}: {len(records)} of {len(kept)} conversations, {clock.rate()}")
+    print(f"{args.output}: {len(answered)} of {len(kept)} conversations, {clock.rate()}")
     if all(number in journal.values for number in dialogues):
         sidecar.finish()
         for part in (journal.path, prompts.path):
@@ -233,11 +236,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--dtype",
-        choices=("auto", "bf16", "fp32"),
+        choices=("auto", "bfloat16", "float32"),
         default="auto",
-        help="auto: bf16 where the device multiplies it in hardware, else fp32",
+        help="auto: bfloat16 where the device multiplies it in hardware, else float32",
     )
     add("--device-map", help="as in transformers, e.g. auto: divide a large target over the GPUs")
+    add_flag(found)
     add("--seed", type=command.SEED, default=0)
     return found
 

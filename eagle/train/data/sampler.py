@@ -178,8 +178,12 @@ def sample_tokens(logits: Tensor, temperature: Tensor, top_p: Tensor, uniform: T
 class Sampler:
     """Answers requests with at most `rows` of them in progress."""
 
-    def __init__(self, model, rows: int, ends: list[int]) -> None:
-        """`model` is a stock causal LM, whose attention is set for this; an answer ends with one of `ends`."""
+    def __init__(self, model, rows: int, ends: list[int], vocabulary: int | None = None) -> None:
+        """`model` is a stock causal LM, whose attention is set for this; an answer ends with one of `ends`.
+
+        vocabulary    tokens of the tokenizer: rows with which a target's vocabulary is padded are never sampled
+        """
+        self.vocabulary = vocabulary
         model.set_attn_implementation(grouped_attention.NAME)
         pack_layers(model)
         self.model = model.eval()
@@ -243,7 +247,7 @@ class Sampler:
         )
         hidden = out.last_hidden_state
         rows = hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)]
-        return self.model.get_output_embeddings()(rows)
+        return self.model.get_output_embeddings()(rows)[:, : self.vocabulary]
 
     def sample(self, rows: list[Row], logits: Tensor) -> None:
         """Append one token to every row."""

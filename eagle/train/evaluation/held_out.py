@@ -14,9 +14,11 @@ from typing import NamedTuple
 import torch
 
 from eagle import command
+from eagle.chat_template import add_flag
 from eagle.checkpoints.load import load_head
 from eagle.digests import sha256_of_file
 from eagle.files import check_writable, write_json
+from eagle.nn.precision import DTYPES
 from eagle.train.data.conversations import collate, load_examples
 from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
@@ -40,7 +42,7 @@ class HeldOut(NamedTuple):
 def held_out(args: argparse.Namespace) -> list[HeldOut]:
     """One result per file of `args.data`. Raises ValueError for a target, head or file that cannot be used."""
     digests = [sha256_of_file(path) for path in args.data]
-    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    dtype = DTYPES[args.dtype]
     target, tokenizer = load_pretrained(args.target, dtype)
     target = target.to("cuda" if torch.cuda.is_available() else "cpu")
     head = load_head(args.head, target.config, dtype=dtype)
@@ -52,7 +54,7 @@ def held_out(args: argparse.Namespace) -> list[HeldOut]:
     )
     found = []
     for path, digest in zip(args.data, digests, strict=True):
-        examples = load_examples(tokenizer, [path], longest)
+        examples = load_examples(tokenizer, [path], longest, args.chat_template_kwargs)
         plan = batches_of(examples, list(range(len(examples))), args.batch_tokens)
         batches = (collate([examples[i] for i in rows]).to(target.device) for rows in plan)
         sums = acceptance_sums(head, source, batches, args.steps)
@@ -99,7 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--steps", type=command.COUNT, default=7, help="draft steps")
     add("--max-length", type=command.COUNT, default=2048, help="longer conversations are cut")
     add("--batch-tokens", type=command.COUNT, default=2048, help="padded tokens of one forward")
-    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of target and head")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of target and head")
+    add_flag(parser)
     add("--json", metavar="OUT", help="write the numbers there as well")
     return command.start(parser, report, argv)
 

@@ -54,7 +54,7 @@ def test_long_conversations_are_cut(tokenizer, tmp_path):
 
 BAD = {
     "not JSON": ("{", ["line 2", "not JSON"]),
-    "not an object": ([1], ["line 2", "list"]),
+    "not an object": ([1], ["line 2", "not a JSON object"]),
     "no turns": ({"text": "x"}, ["line 2", "'messages'", "text"]),
     "role": ({"messages": [{"role": "robot", "content": "x"}]}, ["line 2", "robot", "assistant"]),
     "no list": ({"messages": "w1"}, ["line 2", "messages", "list of turns", "'role'", "'content'"]),
@@ -104,10 +104,12 @@ def test_missing_file_and_template(tokenizer, tmp_path):
 
 
 def test_what_the_template_refuses_is_named(tokenizer, tmp_path):
-    refusal = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
     tokenizer.chat_template = refusal + PLAIN_TEMPLATE
-    paths = write(tmp_path / "d.jsonl", {"messages": messages()}, {"messages": messages()[1:]})
-    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: roles must alternate"):
+    paths = write(
+        tmp_path / "d.jsonl", {"messages": messages()}, {"messages": [{"role": "system", "content": "w1"}, *messages()]}
+    )
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: no system message"):
         load_examples(tokenizer, paths, 128)
 
 

@@ -14,7 +14,7 @@ from eagle.train.data.self_prompts import user_turn
 
 def run(target, data, output, *more, status=0) -> list[dict]:
     """Lines of the output of one call of the command, which must end with `status`."""
-    arguments = ["--target", target, "--output", output, "--max-new-tokens", 20, "--batch", 8, "--dtype", "fp32"]
+    arguments = ["--target", target, "--output", output, "--max-new-tokens", 20, "--batch", 8, "--dtype", "float32"]
     if data is not None:
         arguments += ["--data", data]
     assert regenerate.main([str(argument) for argument in [*arguments, *more]]) == status
