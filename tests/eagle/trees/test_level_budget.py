@@ -5,21 +5,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle.trees import prices
+from eagle.trees import level_budget
 from eagle.trees.level_budget import child_gains, expected_subtree_size, level_size
 
 
 def test_foresight_by_hand():
     """With no level below a candidate takes its own slot; with one, also those of its children that are worth one."""
-    assert expected_subtree_size(0.5, 0).tolist() == [1.0] * prices.STEPS
+    assert expected_subtree_size(0.5, 0).tolist() == [1.0] * level_budget.STEPS
     found = expected_subtree_size(0.5, 1)
     for step in (0, 5, 20, 50):
         wanted = 1.0
-        for ratio, share in prices.TYPICAL:
-            top_q = (1 - ratio) * ratio ** torch.arange(prices.CHILDREN)
+        for ratio, share in level_budget.TYPICAL:
+            top_q = (1 - ratio) * ratio ** torch.arange(level_budget.CHILDREN)
             sampled, topk = child_gains(top_q, torch.tensor((1 - ratio) / (1 + ratio)), 0.5)
             gains = torch.cat([sampled[None], topk])
-            wanted += share * int((gains.log() + step * prices.STEP >= 0).sum())
+            wanted += share * int((gains.log() + step * level_budget.STEP >= 0).sum())
         assert found[step].item() == pytest.approx(wanted, abs=1e-5)
 
 
@@ -56,3 +56,11 @@ def test_a_slot_depends_on_better_candidates_only(values, left, below, beta):
         other = falling.clone()
         other[:, place + 1 :] *= 0.5
         assert (level_size(other, left, below, beta) > place) == (found > place)
+
+
+def test_a_tree_may_be_deeper_than_python_recurses():
+    import sys
+
+    deep = expected_subtree_size(0.65, sys.getrecursionlimit() + 99)
+    assert deep.shape == expected_subtree_size(0.65, 3).shape
+    assert (deep >= expected_subtree_size(0.65, 3)).all()
