@@ -9,7 +9,6 @@ other weights (with a warning), the nearest of `TEMPERATURES` is measured briefl
 the user's cache directory, as step times are.
 """
 
-import hashlib
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
 from eagle.autotune.step_cost import StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
+from eagle.digests import sha256
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
@@ -102,7 +102,7 @@ class AutoTree:
     def _brief_path(self) -> Path | None:
         if None in self.fingerprints:
             return None
-        digest = hashlib.sha256("/".join(map(str, self.fingerprints)).encode()).hexdigest()[:16]
+        digest = sha256("/".join(map(str, self.fingerprints)))[:16]
         return cache_directory() / f"calibration-{digest}.json"
 
     @cached_property

@@ -10,6 +10,7 @@ safeailab     what SafeAILab's code, SGLang and vLLM read: flat config.json, mid
 speculators   what the speculators library and vLLM read: nested config.json, layers.0.*
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -90,13 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output", metavar="OUT")
     parser.add_argument("--to", required=True, choices=tuple(LAYER_PREFIX))
     parser.add_argument("--target", help="the target's directory or hub id")
-    args = parser.parse_args(argv)
 
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         config = convert(args.source, args.output, args.to, args.target)
         print(f"{args.output}: {args.to} layout, taps (layer inputs) {list(config.taps)}")
 
-    return command.run(work)
+    return command.start(parser, work, argv)
 
 
 if __name__ == "__main__":
