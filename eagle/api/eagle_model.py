@@ -1,7 +1,6 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
 import contextlib
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,7 @@ from eagle.autotune.candidates import Fit
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import ACCESS, hub_options, read_tokenizer
+from eagle.digests import seed_of
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.drafters.causal_lm import check_models_agree, check_same_tokenizer
 from eagle.engine.distributions import Sampling
@@ -353,8 +353,7 @@ def _seed(args: GenerationArgs) -> int:
 
 def row_generator(seed: int, index: int) -> torch.Generator:
     """The random numbers of one row of a batch."""
-    digest = hashlib.sha256(f"{seed}/row {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, "row", index))
 
 
 def _record_of(args: GenerationArgs) -> PlanRecord:
