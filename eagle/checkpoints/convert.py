@@ -13,6 +13,7 @@ speculators   what the speculators library and vLLM read: nested config.json, la
 import sys
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,7 +61,9 @@ def convert(source: str | Path, output: str | Path, to: str, target_name: str | 
         config, tensors = read_checkpoint(directory, target)
         if target is not None:
             check_target(config, target)
-        build_head(config, dict(tensors))
+        head = build_head(config, dict(tensors))
+    if config.has_vocabulary_map and not torch.equal(tensors["d2t"].long(), head.get_buffer("d2t")):
+        tensors["d2t"] = head.get_buffer("d2t").to(tensors["d2t"].dtype)  # it held target ids
     renamed = {name: t.detach().clone().contiguous() for name, t in rename(tensors, LAYER_PREFIX[to]).items()}
     dtype = str(tensors["fc.weight"].dtype).removeprefix("torch.")
     layout = write_config(to, config, dtype, target, target_name)
