@@ -116,7 +116,8 @@ def bind_target(head: Eagle3Head, model: Any, device: torch.device) -> None:
     if embeddings.weight.device != device and needed["embed_tokens"]:
         embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
     if output.weight.device != device and needed["lm_head"]:
-        copy = torch.nn.Linear(*reversed(output.weight.shape), bias=False, device="meta")
+        rows, width = output.weight.shape
+        copy = torch.nn.Linear(width, rows, bias=False, device="meta")
         copy.weight = torch.nn.Parameter(output.weight.to(device), requires_grad=False)
         output = copy
     head.bind_embeddings(embeddings)

@@ -158,7 +158,7 @@ def check_embeddings(own: Tensor, target: Tensor) -> None:
     if own.shape != target.shape or own.is_meta or target.is_meta or not target.is_floating_point():
         return
     rows = torch.linspace(0, len(own) - 1, min(len(own), SAMPLED_ROWS)).long()
-    ours, theirs = own[rows.to(own.device)].float().cpu(), target[rows.to(target.device)].float().cpu()
+    ours, theirs = (table.detach()[rows.to(table.device)].float().cpu() for table in (own, target))
     likeness = float(torch.cosine_similarity(ours, theirs, dim=-1).mean())
     if likeness < LIKE:
         warnings.warn(

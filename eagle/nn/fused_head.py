@@ -40,7 +40,7 @@ def _joined(*layers: nn.Linear) -> PackedLinear:
     weight = torch.cat([layer.weight for layer in layers])
     joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     joined.weight = nn.Parameter(weight, requires_grad=False)
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
     if biases:
         joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
     return PackedLinear(joined)

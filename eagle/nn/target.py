@@ -27,7 +27,7 @@ from eagle.nn import tree_attention as attention
 from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, round_up
 from eagle.nn.packed import PackedLinear, can_pack, pack_layers
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+SUPPORTED = {"granitemoe", "llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
 PREFILL_CHUNK = 512  # tokens read behind cached ones in one forward: their mask has a row each
