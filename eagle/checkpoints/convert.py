@@ -5,7 +5,7 @@
 
 IN is a directory or hub id of any public family. In the first two layouts tensors keep their bits and their dtype: only
 their names (`midlayer.*` or `layers.0.*`), the container and config.json change. --target is the target's directory or
-hub id: it is needed where IN names no feature taps, checks that the head belongs to it, and is written as the verifier's
+hub id: needed where IN names no feature taps, a check that the head belongs to it, and written as the verifier's
 name.
 
 safeailab     what SafeAILab's code, SGLang and vLLM read: flat config.json, midlayer.*

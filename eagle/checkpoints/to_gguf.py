@@ -163,7 +163,7 @@ def add_tensor(writer: Any, name: str, tensor: Tensor, quantization: str) -> Non
     if not tensor.is_floating_point():
         writer.add_tensor(name, tensor.cpu().numpy(), raw_dtype=gguf.GGMLQuantizationType.I64)
         return
-    data = tensor.float().cpu().numpy()
+    data = tensor.detach().float().cpu().numpy()
     if data.ndim == 1:
         writer.add_tensor(name, data)
         return
