@@ -41,14 +41,15 @@ class AutoTree:
     def choose(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> Point:
         """The fastest candidate, plain decoding where no tree is faster. `tree`: "auto", or the kind it is to be.
 
-        Raises ValueError and RuntimeError as `points` does.
+        Raises ValueError as `points` does.
         """
         return choose(self.points(model, temperature, batch, tree))
 
     def points(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> list[Point]:
         """What `choose` chooses from, plain decoding first.
 
-        What is not known yet is measured: RuntimeError where another generation of the model is unfinished then.
+        What is not known yet is measured.
+
         Raises ValueError for a model without a drafter, and for a kind that has no candidates or is not calibrated.
         """
         if model.drafter is None:
@@ -60,8 +61,7 @@ class AutoTree:
         times = costs.known(batch, greedy)
         if times is None:
             accepted = {} if self.calibration is None else self.calibration.most_accepted(greedy)
-            with model.exclusive():
-                times = costs.measure(model, batch, greedy, accepted)
+            times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
 
     def fit(self, temperature: float, brief: bool = False) -> Fit:
@@ -126,8 +126,7 @@ class AutoTree:
 
     def _measure_briefly(self, model: Any, temperature: float) -> None:
         prompts = bundled_prompts(model.tokenizer)
-        with model.exclusive():
-            (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
+        (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
         if self._brief_path is not None:
             found = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:

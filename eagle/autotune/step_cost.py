@@ -18,15 +18,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eagle.autotune.candidates import PLAIN, VERIFIER, Candidate, candidates_at
 from eagle.autotune.machine import cache_directory
 from eagle.autotune.prompts import bundled_prompts
-from eagle.engine.capturable import graph_blocker
-from eagle.engine.distributions import SamplingParams, SamplingTransform
+from eagle.engine.distributions import Sampling, SamplingParams
+from eagle.engine.graphs import graph_blocker
 from eagle.engine.plan import Plan
-from eagle.engine.step import Decoder
 from eagle.files import read_json, write_json
 
 WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
@@ -92,7 +89,7 @@ def _name(batch: int, greedy: bool) -> str:
 
 
 def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
-    """Median milliseconds of a step by candidate, `batch` rows at once; the model's caches must be free.
+    """Median milliseconds of a step by candidate, `batch` rows at once.
 
     model       an `eagle.EagleModel` with a drafter and a tokenizer
     accepted    as in `StepCosts.measure`
@@ -120,20 +117,16 @@ def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candid
 
 def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:
     """Milliseconds of some steps of one generation from `batch` copies of a prompt."""
-    target = SamplingTransform(SamplingParams(temperature))
-    plan = Plan.resolve(candidate.tree, VERIFIER, candidate.settings, target)
-    graphs = None if graph_blocker(model.target, model.drafter if plan.builder else None, plan) else model.captured
-    generator = torch.Generator(device=model.device).manual_seed(0)
-    decoder = Decoder(model.target, model.drafter, plan, generator, graphs)
+    plan = Plan.resolve(candidate.tree, VERIFIER, candidate.settings, temperature)
+    sampling = Sampling(SamplingParams(temperature))
+    recorded = graph_blocker(model.target, model.drafter if plan.builder else None, sampling) is None
     room = (WARM_UP + STEPS) * (plan.depth + 1) + 1
     prompt = prompt[-max(model.context_length - room, 1) :]
-    state = decoder.prefill([prompt] * batch, room, None if graphs is None else graphs.buffers)
-    for row, token in zip(state.rows, state.step.root.tolist(), strict=True):
-        row.new_tokens.append(token)
-    for index in range(WARM_UP + STEPS):
-        began = time.perf_counter()
-        results = decoder.step(state)
-        if index >= WARM_UP:
-            yield 1e3 * (time.perf_counter() - began)
-        for row, result in zip(state.rows, results, strict=True):
-            row.new_tokens += result.tokens
+    with model.session(plan, graphs=recorded) as session:
+        for index in range(batch):
+            session.add(prompt, sampling, index, max_new_tokens=room)
+        for index in range(WARM_UP + STEPS):
+            began = time.perf_counter()
+            session.step()
+            if index >= WARM_UP:
+                yield 1e3 * (time.perf_counter() - began)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
 from eagle.nn.head import Eagle3Head
-from eagle.nn.packed import PackedLinear, version_of
+from eagle.nn.packed import Product, version_of
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host computes
 
@@ -35,17 +35,6 @@ def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
     return [version_of(tensor) for tensor in head.parameters()]
 
 
-def _joined(*layers: nn.Linear) -> PackedLinear:
-    """Layers with the same input as one, outputs side by side. All have a bias, or none."""
-    weight = torch.cat([layer.weight for layer in layers])
-    joined = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    joined.weight = nn.Parameter(weight, requires_grad=False)
-    biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    if biases:
-        joined.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-    return PackedLinear(joined)
-
-
 class FusedHead:
     """A head that is bound to its target, to decode with. Reads the weights when made, the rotary angles in `reserve`.
 
@@ -61,9 +50,9 @@ class FusedHead:
         self.is_last = self.index == head.config.num_hidden_layers - 1
         attention, mlp = self.layer.self_attn, self.layer.mlp
         self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
-        self.qkv = _joined(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
-        self.o_proj, self.down_proj = PackedLinear(attention.o_proj), PackedLinear(mlp.down_proj)
+        self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.gate_up = Product(mlp.gate_proj, mlp.up_proj)
+        self.o_proj, self.down_proj = Product(attention.o_proj), Product(mlp.down_proj)
         self.output: Callable[[Tensor], Tensor] | None = None  # made at the first use: the target may be bound later
         self.angles: Tensor | None = None
 
@@ -73,7 +62,7 @@ class FusedHead:
 
     def state(self) -> list[Tensor]:
         """The tensors of its own, whose addresses recorded steps depend on."""
-        return [self.qkv.layer.weight, self.gate_up.layer.weight, *([] if self.angles is None else [self.angles])]
+        return [*self.qkv.state(), *self.gate_up.state(), *([] if self.angles is None else [self.angles])]
 
     def reserve(self, positions: int) -> None:
         """Make the table of rotary angles [P, 2 E] long enough."""
@@ -115,7 +104,7 @@ class FusedHead:
         """h [..., D] -> draft logits [..., Vd]"""
         if self.output is None:
             output = self.head.output_layer()
-            self.output = PackedLinear(output) if type(output) is nn.Linear else output
+            self.output = Product(output) if type(output) is nn.Linear else output
         return self.output(hidden if self.config.norm_output else self.head.norm(hidden))
 
     def _angles(self, positions: Tensor) -> Tensor:

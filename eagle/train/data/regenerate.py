@@ -179,7 +179,8 @@ def _sample(args: argparse.Namespace) -> None:
     model, tokenizer = load_pretrained(
         args.target, torch.bfloat16 if dtype == "bf16" else torch.float32, args.device_map
     )
-    sampler = Sampler(model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer))
+    placed = model if args.device_map else model.to(device)
+    sampler = Sampler(placed, args.batch, end_tokens(model, tokenizer), len(tokenizer))
     prompts = Journal(f"{args.output}.prompts.part")
     if args.self_prompts:
         writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed)

@@ -81,16 +81,16 @@ def compare_with_training(loaded, width: int, read_at_once: bool) -> None:
     features, tokens = torch.randn(2, LENGTH, width), torch.randint(VOCABULARY, (2, LENGTH))
     origins = torch.tensor([[8], [6]])  # pairs read: 9 and 7, so tokens read: 10 and 8
     trained = [loaded.logits(hidden)[:, 0] for hidden in unroll(loaded, features, tokens, origins, STEPS)]
-    drafter = Eagle3Drafter(loaded)
+    drafter, more = Eagle3Drafter(loaded), 1 if read_at_once else 3
     drafter.reserve(2, STEPS, 40, STEPS + 1)
-    if read_at_once:
-        found = [drafter.read(tokens[:, :10], torch.tensor([10, 8]), features[:, :9])]
-    else:
-        drafter.read(tokens[:, :7], torch.tensor([7, 5]), features[:, :6])
-        drafter.set_length_bound(7)
-        more = torch.stack([tokens[0, 7:10], tokens[1, 5:8]])
-        aux = torch.stack([features[0, 6:9], features[1, 4:7]])
-        found = [drafter.read(more, torch.tensor([3, 3]), aux)]
+    rest, aux = [], []
+    for row, pairs in enumerate((9, 7)):
+        held = pairs + 1 - more
+        drafter.read_prompt(row, tokens[row, :held].tolist(), 0, features[row : row + 1, :held])
+        rest.append(tokens[row, held : pairs + 1])
+        aux.append(features[row, held - 1 : pairs])
+    drafter.use(2)
+    found = [drafter.read(torch.stack(rest), torch.tensor([more, more]), torch.stack(aux))]
     for step in range(1, STEPS):
         next_tokens = tokens.gather(1, origins + step + 1)
         found.append(drafter.grow(torch.full((2, 1), step - 1), next_tokens)[:, 0])

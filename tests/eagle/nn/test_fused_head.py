@@ -60,10 +60,10 @@ def test_a_weight_written_to_is_noticed(name):
     drafter = Eagle3Drafter(random_head({}))
     drafter.reserve(1, 4, 16, 4)
     before = drafter.fused
-    drafter.reserve(1, 4, 16, 4)
+    drafter.refresh()
     assert drafter.fused is before
     drafter.head.load_state_dict({**drafter.head.state_dict(), name: drafter.head.state_dict()[name] * 2})
-    drafter.reserve(1, 4, 16, 4)
+    drafter.refresh()
     assert drafter.fused is not before
 
 
