@@ -18,7 +18,7 @@ from eagle.api.arguments import (
     stated,
     token_ids,
 )
-from eagle.api.loading import load_lm, load_options
+from eagle.api.loading import bind_target, load_lm, load_options
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
 from eagle.autotune.auto import AutoTree
 from eagle.autotune.candidates import Fit
@@ -111,12 +111,7 @@ class EagleModel:
         check_target(head.config, model.config)
         device = device_of(model.model.layers[-1])
         head.to(device, model.dtype)
-        embeddings = model.get_input_embeddings()
-        if embeddings.weight.is_meta and not head.config.own_embeddings:
-            raise ValueError("the target's embed_tokens are offloaded; the head reads them too: keep them on a device")
-        if embeddings.weight.device != device:
-            embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
-        head.bind_embeddings(embeddings)
+        bind_target(head, model, device)
         return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps))
 
     @classmethod
@@ -128,7 +123,7 @@ class EagleModel:
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attention: str | None = None,
-        taps: tuple[int, int, int] | None = None,
+        taps: tuple[int, ...] | None = None,
         rope_theta: float | None = None,
         attn_implementation: str | None = None,
         drafter_kwargs: Mapping[str, Any] | None = None,

@@ -25,6 +25,7 @@ FAMILIES = {
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None, **MOE},
+    "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
 }
 
