@@ -10,7 +10,6 @@ the user's cache directory, as step times are. Measuring takes a minute at most;
 entry of `SHIPPED`.
 """
 
-import hashlib
 import math
 import time
 import warnings
@@ -29,6 +28,7 @@ from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
 from eagle.autotune.step_cost import StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
+from eagle.digests import sha256
 from eagle.trees import greedy_tree
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
@@ -153,7 +153,7 @@ class AutoTree:
     def _brief_path(self) -> Path | None:
         if None in self.fingerprints:
             return None
-        digest = hashlib.sha256("/".join(map(str, self.fingerprints)).encode()).hexdigest()[:16]
+        digest = sha256("/".join(map(str, self.fingerprints)))[:16]
         return cache_directory() / f"calibration-{digest}.json"
 
     @cached_property

@@ -12,7 +12,6 @@ them. Times are taken at short prompts and kept in a file of the user's cache di
 import hashlib
 import json
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,8 +20,7 @@ from typing import Any
 from eagle.autotune.candidates import PLAIN, VERIFIER, Candidate, candidates_at
 from eagle.autotune.machine import cache_directory
 from eagle.autotune.prompts import bundled_prompts
-from eagle.engine.distributions import Sampling, SamplingParams
-from eagle.engine.graphs import graph_blocker
+from eagle.autotune.step_timer import step_seconds
 from eagle.engine.plan import Plan
 from eagle.files import read_json, write_json
 
@@ -124,15 +122,7 @@ def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candid
 def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:
     """Milliseconds of some steps of one generation from `batch` copies of a prompt."""
     plan = Plan.resolve(candidate.tree, VERIFIER, candidate.settings, temperature)
-    sampling = Sampling(SamplingParams(temperature))
-    recorded = graph_blocker(model.target, model.drafter if plan.builder else None, sampling) is None
     room = (WARM_UP + STEPS) * (plan.depth + 1) + 1
-    prompt = prompt[-max(model.context_length - room, 1) :]
-    with model.session(plan, graphs=recorded) as session:
-        for index in range(batch):
-            session.add(prompt, sampling, index, max_new_tokens=room)
-        for index in range(WARM_UP + STEPS):
-            began = time.perf_counter()
-            session.step()
-            if index >= WARM_UP:
-                yield 1e3 * (time.perf_counter() - began)
+    prompts = [prompt[-max(model.context_length - room, 1) :]] * batch
+    for seconds in step_seconds(model, plan, prompts, temperature, STEPS, warm_up=WARM_UP):
+        yield 1e3 * sum(seconds.values())

@@ -135,11 +135,13 @@ class RowDistributions:
     signature   the host values that a call depends on; the others lie in tensors of fixed addresses
     """
 
-    def __init__(self, rows: int, device: torch.device):
-        """For at most `rows` rows; `set` says which."""
-        self.device = device
+    def __init__(self, rows: int, device: torch.device, vocabulary: int | None = None):
+        """For at most `rows` rows; `set` says which. `vocabulary`: tokens from here on have probability 0."""
+        self.device, self.vocabulary = device, vocabulary
         names = ("temperature", "top_k", "top_p", "min_p", "penalty", "greedy")
-        self._values = dict(zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device)))
+        self._values: dict[str, Tensor] = dict(
+            zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device))
+        )
         self._processors: list[tuple[Processor, ...]] = []
         self.signature: tuple[Any, ...] = ()
 
@@ -170,6 +172,10 @@ class RowDistributions:
     def __call__(self, logits: Tensor, prefixes: Prefixes | None = None) -> Tensor:
         """`prefixes`, one per position of the logits: needed for a repetition penalty and for processors."""
         scores = logits.float()
+        if self.vocabulary is not None and self.vocabulary < scores.shape[-1]:
+            scores = scores.index_fill(
+                -1, torch.arange(self.vocabulary, scores.shape[-1]).to(scores.device), -torch.inf
+            )
         if "penalty" in self._used or self._processors:
             if prefixes is None:
                 raise ValueError("a repetition penalty or a logits processor needs the tokens before: pass prefixes")

@@ -133,8 +133,15 @@ class StepTrees(NamedTuple):
     @torch.inference_mode()
     def record(self, row: int, to_probs: ToProbs) -> TreeRecord:
         """One row's tree. `to_probs`: logits [1, R, Vd] of the row -> q. Waits for the device."""
-        tree = self.tree.row(row)
+        tree = self._row(row)
         return _record(tree, self.probs[row], self.decision, row, self._draft_probs(tree, row, to_probs))
+
+    def _row(self, row: int) -> hsd.DraftTree:
+        """One row's tree without the padding behind it."""
+        tree = self.tree.row(row)
+        real = int((tree.proposal_rows >= -1).sum())
+        parts = (tree.tokens[:real], tree.parents[:real], tree.proposal_rows[:real])
+        return hsd.DraftTree(*parts, tree.proposals, tree.support)
 
     def _draft_probs(self, tree: hsd.DraftTree, row: int, to_probs: ToProbs) -> Tensor:
         """q of every node's token after its parent: Float[N], 1 for the root."""
@@ -194,7 +201,7 @@ def _record(tree: hsd.DraftTree, probs: Tensor, decision: hsd.Decision, row: int
         p.tolist(),
         q.tolist(),
         d.tolist(),
-        decision.stop[row].tolist(),
+        decision.stop[row, : len(tree)].tolist(),
         decision.path[row, : int(decision.accepted[row]) + 1].tolist(),
         int(decision.token[row]),
     )

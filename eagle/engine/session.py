@@ -15,7 +15,7 @@ Shapes: B rows in a step, K depth, A width of the auxiliary hidden states, V voc
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,19 +39,25 @@ REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
     "distributed exactly as the target's, but few drafts will be accepted: check the head's weights and its dtype"
 )
+LASTING = ("_pending", "_counts", "_aux", "_uniforms", "_p", "_q")  # tensors of a session that outlive a step
+MOST_KEPT = 16  # plans whose tensors a workspace keeps
 
 
 class Workspace(NamedTuple):
-    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold."""
+    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold.
+
+    tensors   what steps of a plan leave for the next ones, where steps are recorded
+    """
 
     target: CachedLM
     drafter: Drafter | None
-    graphs: GraphRunner | None = None
+    graphs: GraphRunner | None
+    tensors: dict[Hashable, dict[str, Any]]
 
     @classmethod
     def of(cls, target: CachedLM, drafter: Drafter | None, graphs: GraphRunner | None = None) -> "Workspace":
         """A new one, with nothing allocated."""
-        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs)
+        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs, {})
 
     def forget(self) -> None:
         """Count the caches as empty; their memory stays."""
@@ -93,9 +99,9 @@ class Clock:
         self.seconds, self._last = {}, self._now()
 
     def lap(self, phase: str) -> None:
-        """Seconds since the last reading belong to `phase`."""
+        """Seconds since the last reading belong to `phase`, beside those that it has."""
         now = self._now()
-        self.seconds[phase], self._last = now - self._last, now
+        self.seconds[phase], self._last = self.seconds.get(phase, 0.0) + now - self._last, now
 
     def _now(self) -> float:
         if self.synchronize is not None and self.synchronize.type == "cuda":
@@ -121,11 +127,13 @@ class Session:
         *,
         graphs: bool = True,
         record_trees: bool = False,
+        vocabulary: int | None = None,
         workspace: Workspace | None = None,
     ):
         """`target` and `drafter` are a model's; the session's caches are its own.
 
         graphs      replay steps where the workspace records them
+        vocabulary  token ids from here on are never sampled; None: all that the target has
         workspace   caches to go on with, which no other session uses
 
         Raises ValueError for a plan that drafts without a drafter.
@@ -139,9 +147,11 @@ class Session:
         self.device = self.target.device
         self.clock = Clock()
         self.record_trees, self.watched = record_trees, False
+        self.vocabulary = vocabulary
         self.trees: StepTrees | None = None
         self.first: Tensor | None = None
         self._capacity = 0
+        self.target.refresh()
         if self.drafter is not None:
             self.drafter.refresh()
         self._rows: list[_Row] = []
@@ -150,7 +160,11 @@ class Session:
         self._pending = torch.zeros(0, plan.depth + 1, dtype=torch.int64, device=self.device)
         self._counts = torch.ones(0, dtype=torch.int64, device=self.device)
         self._aux: Tensor | None = None
-        self._allocate(1)
+        kept = self.workspace.tensors.pop(self._planned, None) if self.graphs is not None else None
+        if kept is None:
+            self._allocate(1)
+        else:
+            vars(self).update(kept)
 
     @property
     def rows(self) -> list[GeneratedRow]:
@@ -203,6 +217,11 @@ class Session:
         return row.record
 
     @torch.inference_mode()
+    def reserve(self, rows: int, tokens: int) -> None:
+        """Allocate at once what rows to come are known to need: their number, and the tokens of the longest."""
+        self._reserve(self._padded(max(rows, len(self._rows))), tokens)
+
+    @torch.inference_mode()
     def remove(self, record: GeneratedRow) -> None:
         """Take a row out, finished or not; the last row moves to its place. Does nothing for one that has left."""
         found = [index for index, row in enumerate(self._rows) if row.record is record]
@@ -221,6 +240,11 @@ class Session:
         for index in range(len(self._rows)):
             self._note(index)
         self._rows.clear()
+        if self.graphs is not None:
+            kept = self.workspace.tensors
+            kept[self._planned] = {name: getattr(self, name) for name in LASTING}
+            if len(kept) > MOST_KEPT:
+                kept.pop(next(iter(kept)))
         if not self._sound:
             self.workspace.release()
         return self.workspace
@@ -228,7 +252,7 @@ class Session:
     def _read(self, row: _Row, reuse: bool) -> None:
         record, place = row.record, len(self._rows)
         prompt = record.prompt
-        self._reserve(place + 1, len(prompt) + min(max(row.stopping.room(record), 1), RESERVED))
+        self._reserve(self._padded(place + 1), len(prompt) + min(max(row.stopping.room(record), 1), RESERVED))
         held = self._find_held(prompt, place) if reuse else 0
         record.reused_tokens = held
         scores = self.target.read_prompt(place, prompt, held)
@@ -250,7 +274,7 @@ class Session:
         self._arrange()
 
     def _first_probs(self, row: _Row, logits: Tensor) -> Tensor:
-        rows = RowDistributions(1, logits.device)
+        rows = RowDistributions(1, logits.device, self.vocabulary)
         rows.set([row.sampling.target], [row.sampling.processors])
         prefixes = None
         if row.sampling.needs_prefix:
@@ -287,13 +311,18 @@ class Session:
         if source == goal:
             return
         self.target.cache.move(source, goal)
-        if self.drafter is not None:
+        if self.drafter is not None and self.plan.builder is not None:  # else its cache may have fewer rows
             self.drafter.cache.move(source, goal)
         for tensor in (self._pending, self._counts, self._aux):
             if tensor is not None:
                 tensor[goal] = tensor[source]
 
     # --- tensors ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _planned(self) -> Hashable:
+        """What decides the shapes of the tensors that outlive a step."""
+        return self.plan, self.vocabulary
 
     @property
     def _ahead(self) -> int:
@@ -308,6 +337,7 @@ class Session:
             self.drafter.reserve(rows, self.plan.grown_by(rows), capacity, slack)
         if rows > allocated:
             self._allocate(max(rows, 2 * allocated))
+            self._arrange()
 
     def _grow(self) -> None:
         """Room for the coming step: a row's limit can be the whole context, so not all of it is reserved at once."""
@@ -326,7 +356,7 @@ class Session:
         if aux is not None:
             self._aux_of(aux)[: len(aux)] = aux
         self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.device)
-        self._p = RowDistributions(rows, self.device)
+        self._p = RowDistributions(rows, self.device, self.vocabulary)
         self._q = RowDistributions(rows, self.device if self.drafter is None else self.drafter.device)
 
     def _aux_of(self, like: Tensor) -> Tensor:
@@ -335,13 +365,15 @@ class Session:
             self._aux = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return self._aux
 
+    def _padded(self, rows: int) -> int:
+        """Rows of a step that is about this many."""
+        return rows if follows_rows(self.device) else 1 << max(rows - 1, 0).bit_length()
+
     def _arrange(self) -> None:
         """The rows in use have changed."""
         rows = [row.sampling for row in self._rows]
-        self.width = len(rows) if self.device.type == "cpu" else 1 << max(len(rows) - 1, 0).bit_length()
+        self.width = self._padded(len(rows))
         rows += [Sampling(SamplingParams(0.0 if self.plan.greedy else 1.0))] * (self.width - len(rows))
-        if self.width > len(self._counts):
-            self._reserve(self.width, 1)
         self._p.set([row.target for row in rows], [row.processors for row in rows])
         self._q.set([row.of_draft for row in rows])
         self.target.cache.use(self.width)
@@ -364,11 +396,10 @@ class Session:
     def begin_step(self, recordable: bool = True) -> None:
         """Draw the step's random numbers, and open its recording where steps are recorded."""
         self._grow()
-        self._sound = False
         self.clock.start()
         self.draw_numbers()
-        self._replays = self.graphs is not None and recordable
-        if self.graphs is not None and recordable:
+        self._replays = self.graphs is not None and recordable and self._draft is None
+        if self.graphs is not None and self._replays:
             self.graphs.begin(self._key(), self._outlives())
 
     def draw_numbers(self) -> Tensor:
@@ -434,15 +465,21 @@ class Session:
 
     def phase(self, name: str, function: Callable[[], T]) -> T:
         """Run a part of the step, or replay its recording."""
-        found: T = self.graphs.run(name, function) if self._replays and self.graphs is not None else function()
+        found: T = self.graphs.run(name, lambda: self._anew(function)) if self._replays and self.graphs else function()
         self.clock.lap(name)
         return found
+
+    def _anew(self, function: Callable[[], T]) -> T:
+        """Run a part of a recorded step. It is run again where recording it failed, and reads what it read again."""
+        self._draft = None
+        return function()
 
     def append(self, packed: Tensor, nodes: int) -> list[StepRecord]:
         """Read the step's result, the one wait for the device, and extend the rows."""
         values, records = packed.tolist(), []
         self.clock.lap("commit")
         values = values[: len(self._rows)]
+        self._sound = False
         check_finite([bool(finite) for _, _, finite, *_ in values], "in a step", [row.sampling for row in self._rows])
         self._sound = not any(replaced for _, _, _, replaced, *_ in values)
         if not self._sound and not self._warned:
@@ -479,15 +516,21 @@ class Session:
         drafter = self.drafter if self.plan.builder is not None else None
         windows = (self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1]))
         signatures = (self._p.signature, self._q.signature)
-        return (self.plan, self.width, windows, self.target.attention, *signatures)
+        return (self._planned, self.width, windows, self.target.attention, *signatures)
 
-    def _outlives(self) -> dict[str, list[Tensor]]:
+    def _outlives(self) -> dict[Hashable, list[Tensor]]:
         """The tensors that outlive a step, by owner."""
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
-        found = {"target": self.target.cache.state(), "session": own + ([] if self._aux is None else [self._aux])}
+        found: dict[Hashable, list[Tensor]] = {"target": self.target.state()}
+        found[self._planned] = own + ([] if self._aux is None else [self._aux])
         if self.drafter is not None and self.plan.builder is not None:
             found["drafter"] = self.drafter.state()
         return found
+
+
+def follows_rows(device: torch.device) -> bool:
+    """Whether a step is about the rows in use alone. On a GPU it is about the next power of two: shapes repeat."""
+    return device.type == "cpu"
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:

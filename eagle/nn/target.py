@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from eagle.nn import tree_attention as attention
+from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE, Decoder, known
 from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
-from eagle.nn.packed import PackedLinear, can_pack, pack_layers
+from eagle.nn.packed import Product
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "granitemoe", "mixtral", "qwen3_moe"}
+ATTENTION = {"sdpa", "eager", "grouped", attention.NAME}  # what reads dense masks
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
 PREFILL_CHUNK = 512  # tokens read behind cached ones in one forward: their mask has a row each
@@ -78,6 +80,25 @@ def check_supported(config) -> None:
         )
 
 
+def check_attention(name: str) -> None:
+    """ValueError for attention that would ignore a tree's mask."""
+    if name not in ATTENTION:
+        raise ValueError(
+            f"the target's attention is {name!r}, which is not known to read a tree's mask; call "
+            f"model.set_attn_implementation with one of {', '.join(sorted(ATTENTION))}"
+        )
+
+
+def check_rope(config, because: str) -> None:
+    """ValueError where the stock model would turn committed and drafted positions by the longest of a forward."""
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        raise ValueError(
+            f"rotary scaling {rope!r} depends on the longest position of a forward, so a tree would not be scored as "
+            f"plain decoding is; it can be where the project's own decoder runs, which it does not here: {because}"
+        )
+
+
 def device_of(module: torch.nn.Module) -> torch.device:
     """Where a module computes; accelerate holds the weights of an offloaded one elsewhere between its calls."""
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -95,15 +116,17 @@ class CachedLM:
 
     cache     `RowCache`: which rows are in use, their lengths, what they hold
     A forward looks at `cache.window()` committed slots, a bucket of the longest row; masks hide the rest.
+
+    Forwards go through `decoder` where the model is exactly as transformers made it, and else, or with decoder="stock",
+    through the model itself: `decoder_because` says why. `refresh` decides, once per session.
     """
 
-    def __init__(self, model, taps: tuple[int, ...] = ()):
+    def __init__(self, model, taps: tuple[int, ...] = (), decoder: str = "auto"):
         check_supported(model.config)
+        if decoder not in ("auto", "stock"):
+            raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        head = self.model.get_output_embeddings()
-        self._output = PackedLinear(head) if can_pack(head.weight) else head
-        pack_layers(model.model.layers)
         self._cache_keyword = cache_keyword(model.model.forward)
         self.taps = taps
         layers = model.model.layers
@@ -115,12 +138,43 @@ class CachedLM:
         size = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
         shape = CacheShape(0, self.config.num_key_value_heads, size, 0, 0, self.layer_devices, self.model.dtype)
         self.cache = RowCache(shape, self.device)
+        self._stock = decoder == "stock"
+        self.decoder: Decoder | None = None
+        self.decoder_because: str | None = None
+        self._output: Product | None = None
+        self.refresh()
 
     def fork(self) -> "CachedLM":
         """The same model with cache rows of its own, none allocated."""
+        self.refresh()
         other = copy.copy(self)
         other.cache = self.cache.fork()
         return other
+
+    def refresh(self) -> None:
+        """See what became of the model since the last generation: weights, hooks, adapters, lm_head, attention.
+
+        Raises ValueError for what would not score trees correctly.
+        """
+        check_attention(self.attention)
+        self.decoder_because = "decoder='stock'" if self._stock else known(self.model)
+        if self.decoder_because:
+            self.decoder = None
+            check_rope(self.config, self.decoder_because)
+        elif self.decoder is None or not self.decoder.is_current():
+            self.decoder = Decoder(self.model)
+        head = self.model.get_output_embeddings()
+        if self._output is None or self._output.layers[0] is not head or not self._output.is_current():
+            self._output = Product(head)
+
+    def refresh_weights(self) -> None:
+        """Forget whatever was made of the weights; `refresh` notices most changes by itself, this is for all."""
+        self.decoder = self._output = None
+        self.refresh()
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated before it, then read and written in place."""
+        return [*self.cache.state(), *([] if self.decoder is None else self.decoder.state())]
 
     @property
     def vocab_size(self) -> int:
@@ -128,7 +182,10 @@ class CachedLM:
 
     @property
     def context_length(self) -> int:
-        return self.config.max_position_embeddings
+        """Tokens that the model is for; with a long-context rope those before its angles change for all positions."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        longest = self.config.max_position_embeddings
+        return rope.get("original_max_position_embeddings", longest) if rope.get("rope_type") == "longrope" else longest
 
     @property
     def attention(self) -> str:
@@ -144,9 +201,30 @@ class CachedLM:
         logits_at: Tensor | None = None,
         **options,
     ) -> Scores:
+        if self.decoder is None:
+            return self._stock_forward(tokens, positions, mask, cache, logits_at, **options)
+        hidden, aux = self.decoder(tokens, positions, mask, cache, self.taps, **options)
+        if logits_at is not None:
+            hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        assert self._output is not None
+        logits, divisor = self._output(hidden), self.decoder.constants.logits
+        return Scores(logits if divisor == 1 else logits / divisor, aux)
+
+    def _stock_forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: CacheWindow,
+        logits_at: Tensor | None,
+        **options,
+    ) -> Scores:
+        """The user's model, as a whole: its hooks, its adapters, its own forward."""
         if self.taps:
             options["output_hidden_states"] = states_to_keep(self.taps)
-        out = self.model.model(
+        if logits_at is not None:
+            options["logits_to_keep"] = logits_at
+        out = self.model(
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
@@ -154,12 +232,12 @@ class CachedLM:
             **{self._cache_keyword: cache},
             **options,
         )
-        hidden = out.last_hidden_state
-        if logits_at is not None:
-            index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
-            hidden = hidden.gather(1, index)
-        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, hidden) if self.taps else None
-        return Scores(self._output(hidden), aux)
+        logits = out.logits
+        if logits_at is not None:  # every row at every row's position
+            rows = torch.arange(len(logits), device=logits.device)
+            logits = logits[rows, rows].unsqueeze(1)
+        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, logits) if self.taps else None
+        return Scores(logits, aux)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
         """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from eagle import command
+from eagle.chat_template import check_keywords
 from eagle.serve.options import add_model_arguments, drafting_arguments, load_model
 
 DEFAULT_PORT = 8000
@@ -34,13 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--model-name", metavar="NAME", help="name in requests; default: the pair's, or the target's folder"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=command.whole(1, 65535), default=DEFAULT_PORT, help="to listen on")
+    parser.add_argument("--port", type=command.PORT, default=DEFAULT_PORT, help="to listen on")
     parser.add_argument("--max-rows", type=command.whole(1, 1024), default=16, help="answers that are decoded at once")
     parser.add_argument(
-        "--max-queued", type=command.whole(1), default=64, help="answers that run or wait; further ones get a 429"
+        "--max-queued", type=command.COUNT, default=64, help="answers that run or wait; further ones get a 429"
     )
     parser.add_argument(
-        "--max-bytes", type=command.whole(1), default=1 << 20, help="of one request; larger ones get a 413"
+        "--max-bytes", type=command.COUNT, default=1 << 20, help="of one request; larger ones get a 413"
     )
     parser.add_argument(
         "--api-key",
@@ -132,7 +133,9 @@ def serve(options: argparse.Namespace, place: socket.socket) -> None:
     from eagle.serve.guard import Rules
     from eagle.serve.service import Service
 
-    service = Service(model, name, drafting_arguments(options), options.max_rows, options.max_queued)
+    template = options.chat_template_kwargs
+    check_keywords(model.tokenizer, template)
+    service = Service(model, name, drafting_arguments(options), template, options.max_rows, options.max_queued)
     rules = Rules(options.host, hosts, options.allow_origin, options.api_key, options.max_bytes)
     worker = Worker(service, options.controller, options.worker_address or address) if options.controller else None
     app = build_app(service, rules, worker)
@@ -161,21 +164,21 @@ def interrupt_on_termination() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; its exit code."""
-    options = build_parser().parse_args(argv)
+def run(options: argparse.Namespace) -> None:
+    """Listen, then load the model and answer, until the process is interrupted."""
     interrupt_on_termination()
     if not options.quiet:
         log_requests()
     try:
         with listen(options.host, options.port) as place:
             serve(options, place)
-    except (ValueError, OSError) as error:
-        print(f"error: {command.one_line(error)}", file=sys.stderr)
-        return command.FAILED
     except KeyboardInterrupt:
         print("\nended", flush=True)
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Answers of one request, on their way from the decoding thread to a client that may leave at any moment."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from eagle.api.eagle_model import Prepared
 from eagle.serve.scheduler import Job, Scheduler, Update
 
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # the client's next message, as in ASGI
+
 
 class Numbered(NamedTuple):
     """An update and the number of the job it belongs to."""
 
-    index: int
+    number: int
     update: Update
 
 
@@ -39,7 +41,7 @@ class Answers:
 
         return deliver
 
-    async def updates(self, receive: Callable[[], Awaitable[dict[str, Any]]]) -> AsyncIterator[Numbered]:
+    async def updates(self, receive: Receive) -> AsyncGenerator[Numbered, None]:
         """Until every job has ended. `receive` tells when the client leaves: then raises Gone.
 
         Closing the iterator cancels the jobs.
@@ -72,6 +74,6 @@ class Answers:
                 self.scheduler.cancel(job)
 
 
-async def _left(receive: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -116,7 +116,7 @@ async def respond(service: Service, request: Request, route: Route, read: Reader
     began, path = time.perf_counter(), request.url.path
     try:
         body = json_of(await request.body())
-        asked = await asyncio.to_thread(read, body, service.model, service.name, service.drafting)
+        asked = await asyncio.to_thread(read, body, service.model, service.name, service.drafting, service.template)
         answers = open_answers(service, asked)
     except ValueError as error:
         found = error if isinstance(error, Refused) else refused(error)
@@ -266,7 +266,7 @@ def _add_page(app: FastAPI, service: Service, locked: bool) -> None:
         began = time.perf_counter()
         try:
             body = json_of(await request.body())
-            asked = await asyncio.to_thread(read_steps, body, service.model, service.drafting)
+            asked = await asyncio.to_thread(read_steps, body, service.model, service.drafting, service.template)
             answers = open_answers(service, asked)
         except ValueError as error:
             found = error if isinstance(error, Refused) else refused(error)

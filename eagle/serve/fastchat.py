@@ -12,7 +12,7 @@ import re
 import secrets
 import threading
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -90,10 +90,13 @@ class PromptFormat:
             found.pop()  # the answer that is asked for
         return [message for message in found if message["role"] != "system" or message["content"]]
 
-    def tokens(self, tokenizer: Any, prompt: str) -> list[int]:
-        """Token ids of a flat prompt. Raises Refused where the chat template refuses the messages."""
+    def tokens(self, tokenizer: Any, prompt: str, template: Mapping[str, Any] | None = None) -> list[int]:
+        """Token ids of a flat prompt, with these variables of the chat template.
+
+        Raises Refused where the template refuses the messages.
+        """
         messages = self.messages(prompt)
-        return list(tokenizer(prompt)["input_ids"]) if messages is None else chat_tokens(tokenizer, messages)
+        return list(tokenizer(prompt)["input_ids"]) if messages is None else chat_tokens(tokenizer, messages, template)
 
 
 def read_params(params: Any, service: Service, marks: PromptFormat) -> Asked:
@@ -104,7 +107,7 @@ def read_params(params: Any, service: Service, marks: PromptFormat) -> Asked:
         if params.get(name) not in neutral:
             raise Refused(f"{name}={params[name]!r} is not supported by this server; leave it out")
     given = {name: params[name] for name in SAMPLING if params.get(name) is not None}
-    prompt = marks.tokens(service.model.tokenizer, params["prompt"])
+    prompt = marks.tokens(service.model.tokenizer, params["prompt"], service.template)
     stops = params.get("stop") or ()
     stops = (stops,) if isinstance(stops, str) else tuple(stop for stop in stops if stop)
     prepared = prepare(service.model, prompt, given, params.get("max_new_tokens"), service.drafting)
@@ -212,7 +215,9 @@ def add_worker(app: FastAPI, worker: Worker) -> None:
     async def count_token(request: Request) -> dict[str, int]:
         """Length of the rendered prompt; one that cannot be rendered counts 0, the generation says why."""
         try:
-            count = len(marks.tokens(service.model.tokenizer, json_of(await request.body())["prompt"]))
+            count = len(
+                marks.tokens(service.model.tokenizer, json_of(await request.body())["prompt"], service.template)
+            )
         except (ValueError, TypeError, KeyError):
             count = 0
         return {"count": count, "error_code": 0}

@@ -1,9 +1,9 @@
 """Messages of a conversation, checked and rendered by the tokenizer's own chat template, as they were sent."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eagle import chat_template
 from eagle.serve.refusal import Refused
 
 ROLES = ("system", "user", "assistant")
@@ -50,30 +50,35 @@ def check_text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise Refused(f"{name}: expected a text, found {type(value).__name__}", name)
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        found = f"half of a surrogate pair at character {error.start}"
-        raise Refused(f"{name}: {found}; send whole characters", name) from None
+        chat_template.check_text(value, name)
+    except ValueError as error:
+        raise Refused(str(error), name) from error
+    return value
+
+
+def check_keywords(tokenizer: Any, value: Any) -> dict[str, Any]:
+    """Variables of the template, such as enable_thinking. Raises Refused for one that it does not read."""
+    name = "chat_template_kwargs"
+    if not isinstance(value, dict) or not value.keys().isdisjoint(chat_template.OF_THE_CALL):
+        raise Refused(f'{name}: expected an object such as {{"enable_thinking": false}}', name)
+    try:
+        chat_template.check_keywords(tokenizer, value)
+    except ValueError as error:
+        raise Refused(f"{name}: {error}", name) from error
     return value
 
 
 def chat_tokens(
     tokenizer: Any, messages: Sequence[Mapping[str, str]], keywords: Mapping[str, Any] | None = None
 ) -> list[int]:
-    """Token ids of a conversation up to where the answer begins.
+    """Token ids of a conversation up to where the answer begins, with these variables of the template.
 
-    keywords    variables of the template, such as enable_thinking
-
-    Raises Refused where there is no template, where it refuses the messages, and for keywords that are not its own.
+    Raises Refused where there is no template and where it refuses the messages.
     """
     if not tokenizer.chat_template:
         raise Refused("the model's tokenizer has no chat template: use /v1/completions", "messages")
-    keywords = dict(keywords or {})
-    own = sorted(keywords.keys() & inspect.signature(tokenizer.apply_chat_template).parameters.keys())
-    if own:
-        raise Refused(f"chat_template_kwargs: {own[0]!r} is not a variable of a template", "chat_template_kwargs")
     try:
-        found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **keywords)
+        text = chat_template.render(tokenizer, messages, keywords)
     except Exception as error:  # jinja's errors, and what templates raise themselves
         raise Refused(f"the model's chat template refuses these messages: {error}", "messages") from error
-    return list(found["input_ids"])
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

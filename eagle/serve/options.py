@@ -4,9 +4,11 @@ before a command needs it, so that --help is quick.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from eagle import command
+from eagle.chat_template import add_flag
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 
 if TYPE_CHECKING:
@@ -47,12 +49,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=nodes_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
     )
     parser.add_argument("--depth", type=command.whole(1, MAX_NODES), help="levels of the draft tree")
+    add_flag(parser)
 
 
 def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `EagleModel.generate` from `add_model_arguments`."""
-    named = {name: getattr(options, name) for name in ("tree", "verifier", "nodes", "depth")}
-    given = {name: value for name, value in named.items() if value is not None}
+    return drafting_of(vars(options))
+
+
+def drafting_of(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the names that say how to draft: "auto" where none does, "hybrid" where a size or verifier does."""
+    given = {name: named[name] for name in ("tree", "verifier", "nodes", "depth") if named.get(name) is not None}
     return {"tree": "hybrid" if given else AUTO, **given}
 
 

@@ -14,7 +14,7 @@ import torch
 from eagle.api.arguments import flag, integer, number
 from eagle.api.eagle_model import EagleModel, Prepared
 from eagle.files import parse_json
-from eagle.serve.messages import chat_tokens, check_messages, check_text
+from eagle.serve.messages import chat_tokens, check_keywords, check_messages, check_text
 from eagle.serve.processors import Bias, CountPenalty
 from eagle.serve.refusal import Refused
 
@@ -75,17 +75,28 @@ def json_of(body: bytes) -> Any:
         raise Refused(f"the request is no JSON: {error}") from error
 
 
-def read_chat(body: Any, model: EagleModel, name: str, drafting: Mapping[str, Any]) -> Asked:
-    """A request for /v1/chat/completions. Raises ValueError naming the field, its value and what was expected."""
+def read_chat(
+    body: Any, model: EagleModel, name: str, drafting: Mapping[str, Any], template: Mapping[str, Any] | None = None
+) -> Asked:
+    """A request for /v1/chat/completions. `template`: variables of the chat template that the server was started with.
+
+    Raises ValueError naming the field, its value and what was expected.
+    """
     given = _fields(body, CHAT, name)
     messages = check_messages(given.get("messages"))
-    keywords = _object("chat_template_kwargs", given.get("chat_template_kwargs") or {})
-    prompt = chat_tokens(model.tokenizer, messages, keywords)
+    keywords = check_keywords(model.tokenizer, given.get("chat_template_kwargs", {}))
+    prompt = chat_tokens(model.tokenizer, messages, {**(template or {}), **keywords})
     asked = Asked([prepare(model, prompt, given, _max_tokens(given), drafting)], logprobs=_chat_logprobs(given))
     return _shared(asked, given)
 
 
-def read_completion(body: Any, model: EagleModel, name: str, drafting: Mapping[str, Any]) -> Asked:
+def read_completion(
+    body: Any,
+    model: EagleModel,
+    name: str,
+    drafting: Mapping[str, Any],
+    template: Mapping[str, Any] | None = None,  # noqa: ARG001  as `read_chat`; a plain text goes through no template
+) -> Asked:
     """A request for /v1/completions. Raises ValueError naming the field, its value and what was expected."""
     given = _fields(body, COMPLETION, name)
     prompts = _prompts(given.get("prompt"), model)

@@ -21,11 +21,13 @@ class Service:
 
     name        what requests call it
     drafting    keywords of `EagleModel.generate` that every request starts from
+    template    variables of the chat template, the same for every request
     """
 
     model: EagleModel
     name: str
     drafting: dict[str, Any] = field(default_factory=dict)
+    template: dict[str, Any] = field(default_factory=dict)
     max_rows: int = MAX_ROWS
     max_queued: int = MAX_QUEUED
     created: int = field(default_factory=lambda: int(time.time()))

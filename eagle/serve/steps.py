@@ -33,7 +33,9 @@ FIELDS = (*sorted(SAMPLING), "max_tokens", *DRAFTING, "trees")
 CHOICES = {"tree": [*TREES, AUTO], "verifier": LOSSLESS}
 
 
-def read_steps(body: Any, model: EagleModel, drafting: Mapping[str, Any]) -> Asked:
+def read_steps(
+    body: Any, model: EagleModel, drafting: Mapping[str, Any], template: Mapping[str, Any] | None = None
+) -> Asked:
     """One request. `drafting`: keywords of `EagleModel.generate` it starts from, unless it names a tree.
 
     Raises ValueError naming what is wrong with it.
@@ -47,7 +49,7 @@ def read_steps(body: Any, model: EagleModel, drafting: Mapping[str, Any]) -> Ask
     for name, names in CHOICES.items():
         if name in given and given[name] not in names:
             raise Refused(f"{name}={given[name]!r}: expected one of {', '.join(names)}", name)
-    prompt = chat_tokens(model.tokenizer, check_messages(given.get("messages")))
+    prompt = chat_tokens(model.tokenizer, check_messages(given.get("messages")), template)
     limit = integer("max_tokens", given["max_tokens"], 1) if "max_tokens" in given else None
     own = {name: given[name] for name in DRAFTING if name in given}
     start = {} if "tree" in own else drafting

@@ -10,8 +10,8 @@ import torch
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 
-LONGEST = 4  # tokens that one character can be split over: bytes in UTF-8
-HELD = 2 * LONGEST  # tokens without certain text that are looked at again with every new one
+CHARACTER = 4  # tokens that one character can be split over: a byte each
+WAITING = 16  # tokens after which what is no character by now will be none
 
 
 class TextDecoder:
@@ -26,21 +26,21 @@ class TextDecoder:
         """The text that becomes certain with this token."""
         self.tokens.append(token)
         before, now = self._texts()
+        done = len(self.tokens)
         if len(now) <= len(before) or now.endswith("\ufffd"):
-            return self._settle(before, now) if len(self.tokens) - self._done > HELD else ""
-        self._start, self._done = self._done, len(self.tokens)
+            if done - self._done < WAITING:
+                return ""
+            done, now = self._settled(now)
+        self._start, self._done = self._done, done
         return now[len(before) :]
 
-    def _settle(self, before: str, now: str) -> str:
-        """Text of a long run of broken characters or hidden tokens, up to the last places where one may go on."""
-        for kept in range(LONGEST, 0, -1):
-            window = self.tokens[self._start :]
-            first, last = (self._decode(part) for part in (window[:-kept], window[-kept:]))
-            if first + last == now and len(first) >= len(before):
-                self._start = self._done = len(self.tokens) - kept
-                return first[len(before) :]
-        self._start = self._done = len(self.tokens)
-        return now[len(before) :]
+    def _settled(self, text: str) -> tuple[int, str]:
+        """All tokens but the last few, whose character may be incomplete, and their text, which `text` begins with."""
+        for done in range(len(self.tokens) - CHARACTER, len(self.tokens) - 2 * CHARACTER, -1):
+            settled = self.tokenizer.decode(self.tokens[self._start : done], skip_special_tokens=True)
+            if text.startswith(settled):
+                return done, settled
+        return len(self.tokens), text
 
     def finish(self) -> str:
         """What was held back."""
@@ -49,12 +49,9 @@ class TextDecoder:
         return now[len(before) :]
 
     def _texts(self) -> tuple[str, str]:
-        window = self.tokens[self._start :]
-        return self._decode(window[: self._done - self._start]), self._decode(window)
-
-    def _decode(self, tokens: list[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        decode, window = self.tokenizer.decode, self.tokens[self._start :]
+        known = window[: self._done - self._start]
+        return decode(known, skip_special_tokens=True), decode(window, skip_special_tokens=True)
 
 
 class StopFilter:

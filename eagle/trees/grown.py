@@ -4,7 +4,7 @@ Rows of a batch may have levels of different sizes. While a tree grows, a level 
 others are padded; in the finished batch the padding is gone from between the levels:
 
     row 0   root | a b c | d .         root a b c d
-    row 1   root | e . . | f g         root e f g .        a padding node at the end is one more top-k child of the root
+    row 1   root | e . . | f g         root e f g .        a node at the end hangs on the root: hsd never accepts it
 
 Shapes: B batch, n frontier nodes (the level before), w nodes of a new level, N nodes, Vd draft vocabulary.
 """
@@ -66,10 +66,8 @@ class GrownTree:
         """The finished trees. `layout_of`: the layout of levels with these sizes."""
         tokens, parents, rows, q = (torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.rows, self.q))
         widths = [part.shape[1] for part in self.tokens]
-        depths = torch.repeat_interleave(torch.tensor(widths), output_size=sum(widths)).to(tokens.device)
-        if all(size == width for sizes, width in zip(self.sizes, widths[1:]) for size in sizes):
-            depths = depths.expand_as(tokens)
-        else:
+        depths = torch.cat([torch.full_like(part, depth) for depth, part in enumerate(self.tokens)], 1)
+        if any(size < width for sizes, width in zip(self.sizes, widths[1:]) for size in sizes):
             tokens, parents, depths, rows = self._without_padding(tokens, parents, depths, rows, widths)
         return TreeBatch(tokens, parents, depths, rows, q, self.support, layout_of(self.sizes))
 
@@ -88,8 +86,8 @@ class GrownTree:
         return (
             torch.where(kept, tokens.gather(1, order), tokens[:, :1]),
             above,
-            torch.where(kept, depths[order], 1),
-            torch.where(kept, rows.gather(1, order), -1),
+            torch.where(kept, depths.gather(1, order), 1),
+            torch.where(kept, rows.gather(1, order), -2),
         )
 
 

@@ -57,7 +57,7 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
     beta, follows = settings.beta, sizes_follow_q(draft.root.device)
 
     def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
-        most = max(left) if follows else even_level(max(left), below)
+        most = settings.nodes - 1 if follows else even_level(max(left), below)  # no function of other rows' trees
         believed = sharpened(q, settings.sharpness)
         candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
         sizes = level_sizes(candidates.values, left, below, beta) if follows else None
@@ -137,7 +137,8 @@ def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates
     sampled, topk = child_gains(top_q, q.square().sum(-1), beta)
     values = torch.cat([reach * sampled, (reach[..., None] * topk).flatten(1)], 1)
     values = torch.where(torch.cat([reach, reach.repeat_interleave(top_q.shape[2], 1)], 1) < 0, -1.0, values)
-    return _Candidates(*values.topk(min(most, values.shape[1])), top_q, top_columns)
+    best = values.sort(dim=1, descending=True, stable=True)  # among equals the first one: a row's tree is its own
+    return _Candidates(best.values[:, :most], best.indices[:, :most], top_q, top_columns)
 
 
 class _Picked(NamedTuple):

@@ -25,7 +25,7 @@ def running(
     model, drafting=DRAFTING, rules: Rules | None = None, max_rows: int = 16, max_queued: int = 64
 ) -> Iterator[tuple[str, Service]]:
     """The server's URL and its service."""
-    service = Service(model, "demo", dict(drafting), max_rows, max_queued)
+    service = Service(model, "demo", dict(drafting), {}, max_rows, max_queued)
     place = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         build_app(service, rules or Rules(max_bytes=20000)), log_level="warning", timeout_graceful_shutdown=1

@@ -7,7 +7,7 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from eagle.serve.messages import chat_tokens, check_messages
+from eagle.serve.messages import chat_tokens, check_keywords, check_messages
 from eagle.serve.refusal import Refused
 
 TEXTS = [
@@ -90,11 +90,19 @@ def test_a_template_s_variables_and_what_is_none(tokenizer):
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = "{{ 'think' if enable_thinking else 'quick' }}"
     messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.decode(chat_tokens(tokenizer, messages, {"enable_thinking": True})) == "think"
+    keywords = check_keywords(tokenizer, {"enable_thinking": True})
+    assert tokenizer.decode(chat_tokens(tokenizer, messages, keywords)) == "think"
     assert tokenizer.decode(chat_tokens(tokenizer, messages)) == "quick"
-    for name in ("tokenize", "chat_template", "add_generation_prompt"):
-        with pytest.raises(Refused, match=name):
-            chat_tokens(tokenizer, messages, {name: True})
+    for bad in (
+        {"tokenize": True},
+        {"chat_template": "x"},
+        {"add_generation_prompt": True},
+        {"thinkin": True},
+        [],
+        "x",
+    ):
+        with pytest.raises(Refused, match="chat_template_kwargs"):
+            check_keywords(tokenizer, bad)
 
 
 def test_a_template_that_refuses_and_one_that_is_missing(tokenizer):
