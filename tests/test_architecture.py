@@ -66,8 +66,8 @@ ROOMS = {
         "eagle.trees",
         "eagle.autotune",
     },
-    "eagle.chat": {"eagle.command", "eagle.chat_template", "eagle.serve"},
-    "eagle.cli": {"eagle.command"},
+    "eagle.chat": {"eagle.serve"},
+    "eagle.cli": set(),
     # benchmarks
     "eval.provenance": set(),
     "eval.questions": {"eval.provenance"},

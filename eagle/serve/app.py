@@ -18,7 +18,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from starlette.exceptions import HTTPException as AnyHTTPException
 
 from eagle.serve.answers import Answers, Gone
 from eagle.serve.fastchat import Worker, add_worker
@@ -68,7 +67,8 @@ def _lifespan(service: Service, worker: Worker | None) -> Callable[[FastAPI], An
 def _add_errors(app: FastAPI) -> None:
     """Every error is a JSON object with a sentence; what only the log should say goes there."""
 
-    @app.exception_handler(AnyHTTPException)
+    @app.exception_handler(404)
+    @app.exception_handler(405)
     async def unknown(request: Request, error: HTTPException) -> JSONResponse:
         status = error.status_code
         return JSONResponse(error_body(f"{error.detail}: {request.method} {request.url.path}", status), status)

@@ -33,6 +33,7 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
+        self.model.auto.settled = True  # a request is no time to measure: what is not known is taken as shipped
         self.meters = Meters()
         self.scheduler = Scheduler(self.model, self.max_rows, self.max_queued, self.meters)
         self.text_of = functools.lru_cache(1 << 16)(lambda token: self.model.tokenizer.decode([token]))

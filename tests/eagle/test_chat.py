@@ -192,6 +192,7 @@ ON_TERMINAL = (
 )
 
 
+PROMPT = r">(\x08|\s)"
 STATE = "/nowhere/that/can/be/written"  # the history of typed lines is then not kept
 
 
@@ -229,7 +230,8 @@ def test_on_a_terminal():
     options = ("--temperature", "0", "--max-new-tokens", "120", "--nodes", "8", "--depth", "4")
     terminal = Terminal("-m", "eagle.chat", "--pair", "demo", *options)
     try:
-        terminal.until(r"/help for commands(.|\n)*> ")
+        terminal.until("/help for commands")
+        terminal.until(PROMPT)
         terminal.enter("What is 2 + 3?")
         answer = terminal.until(status)
         assert len(set(re.findall("\x1b\\[3[0-9]m", answer))) > 1
@@ -240,14 +242,14 @@ def test_on_a_terminal():
         terminal.until("temperature 1.9\r?\n")
         os.write(terminal.leader, b"\x1b[200~/tree oak\nis a line of a pasted text\x1b[201~\r")
         assert "no command" not in terminal.until(status), "a pasted text is one message"
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.enter("/tree topk")
         terminal.until("tree topk\r?\n")
         terminal.enter("Tell a long story.")
         terminal.until("\x1b\\[3[0-9]m")
         os.write(terminal.leader, b"\x03")
         assert "interrupted" in terminal.until(status)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.enter("/reset")
         terminal.until("the conversation is empty")
         terminal.enter("Tell a long story.")
@@ -258,7 +260,7 @@ def test_on_a_terminal():
         terminal.until("temperature 0")
         terminal.enter("2 + 3?")
         terminal.until(status)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         os.write(terminal.leader, b"\x04")
         assert terminal.process.wait(20) == 0
     finally:
