@@ -1,6 +1,7 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
 import contextlib
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from eagle.api.arguments import (
 from eagle.api.loading import bind_target, load_lm, load_options
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
 from eagle.autotune.auto import AutoTree
-from eagle.autotune.candidates import Fit
+from eagle.autotune.candidates import Candidate, Fit
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import ACCESS, hub_options, read_tokenizer
@@ -36,6 +37,8 @@ from eagle.engine.stopping import Stopping
 from eagle.nn.head import Eagle3Head
 from eagle.nn.target import CachedLM, device_of
 from eagle.trees import TREES
+
+TYPICAL_STEPS = 10  # of a generation, whose median is compared with what was measured for its tree
 
 
 class Prepared(NamedTuple):
@@ -229,6 +232,10 @@ class EagleModel:
                 if session.graphs is not None and session.graphs.broken:
                     self.eager_because = session.graphs.broken
                 yield rows
+        seconds = [sum(record.seconds.values()) for record in rows[0].steps]
+        if args.automatic and len(rows) == 1 and len(seconds) >= TYPICAL_STEPS:
+            chosen = Candidate(args.tree, args.settings.nodes, args.settings.depth)
+            self.auto.observe(1, args.sampling.temperature, chosen, 1e3 * statistics.median(seconds))
 
     def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
