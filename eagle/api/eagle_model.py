@@ -346,11 +346,10 @@ def _check_dense(name: str, value: Any) -> None:
 
 
 def _seed(args: GenerationArgs) -> int:
-    """What the rows' seeds derive from: the given one, or one drawn from the given generator or torch's global one."""
-    if args.seed is not None:
-        return args.seed
-    device = torch.device("cpu") if args.generator is None else args.generator.device
-    return int(torch.randint(2**63 - 1, (1,), generator=args.generator, device=device))
+    """What the rows' seeds derive from: a number of the given generator, of one with the given seed, or of torch's."""
+    generator = args.generator if args.seed is None else torch.Generator().manual_seed(args.seed)
+    device = torch.device("cpu") if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
 
 
 def row_generator(seed: int, index: int) -> torch.Generator:

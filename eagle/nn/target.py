@@ -127,7 +127,7 @@ class CachedLM:
             raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        self._cache_keyword = cache_keyword(model.model.forward)
+        self._cache_keyword = cache_keyword(model.forward)
         self.taps = taps
         layers = model.model.layers
         bad = [tap for tap in taps if not 0 <= tap < len(layers)]

@@ -5,9 +5,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from eagle.nn import packed_linear
-from eagle.nn.packed import PackedLinear, can_pack, pack_layers
+from eagle.nn import native, packed
+from eagle.nn.packed import Product, can_pack, pack_layers
 from eagle.nn.precision import has_bf16
+
+
+@pytest.fixture(autouse=True, params=["native", "packed"])
+def by(request, monkeypatch):
+    """Native code reads the weights where they lie; where there is none, copies are packed."""
+    if request.param == "packed":
+        monkeypatch.setattr(native, "unavailable", lambda: "asked for packed copies")
 
 
 def layer_of(weight: Tensor) -> nn.Linear:
@@ -21,14 +28,14 @@ def test_the_product_is_the_ordinary_one(shape):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(1500, 256, generator=generator)
     x = torch.randn(shape, generator=generator)
-    layer = PackedLinear(layer_of(weight.t().contiguous().t()))
+    layer = Product(layer_of(weight.t().contiguous().t()))
     with torch.inference_mode():
         assert torch.allclose(layer(x), linear(x, weight), atol=2e-4)
 
 
 def test_a_changed_weight_is_packed_again():
     layer, x = layer_of(torch.ones(1500, 256)), torch.ones(3, 256)
-    product = PackedLinear(layer)
+    product = Product(layer)
     with torch.no_grad():
         assert product(x)[0, 0] == 256
         layer.weight.mul_(2)
@@ -42,7 +49,7 @@ def test_small_weights_and_other_dtypes_stay_as_they_are(monkeypatch):
     assert not can_pack(torch.zeros(1500, 256, dtype=torch.float64))
     assert can_pack(torch.zeros(1500, 256, dtype=torch.bfloat16)) == has_bf16(torch.device("cpu"))
     assert not can_pack(torch.zeros(1500, 256, device="meta"))
-    monkeypatch.setattr(packed_linear, "LARGEST", 1000)
+    monkeypatch.setattr(packed, "LARGEST", 1000)
     assert not can_pack(torch.zeros(1500, 256))
 
 
@@ -81,11 +88,11 @@ def test_a_second_call_and_foreign_forwards_change_nothing():
     pack_layers(layers)
     ours = layers[0].forward
     pack_layers(layers)
-    assert isinstance(ours, PackedLinear) and layers[0].forward is ours and layers[1].forward is foreign
+    assert isinstance(ours, Product) and layers[0].forward is ours and layers[1].forward is foreign
 
 
 def test_a_model_that_does_not_fit_twice_is_left_alone(monkeypatch):
-    monkeypatch.setattr(packed_linear, "free_bytes", lambda _device: 2**20)
+    monkeypatch.setattr(packed, "free_bytes", lambda _device: 2**20)
     layers = nn.Sequential(nn.Linear(512, 1024)).bfloat16()
     pack_layers(layers)
     assert "forward" not in vars(layers[0])
