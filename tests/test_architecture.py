@@ -56,7 +56,7 @@ ROOMS = {
         "eagle.nn",
         "eagle.train",
     },
-    "eagle.convert": {"eagle.checkpoints"},
+    "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
     "eagle.calibrate": {"eagle.api", "eagle.checkpoints", "eagle.train", "eagle.autotune"},
     # where people talk to a model
     "eagle.serve": {

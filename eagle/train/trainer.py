@@ -27,7 +27,7 @@ from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, s
 from eagle.train.data.feature_cache import CachedFeatures, cache_directory, estimate
 from eagle.train.data.features import OnlineFeatures
 from eagle.train.distributed import build_accelerator, check_launch, is_sharded, training_device
-from eagle.train.evaluation.acceptance import evaluate
+from eagle.train.evaluation.agreement import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
 from eagle.train.log import TrainingLog

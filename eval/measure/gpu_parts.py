@@ -28,7 +28,7 @@ from eval.measure import batch, step_time, verification
 from eval.provenance import REPOSITORY
 from eval.run import methods
 from eval.run.load_models import load
-from eval.run.methods import padded, seconds_of
+from eval.run.methods import padded, seconds_of, verifiers_of
 
 EXACT = 1e-5  # largest difference of a probability between float32 on the device and float64 on the CPU
 STEP_MS, STEP_CONTEXT = 7.0, 512  # bar of a step of the 8B shape, and the context it is meant for
@@ -222,9 +222,9 @@ def placed(tree: hsd.DraftTree, device: torch.device, dtype: torch.dtype) -> hsd
 
 
 def verifiers_for(tree: hsd.DraftTree) -> list[str]:
-    """The verifiers whose stopping distribution is compared; "block" takes a single path only."""
+    """The verifiers whose stopping distribution is compared."""
     chain = tree.parents.tolist() == list(range(-1, len(tree) - 1))
-    return ["hsd", "token", *(["block"] if chain else [])]
+    return verifiers_of("chain" if chain else "multi")
 
 
 def exactness(findings: Findings, at: Setting) -> None:

@@ -3,6 +3,7 @@
 Shapes: N nodes, K depth, V vocabulary.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ def counted(tree: hsd.DraftTree, stops: frozenset[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def expected(drafts: Drafts, verifiers: tuple[str, ...], stops: frozenset[int]) -> dict[str, float]:
+def expected(drafts: Drafts, verifiers: Iterable[str], stops: frozenset[int]) -> dict[str, float]:
     """E[accepted] of each verifier on one state's tree."""
     tree, depth = drafts.batch.row(0), counted(drafts.batch.row(0), stops)
     found = {}

@@ -38,9 +38,9 @@ from eval.measure.measures import expected, released_rule
 from eval.measure.states import Answer, Drafts, Pair, State, cut, draft, in_float64, sample_answers, scored, states_of
 from eval.questions import benchmarks, grading, prompts
 from eval.run.load_models import add_model_flags, resolve_flags
+from eval.run.methods import verifiers_of
 
-CHAIN = ("token", "block", "hsd", "published")
-SEVERAL = ("token", "hsd")
+ONE, SEVERAL = verifiers_of("chain"), verifiers_of("multi")
 
 
 class Shape(NamedTuple):
@@ -68,7 +68,7 @@ def one_path(pair: Pair, state: State, drafts: Drafts, depths: tuple[int, ...]) 
     record: dict[str, Any] = {"root": state.root, "expected": {}, "released": {}}
     for depth in depths:
         shorter = cut(drafts, 1, depth)
-        record["expected"][str(depth)] = expected(shorter, CHAIN, pair.stops)
+        record["expected"][str(depth)] = expected(shorter, ONE, pair.stops)
         record["released"][str(depth)] = released_rule(shorter)
     assert drafts.batch.proposals is not None
     p, q = drafts.target_probs[0, 0], drafts.batch.proposals[0, 0]

@@ -169,7 +169,7 @@ def timed_actions(
     probs, batch = logits.softmax(-1), hsd.TreeBatch.of_one(tree)
     generator = torch.Generator(args.device).manual_seed(0)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
-    for name in ("hsd", "token", "greedy"):
+    for name in (name for name, verifier in hsd.VERIFIERS.items() if verifier.scope != "path"):
         actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
             actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name))
