@@ -25,7 +25,7 @@ from tqdm import tqdm
 from eagle import command
 from eagle.chat_template import add_flag, check_keywords
 from eagle.digests import seed_of, sha256_of_file
-from eagle.files import sole_writer, write_text
+from eagle.files import sole_writer, write_whole
 from eagle.nn.precision import DTYPES, fastest
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
@@ -187,7 +187,7 @@ def _sample(args: argparse.Namespace) -> None:
     if not clock.is_over():
         answer_all(sampler, dialogues, journal, clock, args)
     answered = [journal.values[number] for number in sorted(journal.values)]
-    write_text(args.output, "".join(json_line(record) for records in answered for record in records))
+    write_whole(args.output, "".join(json_line(record) for records in answered for record in records))
     if args.exclude:
         print(f"{len(conversations) - len(kept)} prompts dropped: {RUN} words in a row shared with --exclude files")
     print(f"{args.output}: {len(answered)} of {len(kept)} conversations, {clock.rate()}")

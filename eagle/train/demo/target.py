@@ -24,7 +24,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle import command
-from eagle.files import sole_writer, write_text
+from eagle.files import sole_writer, write_whole
 from eagle.nn.precision import has_bf16
 from eagle.train import checkpoint
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
@@ -148,7 +148,7 @@ def export(model: LlamaForCausalLM, tokenizer, run: Run, output: str) -> None:
     """Write a bf16 copy in the Hugging Face layout, with the tokenizer and the curve."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_text(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in run.curve))
+    write_whole(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in run.curve))
 
 
 def build_parser() -> argparse.ArgumentParser:
