@@ -9,6 +9,7 @@ from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, StepRecord, TreeRecord
 from eagle.checkpoints.load import load_head, save_head
 from eagle.engine.distributions import SamplingParams
+from eagle.engine.session import Session
 from eagle.model.ea_model import EaModel
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GeneratedRow",
     "PlanRecord",
     "SamplingParams",
+    "Session",
     "StepRecord",
     "TreeRecord",
     "custom_generate",

@@ -20,6 +20,8 @@ from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import Verifier, find_verifier
 from hsd.verifiers.inputs import VerifierInput
 
+DRAWS = 2  # uniform numbers of a decision: the stopping node's, the bonus token's
+
 
 @torch.no_grad()
 def stopping_law(
@@ -55,10 +57,11 @@ def verify(
     """Which path to keep and what to emit after it.
 
     Returns path Int64[k+1], node indices from root to stopping node, and token Int64[], the bonus token.
-    Arguments and errors as for `stopping_law`; `generator` on the device of `target_probs`, None for the
-    global one.
+    Arguments and errors as for `stopping_law`; `generator` on any device, None for torch's global one.
     """
-    decision = _draw(*_solve_one(tree, target_probs, verifier, check), generator)
+    device = torch.device("cpu") if generator is None else generator.device
+    uniforms = torch.rand(1, DRAWS, dtype=torch.float64, generator=generator, device=device).to(target_probs.device)
+    decision = _draw(*_solve_one(tree, target_probs, verifier, check), uniforms)
     path = decision.path[0]
     return Verdict(path[path >= 0], decision.token[0])
 
@@ -67,16 +70,15 @@ def verify(
 def decide(
     batch: TreeBatch,
     target_probs: Tensor,
-    verifier: str | Verifier = "hsd",
-    generator: torch.Generator | None = None,
+    verifier: str | Verifier,
+    uniforms: Tensor,
     check: bool = False,
 ) -> Decision:
     """Draw the stopping node and the bonus token of every row.
 
-    target_probs  Float[B, N, V]  as for `stopping_law`, per row
+    target_probs  Float[B, N, V]   as for `stopping_law`, per row
     verifier      a name in hsd.VERIFIERS, or an hsd.Verifier
-    generator     on the device of `target_probs`; None for the global one. One call draws the nodes of all rows, a
-                  second one all bonus tokens.
+    uniforms      Float64[B, 2]    numbers in [0, 1) that nothing else was drawn with: for the node, for the bonus token
     check         check the values of every row (needs host syncs)
 
     With check=False there is no host synchronization, provided the layout's slots are ranges, and every shape is
@@ -85,7 +87,7 @@ def decide(
     check_target_shape(batch, target_probs)
     if check:
         check_batch_values(batch, target_probs)
-    return _draw(*_solve(batch, target_probs, verifier), generator)
+    return _draw(*_solve(batch, target_probs, verifier), uniforms)
 
 
 def _solve_one(
@@ -124,18 +126,18 @@ def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
     return raised / raised.sum(-1, keepdim=True)
 
 
-def _draw(inputs: VerifierInput, distribution: StopDistribution, generator: torch.Generator | None) -> Decision:
-    """One draw of every row's node, then one of every row's bonus token."""
+def _draw(inputs: VerifierInput, distribution: StopDistribution, uniforms: Tensor) -> Decision:
+    """One draw of every row's node, one of its bonus token."""
     topo, slots = inputs.topo, inputs.layout.depth + 1
-    node = draw(distribution.stop, generator)
-    token = draw(distribution.residual(node), generator)
+    node = draw(distribution.stop, uniforms[:, 0])
+    token = draw(distribution.residual(node), uniforms[:, 1])
     rows = torch.arange(len(node), device=node.device)
     on_path = topo.ancestors[rows, node]
     place = torch.where(on_path, topo.depth, slots)
     index = torch.arange(place.shape[1], device=node.device).expand_as(place)
     path = index.new_full((len(node), slots + 1), -1).scatter_(1, place, index)
-    length = topo.depth.gather(1, node[:, None])[:, 0]
-    return Decision(path[:, :slots], length, node, token, _expected(inputs, distribution), distribution.stop)
+    accepted = topo.depth.gather(1, node[:, None])[:, 0]
+    return Decision(path[:, :slots], accepted, token, _expected(inputs, distribution), distribution.stop)
 
 
 def _expected(inputs: VerifierInput, distribution: StopDistribution) -> Tensor:

@@ -33,11 +33,11 @@ ROOMS = {
     # drafting and decoding, from the weights up to what people call
     "eagle.nn": set(),
     "eagle.drafters": {"eagle.nn"},
-    "eagle.trees": {"eagle.drafters"},
+    "eagle.trees": set(),
     "eagle.checkpoints": {"eagle.nn"},
-    "eagle.engine": {"eagle.drafters", "eagle.api.outputs", "eagle.nn", "eagle.trees"},
-    "eagle.api.outputs": set(),
-    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.trees"},
+    "eagle.engine": {"eagle.drafters", "eagle.nn", "eagle.trees"},
+    "eagle.api.outputs": {"eagle.engine"},
+    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.trees"},
     "eagle.api": {
         "eagle.api.outputs",
         "eagle.checkpoints",
@@ -49,7 +49,7 @@ ROOMS = {
     },
     "eagle.model": {"eagle.api", "eagle.autotune"},
     # training: the drafting engine is used in evaluation/ only
-    "eagle.train": {"eagle.checkpoints", "eagle.nn", "eagle.train.evaluation"},
+    "eagle.train": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.train.evaluation", "eagle.trees"},
     "eagle.train.evaluation": {
         "eagle.checkpoints",
         "eagle.api",
@@ -68,6 +68,7 @@ ROOMS = {
     "eagle.chat": {"eagle.api", "eagle.serve", "eagle.trees", "eagle.autotune"},
     # benchmarks
     "eval.provenance": set(),
+    "eval.engines": set(),
     "eval.questions": {"eval.provenance"},
     "eval.run": {"eval.questions"},
     "eval.report": {"eval.questions", "eval.run"},

@@ -48,7 +48,6 @@ TRIED_IN = {
     "eval.report.embed": ("eval/report/test_embed.py", "test_a_marked_table_is_rewritten"),
     "eval.questions.downloads": ("eval/questions/test_benchmarks.py", "test_the_command_lists_and_downloads"),
     "eval.measure.budget": ("eval/measure/test_budget.py", "test_the_command_prints_every_candidate"),
-    "eval.measure.gpu_check": ("eval/measure/test_gpu_check.py", "test_a_dry_run_of_one_part"),
     "eval.measure.numerics": ("eval/measure/test_numerics.py", "test_a_row_per_dtype"),
     "eval.measure.operators": ("eval/measure/test_operators.py", "test_a_table_per_variant"),
     "eval.measure.step_time": ("eval/measure/test_step_time.py", "test_rows_by_variant"),

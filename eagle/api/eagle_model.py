@@ -1,9 +1,10 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
 import contextlib
-import threading
+import statistics
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
@@ -18,23 +19,26 @@ from eagle.api.arguments import (
     stated,
     token_ids,
 )
-from eagle.api.loading import load_lm, load_options
+from eagle.api.loading import bind_target, load_lm, load_options
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
 from eagle.autotune.auto import AutoTree
-from eagle.autotune.candidates import Fit
+from eagle.autotune.candidates import Candidate, Fit
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import ACCESS, hub_options, read_tokenizer
+from eagle.digests import seed_of
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.drafters.causal_lm import check_models_agree, check_same_tokenizer
-from eagle.engine.capturable import graph_blocker
-from eagle.engine.distributions import SamplingTransform
-from eagle.engine.generate import Stopping, iterate
-from eagle.engine.graphs import CudaGraphs, GraphRunner
+from eagle.engine.distributions import Sampling
+from eagle.engine.graphs import CudaGraphs, GraphRunner, graph_blocker
 from eagle.engine.plan import Plan
-from eagle.engine.stopping import CriteriaStopping
+from eagle.engine.session import Session, Workspace
+from eagle.engine.stopping import Stopping
 from eagle.nn.head import Eagle3Head
 from eagle.nn.target import CachedLM, device_of
+from eagle.trees import TREES
+
+TYPICAL_STEPS = 10  # of a generation, whose median is compared with what was measured for its tree
 
 
 class Prepared(NamedTuple):
@@ -44,16 +48,17 @@ class Prepared(NamedTuple):
     input_ids: Tensor
     prompts: list[list[int]]
     plan: Plan
+    sampling: Sampling
     stopping: Stopping
-    generator: torch.Generator | None
+    seed: int
 
 
 class EagleModel:
     """Speculative decoding with a stock `transformers` target and an EAGLE-3 head (or a small LM) as drafter.
 
-    One generation at a time: the caches and recorded graphs belong to the model.
+    Generations may overlap: each has a session with caches of its own. Not thread-safe.
 
-    captured        records steps as CUDA graphs; None where there is no CUDA device
+    new_graphs      makes what records steps as CUDA graphs; None where there is no CUDA device
     eager_because   why the latest generation ran without graphs; None: with them
     auto            chooses for tree="auto"; keeps what it measured
     """
@@ -65,15 +70,39 @@ class EagleModel:
         self.tokenizer = tokenizer
         self.device = self.target.device
         self.context_length = self.target.context_length
-        self.captured = GraphRunner(CudaGraphs(self.device)) if self.device.type == "cuda" else None
+        self.new_graphs: Callable[[], GraphRunner] | None = None
+        if self.device.type == "cuda":
+            self.new_graphs = lambda: GraphRunner(CudaGraphs(self.device))
         self.auto = AutoTree()
-        self._eager_because: str | None = None
-        self._in_use = threading.Lock()
+        self.eager_because: str | None = None
+        self._idle: list[Workspace] = []  # of sessions that have ended, for the next one
 
-    @property
-    def eager_because(self) -> str | None:
-        """Why the latest generation ran without CUDA graphs; None: it ran with them."""
-        return self._eager_because or (self.captured.broken if self.captured is not None else None)
+    @contextlib.contextmanager
+    def session(
+        self, plan: Plan, *, graphs: bool = True, record_trees: bool = False, reuse: bool = False
+    ) -> Iterator[Session]:
+        """A session on this model, with the caches and recordings of one that has ended where there are some.
+
+        graphs         replay steps as CUDA graphs, where there is a CUDA device
+        record_trees   rows get the draft tree of every step
+        reuse          rows may begin with what the caches still hold (`Session.add`)
+
+        Raises ValueError as `Session` does.
+        """
+        if plan.builder is not None and self.drafter is None:
+            raise ValueError(f"tree={plan.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
+        space = self._idle.pop() if self._idle else Workspace.of(self.target, self.drafter)
+        if not reuse:
+            space.forget()
+        if graphs and space.graphs is None and self.new_graphs is not None:
+            space = space._replace(graphs=self.new_graphs())
+        found = Session(self.target, self.drafter, plan, graphs=graphs, record_trees=record_trees, workspace=space)
+        try:
+            yield found
+        finally:
+            space = found.close()
+            if not self._idle:
+                self._idle.append(space)
 
     @classmethod
     def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None) -> "EagleModel":
@@ -85,12 +114,7 @@ class EagleModel:
         check_target(head.config, model.config)
         device = device_of(model.model.layers[-1])
         head.to(device, model.dtype)
-        embeddings = model.get_input_embeddings()
-        if embeddings.weight.is_meta and not head.config.own_embeddings:
-            raise ValueError("the target's embed_tokens are offloaded; the head reads them too: keep them on a device")
-        if embeddings.weight.device != device:
-            embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
-        head.bind_embeddings(embeddings)
+        bind_target(head, model, device)
         return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps))
 
     @classmethod
@@ -102,7 +126,7 @@ class EagleModel:
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attention: str | None = None,
-        taps: tuple[int, int, int] | None = None,
+        taps: tuple[int, ...] | None = None,
         rope_theta: float | None = None,
         attn_implementation: str | None = None,
         drafter_kwargs: Mapping[str, Any] | None = None,
@@ -187,37 +211,31 @@ class EagleModel:
     ) -> Iterator[list[GeneratedRow]]:
         """Yield the growing rows after the prompts' forward and after every step; arguments as for `generate`.
 
-        The model is in use from the first `next` until the iterator is exhausted, closed or dropped.
-
         Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, an argument that
-        is not known or out of range; RuntimeError from the first `next` while another generation is unfinished (with
-        tree="auto" at once, where something has to be measured first).
+        is not known or out of range.
         """
         return self._run(self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Hold the model's caches, as every generation does. RuntimeError while another one does."""
-        if not self._in_use.acquire(blocking=False):
-            raise RuntimeError(
-                "another generation of this model is unfinished and holds its caches: exhaust its stream() or close() "
-                "it first, or load a second model"
-            )
-        try:
-            yield
-        finally:
-            self._in_use.release()
-
     def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
-        with self.exclusive():
-            graphs = self._recordings(prepared.plan, prepared.args)
-            args, _, prompts, plan, stopping, generator = prepared
-            models, records = (self.target, self.drafter), (args.record_trees, args.reuse_cache)
-            made = _record_of(args)
-            for rows in iterate(*models, plan, prompts, stopping, generator, graphs, *records):
-                for row in rows:
-                    row.plan = made
+        began = time.perf_counter()
+        args, _, prompts, plan, sampling, stopping, seed = prepared
+        graphs = self._records(plan, sampling, args)
+        with self.session(plan, graphs=graphs, record_trees=args.record_trees, reuse=args.reuse_cache) as session:
+            rows, made = [], _record_of(args)
+            for index, prompt in enumerate(prompts):
+                own = row_generator(seed, index)
+                rows.append(session.add(prompt, sampling, own, stopping=stopping, reuse=args.reuse_cache, began=began))
+                rows[-1].plan = made
+            yield rows
+            while session.rows:
+                session.step()
+                if session.graphs is not None and session.graphs.broken:
+                    self.eager_because = session.graphs.broken
                 yield rows
+        seconds = [sum(record.seconds.values()) for record in rows[0].steps]
+        if args.automatic and len(rows) == 1 and len(seconds) >= TYPICAL_STEPS:
+            chosen = Candidate(args.tree, args.settings.nodes, args.settings.depth)
+            self.auto.observe(1, args.sampling.temperature, chosen, 1e3 * statistics.median(seconds))
 
     def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
@@ -227,13 +245,16 @@ class EagleModel:
         if copies > 1 and args.sampling.greedy:
             raise ValueError(f"num_return_sequences={copies} with greedy decoding: all of them would be the same")
         args = self._choose_tree(args, len(prompts) * copies)
+        if args.tree != "none" and args.settings.nodes > 1 and self.drafter is None:
+            raise ValueError(f"tree={args.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
         return Prepared(
             args,
             input_ids.repeat_interleave(copies, 0),
             [list(prompt) for prompt in prompts for _ in range(copies)],
-            self._plan(args),
+            Plan.resolve(args.tree, args.verifier, args.settings, args.sampling.temperature),
+            Sampling(args.sampling, args.draft_sampling, args.logits_processor),
             self._stopping(args, input_ids),
-            self._generator(args),
+            _seed(args),
         )
 
     def _choose_tree(self, args: GenerationArgs, batch: int) -> GenerationArgs:
@@ -243,52 +264,37 @@ class EagleModel:
             tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
             args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
         missing = set(Fit._fields) - args.stated
-        if args.tree == "hybrid" and missing:
+        builder = TREES.get(args.tree)
+        if builder and builder.fitted and missing:
             fit = self.auto.fit(temperature, brief=args.automatic)
             args = replace(args, settings=replace(args.settings, **{name: getattr(fit, name) for name in missing}))
         return args
 
-    def _plan(self, args: GenerationArgs) -> Plan:
-        target = SamplingTransform(args.sampling, args.logits_processor)
-        draft = SamplingTransform(args.draft_sampling)
-        plan = Plan.resolve(args.tree, args.verifier, args.settings, target, draft)
-        if plan.builder is not None and self.drafter is None:
-            raise ValueError(f"tree={args.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
-        return plan
-
     def _stopping(self, args: GenerationArgs, input_ids: Tensor) -> Stopping:
-        limits = (self.eos_ids(args.eos_token_id), args.new_tokens(input_ids.shape[1]), self.context_length)
+        limit = args.new_tokens(input_ids.shape[1])
         criteria = list(args.stopping_criteria)
         if args.stop_strings:
             tokenizer = args.tokenizer or self.tokenizer
             if tokenizer is None:
                 raise ValueError(f"stop_strings={args.stop_strings!r} need a tokenizer: pass tokenizer=")
             criteria.append(StopStringCriteria(tokenizer, list(args.stop_strings)))
-        return CriteriaStopping(*limits, criteria, input_ids.device) if criteria else Stopping(*limits)
+        return Stopping(self.eos_ids(args.eos_token_id), limit, self.context_length, criteria, input_ids.device)
 
-    def _generator(self, args: GenerationArgs) -> torch.Generator | None:
-        if args.seed is not None:
-            return torch.Generator(self.device).manual_seed(args.seed)
-        if args.generator is not None and args.generator.device.type != self.device.type:
-            raise ValueError(
-                f"generator is on {args.generator.device} and the model on {self.device}: make it with "
-                f"torch.Generator({self.device.type!r}), or pass seed="
-            )
-        return args.generator
-
-    def _recordings(self, plan: Plan, args: GenerationArgs) -> GraphRunner | None:
-        """Where this plan's steps are recorded, None if they are not; the reason goes to `eager_because`."""
+    def _records(self, plan: Plan, sampling: Sampling, args: GenerationArgs) -> bool:
+        """Whether this generation's steps are recorded; if not, the reason goes to `eager_because`."""
+        broken = next((space.graphs.broken for space in self._idle if space.graphs and space.graphs.broken), None)
         if args.graphs is False:
-            self._eager_because = "graphs=False"
+            self.eager_because = "graphs=False"
         elif args.record_trees:
-            self._eager_because = "record_trees=True"
-        elif self.captured is None:
-            self._eager_because = f"the model is on {self.device}; graphs need a CUDA device"
+            self.eager_because = "record_trees=True"
+        elif self.new_graphs is None:
+            self.eager_because = f"the model is on {self.device}; graphs need a CUDA device"
         else:
-            self._eager_because = graph_blocker(self.target, self.drafter if plan.builder else None, plan)
+            drafter = self.drafter if plan.builder else None
+            self.eager_because = graph_blocker(self.target, drafter, sampling) or broken
         if args.graphs and self.eager_because:
             warnings.warn(f"graphs=True: decoding without them, because {self.eager_because}", stacklevel=4)
-        return None if self.eager_because else self.captured
+        return self.eager_because is None
 
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         for index, prompt in enumerate(prompts):
@@ -337,6 +343,19 @@ def _check_dense(name: str, value: Any) -> None:
         if isinstance(value, Tensor):
             kind = f"one on the device {value.device} with the layout {value.layout}"
         raise ValueError(f"{name}: expected an integer tensor [batch, length], found {kind}")
+
+
+def _seed(args: GenerationArgs) -> int:
+    """What the rows' seeds derive from: the given one, or one drawn from the given generator or torch's global one."""
+    if args.seed is not None:
+        return args.seed
+    device = torch.device("cpu") if args.generator is None else args.generator.device
+    return int(torch.randint(2**63 - 1, (1,), generator=args.generator, device=device))
+
+
+def row_generator(seed: int, index: int) -> torch.Generator:
+    """The random numbers of one row of a batch."""
+    return torch.Generator().manual_seed(seed_of(seed, "row", index))
 
 
 def _record_of(args: GenerationArgs) -> PlanRecord:

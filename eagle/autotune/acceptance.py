@@ -20,7 +20,7 @@ from eagle.autotune.probe import NODES_PER_FORWARD, ScoredTree, StateProbe, Tree
 from eagle.autotune.prompts import with_generators
 from eagle.autotune.sharpness import measure_overlaps, sharpness_of
 from eagle.engine.distributions import SamplingParams
-from eagle.trees import GeneratorDraw, TreeSettings, is_sampled
+from eagle.trees import TreeSettings, is_sampled
 
 STRIDE = 12
 DRAWS = 2  # trees per state and candidate
@@ -65,7 +65,7 @@ def measure(
 ) -> Measured:
     """Measure one temperature at about `states` states, equally many of each prompt with a long enough answer.
 
-    model    an `eagle.EagleModel` with a drafter; a generation of it must not be unfinished
+    model    an `eagle.EagleModel` with a drafter
     seed     prompt i is answered with a generator of its own, whatever the other prompts are
     shown    wraps what is worked through, such as a progress bar
 
@@ -116,7 +116,7 @@ def _answer(
     found: list[dict[Plan, float]] = []
     for index in probe.states(prompt, STRIDE * count + 1, generator):
         if index % STRIDE == STRIDE // 2:
-            seeds = torch.randint(2**62, (DRAWS,), generator=generator, device=generator.device).tolist()
+            seeds = torch.randint(2**62, (DRAWS,), generator=generator).tolist()
             found.append(_at_state(probe, plans, seeds))
     return found
 
@@ -130,11 +130,7 @@ def _at_state(probe: StateProbe, plans: list[Plan], seeds: list[int]) -> dict[Pl
         for plan in [longest, *(plan for plan in plans if plan[0] != "chain")]
         for seed in seeds[: len(seeds) if is_sampled(plan[0]) else 1]
     ]
-    device = probe.generator.device
-    grown = [
-        probe.grow(*plan, draw=GeneratorDraw(torch.Generator(device=device).manual_seed(seed)))
-        for plan, seed in drafted
-    ]
+    grown = [probe.grow(*plan, generator=torch.Generator().manual_seed(seed)) for plan, seed in drafted]
     verifier = "greedy" if is_greedy(probe.sampling.temperature) else VERIFIER
     expected: dict[Plan, list[float]] = {plan: [] for plan in plans}
     for (plan, _), scored in zip(drafted, probe.score(grown), strict=True):

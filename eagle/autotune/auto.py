@@ -16,13 +16,15 @@ from typing import Any
 
 from eagle.autotune.acceptance import measure, tables_of
 from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
-from eagle.autotune.candidates import AUTO, Fit, is_greedy, kinds_of, nearest
+from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
 from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
 from eagle.autotune.step_cost import StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
+from eagle.engine.distributions import is_greedy
+from eagle.nn import native
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
@@ -41,14 +43,15 @@ class AutoTree:
     def choose(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> Point:
         """The fastest candidate, plain decoding where no tree is faster. `tree`: "auto", or the kind it is to be.
 
-        Raises ValueError and RuntimeError as `points` does.
+        Raises ValueError as `points` does.
         """
         return choose(self.points(model, temperature, batch, tree))
 
     def points(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> list[Point]:
         """What `choose` chooses from, plain decoding first.
 
-        What is not known yet is measured: RuntimeError where another generation of the model is unfinished then.
+        What is not known yet is measured.
+
         Raises ValueError for a model without a drafter, and for a kind that has no candidates or is not calibrated.
         """
         if model.drafter is None:
@@ -60,9 +63,13 @@ class AutoTree:
         times = costs.known(batch, greedy)
         if times is None:
             accepted = {} if self.calibration is None else self.calibration.most_accepted(greedy)
-            with model.exclusive():
-                times = costs.measure(model, batch, greedy, accepted)
+            times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
+
+    def observe(self, batch: int, temperature: float, candidate: Candidate, milliseconds: float) -> None:
+        """What a step of a generation with the chosen tree really took."""
+        if self._costs is not None:
+            self._costs.observe(batch, is_greedy(temperature), candidate, milliseconds)
 
     def fit(self, temperature: float, brief: bool = False) -> Fit:
         """What the calibration found for hybrid trees, the default where there is none.
@@ -126,8 +133,7 @@ class AutoTree:
 
     def _measure_briefly(self, model: Any, temperature: float) -> None:
         prompts = bundled_prompts(model.tokenizer)
-        with model.exclusive():
-            (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
+        (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
         if self._brief_path is not None:
             found = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:
@@ -145,6 +151,7 @@ class AutoTree:
                 "drafter": drafter,
                 "dtype": str(model.target.model.dtype),
                 "attention": model.target.attention,
+                "decoder": model.target.decoder_because or native.unavailable() or "native",
                 **machine(model.device),
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)

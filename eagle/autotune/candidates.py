@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from eagle import command
-from eagle.trees import TreeSettings, greedy_tree
+from eagle.engine.distributions import is_greedy
+from eagle.trees import TreeSettings, find_tree, greedy_tree
 
 VERIFIER = "hsd"  # at temperature 0 it stands for "greedy", see `eagle.engine.plan.Plan.resolve`
 BRANCHING = ("topk", "hybrid", "rsd")
@@ -34,7 +35,8 @@ class Candidate(NamedTuple):
     @property
     def is_fitted(self) -> bool:
         """Whether this kind of tree depends on the fit to a head."""
-        return self.tree == "hybrid"
+        builder = find_tree(self.tree)
+        return builder is not None and builder.fitted
 
     def fitted(self, fit: Fit) -> TreeSettings:
         """The settings with the head's fit, where the kind of tree has one."""
@@ -58,11 +60,6 @@ CANDIDATES = (
 def count_or_auto(text: str) -> int | str:
     """The value of a command's `--nodes`."""
     return text if text == AUTO else command.NODES(text)
-
-
-def is_greedy(temperature: float) -> bool:
-    """As `SamplingParams.greedy`."""
-    return temperature < 1e-5
 
 
 def nearest(temperature: float, temperatures: Iterable[float]) -> float:

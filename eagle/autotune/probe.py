@@ -8,14 +8,14 @@
             drafted.expected("hsd"), drafted.expected("token")
 
 At one state every plan drafts from the same root with the same drafter state, so two plans differ by their trees'
-samples alone. The state moves on along the target's own samples, or by the steps of a drafted tree (`follow`), so that
-the states are those a real generation visits.
+samples alone. The state is that of a session's row: it moves on along the target's own samples, or by the steps of a
+drafted tree (`follow`), so that the states are those a real generation visits.
 
 Shapes: N nodes, V vocabulary, Vd draft vocabulary.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.autotune.union import MergedTrees, unions
+from eagle.autotune.merged import MergedTrees, merge
 from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.plan import Plan
-from eagle.engine.sequence import DecodingState
-from eagle.engine.step import Decoder, Drafted
-from eagle.trees import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, find_tree, root_only
-from eagle.trees.base import Draw
+from eagle.engine.session import Session, Workspace
+from eagle.engine.stopping import Stopping
+from eagle.trees import Draft, TreeBatch, TreeBuilder, TreeSettings, find_tree, root_only
+from hsd.verifiers import find_verifier
 
 NODES_PER_FORWARD = 256  # nodes per forward where many trees are scored: more gain nothing on a CPU
 
@@ -39,7 +39,7 @@ class TreeLimits(NamedTuple):
 
     nodes: int
     depth: int
-    slots: int
+    grown: int
 
     @staticmethod
     def of(plans: list[tuple[str, TreeSettings]]) -> "TreeLimits":
@@ -47,7 +47,7 @@ class TreeLimits(NamedTuple):
         return TreeLimits(
             max(settings.nodes for _, settings in plans),
             max(settings.depth for _, settings in plans),
-            max(builder.slots(settings) for tree, settings in plans if (builder := find_tree(tree))),
+            max(builder.grown(settings) for tree, settings in plans if (builder := find_tree(tree))),
         )
 
 
@@ -76,7 +76,7 @@ class ScoredTree:
 
 
 class StateProbe:
-    """One row's decoding, stopped at each state to look at trees."""
+    """A session of one row, stopped at each state to look at trees."""
 
     def __init__(self, model: Any, sampling: SamplingParams, limits: TreeLimits, together: int = 0):
         """`model`: an `eagle.EagleModel` with a drafter; `together`: nodes that `score` gives to one forward, at least
@@ -86,42 +86,41 @@ class StateProbe:
             raise ValueError("a probe drafts trees: load the model with ea_model_path or draft_model_path")
         if sampling.needs_prefix:
             raise ValueError("repetition_penalty: probing does not carry prefixes; use 1.0")
-        self.model, self.drafter, self.sampling, self.limits = model, model.drafter, sampling, limits
+        self.model, self.drafter, self.sampling = model, model.drafter, sampling
         self.target = SamplingTransform(sampling)
-        self.settings = TreeSettings(max(limits.nodes, together, 2), limits.depth)
-        self.state: DecodingState  # from `begin` on
+        builder = TreeBuilder(_not_drafted, lambda _: limits.grown)
+        settings = TreeSettings(max(limits.nodes, together, 2), limits.depth)
+        self.plan = Plan("probe", builder, settings, find_verifier("token"))
+        self.session = self._new_session(Workspace.of(model.target, model.drafter))
+
+    def _new_session(self, space: Workspace) -> Session:
+        return Session(self.model.target, self.model.drafter, self.plan, workspace=space)
 
     @torch.inference_mode()
-    def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator) -> None:
-        """Read a prompt and draw the first token, which becomes the root."""
+    def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator, *, reuse: bool = False) -> None:
+        """Read a prompt and draw the first token, which becomes the root.
+
+        reuse   what was read of this prompt's beginning for the state before is not read again
+        """
+        space = self.session.close()
+        if not reuse:
+            space.forget()
         self.generator = generator
-        room = min(max_new_tokens, self.model.context_length - len(prompt))
-        widest = self._decoder("topk", "token")  # reserves the rows to be scored
-        self.state = widest.prefill([prompt], room)
-        self.sequence = [*prompt, *self.state.step.root.tolist()]
-        self.drafter.reserve(1, self.limits.slots, len(prompt) + room, self.limits.depth + 1)
-        self._limit = len(prompt) + room
-        self._stops = self.model.eos_ids()
-        self._read()
-
-    @torch.inference_mode()
-    def _read(self) -> None:
-        self.logits = self.drafter.read(*self.state.step)
-        self.drafter.set_length_bound(len(self.sequence))
-
-    def _decoder(self, tree: str, verifier: str) -> Decoder:
-        plan = Plan.resolve(tree, verifier, self.settings, self.target)
-        return Decoder(self.model.target, self.drafter, plan, self.generator)
+        self.session = self._new_session(space)
+        self.session.watched = True
+        stopping = Stopping(self.model.eos_ids(), max_new_tokens, self.model.context_length)
+        self.row = self.session.add(prompt, self.sampling, generator, stopping=stopping, reuse=reuse)
 
     @property
     def ended(self) -> bool:
         """After an end-of-answer token, or with no room for another step."""
-        return self.sequence[-1] in self._stops or len(self.sequence) >= self._limit
+        return self.row.finished
 
     @property
-    def root_probs(self) -> Tensor:
-        """q at the root under the probe's sampling settings: Float[Vd]."""
-        return self.target(self.logits)[0]
+    @torch.inference_mode()
+    def draft_logits(self) -> Tensor:
+        """Of the drafter after the root: Float[Vd]."""
+        return self.session.open_draft().logits[0][0, 0]
 
     @torch.inference_mode()
     def grow(
@@ -129,45 +128,47 @@ class StateProbe:
         tree: str,
         settings: TreeSettings,
         draft_sampling: SamplingParams | None = None,
-        draw: Draw | None = None,
+        generator: torch.Generator | None = None,
     ) -> TreeBatch:
         """Grow a tree from the current root; the state stays where it is.
 
         draft_sampling   sampling parameters of q, where they should differ from the target's
-        draw             the tree's randomness; None: the probe's generator
+        generator        of the tree's random numbers, on the CPU; None: the row's
         """
-        self.drafter.rewind()
         builder = find_tree(tree)
-        root = self.state.step.root.to(self.logits.device)
         if not builder:
-            return root_only(root)
-        transform = DraftProbs(SamplingTransform(draft_sampling) if draft_sampling else self.target)
-        return builder.build(
-            self.drafter, root, self.logits, settings, transform, draw or GeneratorDraw(self.generator)
-        )
+            return root_only(self.session.root)
+        generator = self.generator if generator is None else generator
+        numbers = torch.rand(1, builder.draws(settings), dtype=torch.float64, generator=generator)
+        root = self.session.open_draft()
+        to_probs = SamplingTransform(draft_sampling) if draft_sampling else None
+        return builder.build(root.again(numbers.to(root.root.device), to_probs), settings)
 
     @torch.inference_mode()
-    def score(self, trees: list[TreeBatch]) -> Iterator[ScoredTree]:
-        """Trees grown at this state with the target's distributions at their nodes, in as few forwards as they need."""
-        left = iter(trees)
-        for union in unions(trees, self.settings.nodes):
-            probs = self._target_probs(union)
-            yield from (ScoredTree(next(left), probs[places]) for places in union.places)
+    def score(self, trees: list[TreeBatch], sampling: SamplingParams | None = None) -> Iterator[ScoredTree]:
+        """Trees grown at this state with the target's distributions at their nodes, in as few forwards as they need.
 
-    def _target_probs(self, union: MergedTrees) -> Tensor:
-        """p at every node: Float[N, V]."""
-        tokens, depths = torch.tensor([union.tokens]), torch.tensor([union.depths])
-        return self.target(self.model.target.score_tree(tokens, depths, union.ancestors()[None]).logits)[0]
+        sampling   parameters of p, where they should differ from those that the state was sampled with
+        """
+        left, to_probs = iter(trees), SamplingTransform(sampling) if sampling else self.target
+        for merged in merge(trees, self.plan.nodes):
+            probs = to_probs(self._logits(merged))
+            yield from (ScoredTree(next(left), probs[places]) for places in merged.places)
+
+    def _logits(self, merged: MergedTrees) -> Tensor:
+        """The target's at every node: [N, V]."""
+        tokens, depths = torch.tensor([merged.tokens]), torch.tensor([merged.depths])
+        return self.session.target.score_tree(tokens, depths, merged.ancestors()[None]).logits[0]
 
     def draft(
         self,
         tree: str,
         settings: TreeSettings,
         draft_sampling: SamplingParams | None = None,
-        draw: Draw | None = None,
+        generator: torch.Generator | None = None,
     ) -> ScoredTree:
         """`grow` and `score` of one tree."""
-        return next(self.score([self.grow(tree, settings, draft_sampling, draw)]))
+        return next(self.score([self.grow(tree, settings, draft_sampling, generator)]))
 
     @torch.inference_mode()
     def advance(self, drafted: ScoredTree | None = None, verifier: str = "token") -> Tensor:
@@ -176,18 +177,12 @@ class StateProbe:
         The target's scratch area holds one tree only, so `drafted` is scored again: others may have come between.
         Returns p at the root, Float[V].
         """
-        batch = root_only(self.state.step.root) if drafted is None else drafted.batch
-        scores = self.model.target.score_tree(batch.tokens, batch.depths, batch.ancestors())
-        decoder, sound = self._decoder("none", verifier), torch.zeros((), dtype=torch.bool)
-        outcome = decoder.verify(self.state, Drafted(batch, sound), scores, self.generator)
-        decoder.commit(self.state, scores, outcome)
-        emitted = outcome.tokens[0, : int(outcome.accepted[0]) + 1].tolist()
-        ends = [place for place, token in enumerate(emitted) if token in self._stops]
-        self.sequence.extend(emitted[: ends[0] + 1] if ends else emitted)
-        if not self.ended:
-            self.model.target.set_length_bound(len(self.sequence) - 1)
-            self._read()
-        return self.target(scores.logits[:, :1])[0, 0]
+        session = self.session
+        session.open_draft()  # the drafter reads every root, whether or not a tree was grown from it
+        session.plan = replace(self.plan, verifier=find_verifier(verifier))
+        session.step(root_only(session.root) if drafted is None else drafted.batch)
+        assert session.trees is not None
+        return session.trees.probs[0, 0]
 
     def states(
         self,
@@ -206,3 +201,7 @@ class StateProbe:
             yield index
             self.advance(*(follow(self) if follow else (None, "token")))
             index += 1
+
+
+def _not_drafted(_draft: Draft, _settings: TreeSettings) -> TreeBatch:
+    raise RuntimeError("a probe's trees are grown by its caller")

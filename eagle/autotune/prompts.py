@@ -51,4 +51,4 @@ def with_generators(
     """The prompts that leave room for an answer, each with a generator of its own, whatever the other prompts are."""
     for index, prompt in enumerate(prompts):
         if len(prompt) < model.context_length:
-            yield list(prompt), torch.Generator(device=model.device).manual_seed(1_000_003 * seed + index)
+            yield list(prompt), torch.Generator().manual_seed(1_000_003 * seed + index)

@@ -45,7 +45,7 @@ def measure_overlaps(
     for prompt, generator in with_generators(model, prompts, seed):
         probe.begin(prompt, tokens + 1, generator)
         while not probe.ended:
-            logits = probe.logits[0]
+            logits = probe.draft_logits
             rows.append(compare(probe.advance(), logits, probe.drafter.support, temperature))
     return tuple(
         Overlap(power, round(fmean(overlap for overlap, _ in found), 4), round(fmean(loss for _, loss in found), 4))

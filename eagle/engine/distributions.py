@@ -1,29 +1,28 @@
-"""From logits to the distribution that is sampled, through the logits processors of `transformers`.
+"""From logits to the distributions that are sampled: every row of a batch under sampling parameters of its own.
 
 The distribution under these settings is the target distribution p that verification preserves. The draft distribution
 q goes through settings of its own, by default the same (a q as sharp as p is accepted more); losslessness does not
-depend on that choice.
+depend on that choice. Meanings and order of the settings are those of `transformers`.
 
-Shapes: B batch, N nodes, R rows, T tokens of the longest prefix, K depth, V vocabulary.
+Shapes: B batch, N nodes, R prefixes, T tokens of the longest prefix, K depth, V vocabulary.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 LIKELIEST = 512  # tokens of a row among which top-p is looked for first
+GREEDY_BELOW = 1e-5  # temperatures below this are greedy
 Processor = Callable[..., Tensor]  # (prefixes Int64[R, T], scores Float32[R, V]) -> scores
+
+
+def is_greedy(temperature: float) -> bool:
+    """Whether a temperature stands for the most likely token."""
+    return temperature < GREEDY_BELOW
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the distribution is a point mass on the most likely token."""
-        return self.temperature < 1e-5
+        return is_greedy(self.temperature)
 
     @property
     def needs_prefix(self) -> bool:
@@ -101,113 +100,186 @@ def node_prefixes(rows: Prefixes, tokens: Tensor, depths: Tensor, ancestors: Ten
     return Prefixes(torch.where(positions > last[:, :, None], root, found), last + 1)
 
 
-class Nucleus(TopPLogitsWarper):
-    """Top-p that looks among the `LIKELIEST` tokens of a row first: sorting a whole vocabulary is slow on a CPU.
+@dataclass(frozen=True)
+class Sampling:
+    """How one row's logits become its target distribution and its draft distribution.
 
-    Keeps what `TopPLogitsWarper` keeps, up to rounding and up to which of several equally likely tokens is the last.
+    target       sampling parameters of p
+    draft        of q; None: those of the target without its repetition penalty
+    processors   further logits processors, called after the repetition penalty and before the temperature, as
+                 `transformers` does: (prefixes Int64[R, T], scores Float32[R, V]) -> scores. Each is called with exact
+                 prefixes, for nodes of the draft tree too, so what it returns must depend on its arguments alone
     """
 
-    def __call__(self, input_ids: Any, scores: Tensor) -> Tensor:
-        """Scores Float[R, V] -> the same, minus infinity outside the nucleus."""
-        if scores.device.type != "cpu" or scores.shape[-1] <= LIKELIEST:
-            sorted_whole: Tensor = super().__call__(input_ids, scores)
-            return sorted_whole
-        likeliest, index = scores.topk(LIKELIEST)
-        probs = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
-        mass = probs.cumsum(-1)
-        outside = mass - probs >= self.top_p
-        outside[:, 0] = False
-        found = torch.full_like(scores, self.filter_value).scatter_(
-            1, index, likeliest.masked_fill(outside, self.filter_value)
-        )
-        wider = ~(mass[:, -1] >= self.top_p)  # also where a score is NaN
-        if wider.any():
-            found[wider] = super().__call__(input_ids, scores[wider])
-        return found
+    target: SamplingParams = SamplingParams()
+    draft: SamplingParams | None = None
+    processors: tuple[Processor, ...] = ()
 
-
-def _warpers(settings: SamplingParams) -> list[Processor]:
-    """What cuts and sharpens a distribution, in the order of `transformers`."""
-    warpers: list[Processor] = []
-    if settings.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if settings.top_k:
-        warpers.append(TopKLogitsWarper(int(settings.top_k)))
-    if settings.top_p < 1:
-        warpers.append(Nucleus(float(settings.top_p)))
-    if settings.min_p:
-        warpers.append(MinPLogitsWarper(float(settings.min_p)))
-    return warpers
-
-
-class SamplingTransform:
-    """Callable: logits [..., V] -> probabilities Float32[..., V]; equal where settings and processors are.
-
-    A row whose logits have NaN, plus infinity or no finite entry, or get them from the settings (a tiny repetition
-    penalty overflows), is NaN everywhere. Minus infinity is a masked token.
-
-    processors: further logits processors, called after the repetition penalty and before the temperature, as
-    `transformers` does. Each is called with exact prefixes, for nodes of the draft tree too, so what it returns must
-    depend on its arguments alone, not on the order of calls.
-    """
-
-    def __init__(self, settings: SamplingParams, processors: Sequence[Processor] = ()):
-        """`processors`: (prefixes Int64[R, T], scores Float32[R, V]) -> scores."""
-        self.settings, self.processors = settings, tuple(processors)
-        self._penalty: list[Processor] = []
-        if settings.needs_prefix:
-            self._penalty.append(RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty)))
-        self._warpers = [] if settings.greedy else _warpers(settings)
+    @property
+    def of_draft(self) -> SamplingParams:
+        """Sampling parameters of q."""
+        return self.draft or replace(self.target, repetition_penalty=1.0)
 
     @property
     def needs_prefix(self) -> bool:
-        """Whether `prefixes` must be given; such a generation cannot be recorded as CUDA graphs."""
-        return self.settings.needs_prefix or bool(self.processors)
+        """Whether p at a node depends on the tokens before it beyond what the model has read."""
+        return self.target.needs_prefix or bool(self.processors)
 
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        """Settings and the processors themselves: what makes two transforms equal."""
-        return self.settings, *map(id, self.processors)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SamplingTransform) and self.identity == other.identity
+class RowDistributions:
+    """Callable: logits [B, N, V] -> probabilities Float32[B, N, V], row b under `params[b]`.
 
-    def __hash__(self) -> int:
-        return hash(self.identity)
+    Logits with NaN, plus infinity or no finite entry, or that get them from the settings (a tiny repetition penalty
+    overflows), give NaN everywhere. Minus infinity is a masked token.
+
+    signature   the host values that a call depends on; the others lie in tensors of fixed addresses
+    """
+
+    def __init__(self, rows: int, device: torch.device, vocabulary: int | None = None):
+        """For at most `rows` rows; `set` says which. `vocabulary`: tokens from here on have probability 0."""
+        self.device, self.vocabulary = device, vocabulary
+        names = ("temperature", "top_k", "top_p", "min_p", "penalty", "greedy")
+        self._values: dict[str, Tensor] = dict(
+            zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device))
+        )
+        self._processors: list[tuple[Processor, ...]] = []
+        self.signature: tuple[Any, ...] = ()
+
+    def set(self, params: Sequence[SamplingParams], processors: Sequence[tuple[Processor, ...]] = ()) -> None:
+        """The rows of the next calls, in order."""
+        columns = {
+            "temperature": [1.0 if one.greedy else one.temperature for one in params],
+            "top_k": [float(one.top_k) for one in params],
+            "top_p": [one.top_p for one in params],
+            "min_p": [one.min_p for one in params],
+            "penalty": [one.repetition_penalty for one in params],
+            "greedy": [float(one.greedy) for one in params],
+        }
+        for name, values in columns.items():
+            self._values[name][: len(values), 0, 0] = torch.tensor(values).to(self.device)
+        neutral = {"temperature": 1.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0, "greedy": 0.0}
+        self._used = {name for name, values in columns.items() if any(value != neutral[name] for value in values)}
+        self._all_greedy = all(one.greedy for one in params)
+        self._most_k = max((one.top_k for one in params), default=0)
+        self._processors = [tuple(row) for row in processors] if any(processors) else []
+        self.count = len(params)
+        self.signature = (self.count, frozenset(self._used), self._all_greedy, self._most_k, bool(self._processors))
+
+    def state(self) -> list[Tensor]:
+        """The tensors that a call reads beside its arguments."""
+        return list(self._values.values())
+
+    def __call__(self, logits: Tensor, prefixes: Prefixes | None = None) -> Tensor:
+        """`prefixes`, one per position of the logits: needed for a repetition penalty and for processors."""
+        scores = logits.float()
+        if self.vocabulary is not None and self.vocabulary < scores.shape[-1]:
+            scores = scores.index_fill(
+                -1, torch.arange(self.vocabulary, scores.shape[-1]).to(scores.device), -torch.inf
+            )
+        if "penalty" in self._used or self._processors:
+            if prefixes is None:
+                raise ValueError("a repetition penalty or a logits processor needs the tokens before: pass prefixes")
+            if "penalty" in self._used:
+                scores = penalized(scores, prefixes.tokens, self._of("penalty"))
+            if self._processors:
+                scores = self._process(scores, prefixes)
+        if self._all_greedy:
+            return most_likely(scores)
+        cut = self._cut(scores / self._of("temperature") if "temperature" in self._used else scores)
+        probs = cut.softmax(-1)
+        return torch.where(self._of("greedy") > 0, most_likely(scores), probs) if "greedy" in self._used else probs
+
+    def _of(self, name: str) -> Tensor:
+        return self._values[name][: self.count]
+
+    def _cut(self, scores: Tensor) -> Tensor:
+        """Minus infinity at the tokens that top-k, top-p and min-p leave out, in this order."""
+        if "top_k" in self._used:
+            k = self._of("top_k")
+            largest = scores.topk(min(self._most_k, scores.shape[-1])).values
+            last = (k.long() - 1).clamp(min=0, max=largest.shape[-1] - 1).expand(*scores.shape[:2], 1)
+            scores = scores.masked_fill((scores < largest.gather(-1, last)) & (k > 0), -torch.inf)
+        if "top_p" in self._used:
+            scores = nucleus(scores, self._of("top_p"))
+        if "min_p" in self._used:
+            probs = scores.softmax(-1)
+            scores = scores.masked_fill(probs < self._of("min_p") * probs.amax(-1, keepdim=True), -torch.inf)
+        return scores
+
+    def _process(self, scores: Tensor, prefixes: Prefixes) -> Tensor:
+        """Apply each row's processors, to positions with prefixes of one length at a time."""
+        result = scores.clone()
+        for row, processors in enumerate(self._processors):
+            for length in prefixes.lengths[row].unique().tolist() if processors else ():
+                index = (prefixes.lengths[row] == length).nonzero()[:, 0]
+                found = scores[row, index]
+                for processor in processors:
+                    found = processor(prefixes.tokens[row, index, :length], found)
+                shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                if shape != (len(index), scores.shape[-1]):
+                    expected = (len(index), scores.shape[-1])
+                    raise ValueError(f"logits_processor: expected scores {expected}, found {shape}")
+                result[row, index] = found.to(result)
+        largest = scores.amax(-1, keepdim=True)
+        return result + (largest - largest)  # a processor that masks NaN does not mend the logits
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """Scores [..., V] -> a point mass at the largest one, NaN where that is not finite."""
+    largest, index = scores.max(-1, keepdim=True)
+    zero = largest - largest
+    probs: Tensor = zero.repeat(*[1] * (scores.ndim - 1), scores.shape[-1]).scatter_(-1, index, zero + 1)
+    return probs
+
+
+def penalized(scores: Tensor, tokens: Tensor, penalty: Tensor) -> Tensor:
+    """Scores Float32[B, N, V] of the tokens of their prefixes Int64[B, N, T] divided by the penalty [B, 1, 1], the
+    negative ones multiplied (`RepetitionPenaltyLogitsProcessor`).
+    """
+    found = scores.gather(-1, tokens)
+    return scores.scatter(-1, tokens, torch.where(found < 0, found * penalty, found / penalty))
+
+
+def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
+    """Scores [B, N, V], minus infinity outside the smallest set of likeliest tokens with mass top_p [B, 1, 1].
+
+    Keeps what `TopPLogitsWarper` keeps, up to rounding and up to which of several equally likely tokens is the last.
+    On a CPU it looks among the `LIKELIEST` tokens first: sorting a whole vocabulary is slow there.
+    """
+    if scores.is_cpu and scores.shape[-1] > LIKELIEST:
+        found, mass = _nucleus(scores, top_p, LIKELIEST)
+        wider = ~(mass >= top_p[..., 0])  # also where a score is NaN
+        if wider.any():
+            rest = top_p.expand(*scores.shape[:2], 1)[wider][:, None]
+            found[wider] = _nucleus(scores[wider][:, None], rest, scores.shape[-1])[0][:, 0]
+        return found
+    return _nucleus(scores, top_p, scores.shape[-1])[0]
+
+
+def _nucleus(scores: Tensor, top_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The nucleus among the `count` likeliest tokens, and the mass of all of these [B, N]."""
+    likeliest, index = scores.topk(count)
+    probs = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
+    mass = probs.cumsum(-1)
+    outside = mass - probs >= top_p
+    outside[..., 0] = False
+    kept = likeliest.masked_fill(outside & (top_p < 1), -torch.inf)
+    return torch.full_like(scores, -torch.inf).scatter_(-1, index, kept), mass[..., -1]
+
+
+class SamplingTransform:
+    """Callable: logits [..., V] -> probabilities Float32[..., V] under one `Sampling`'s target parameters."""
+
+    def __init__(self, settings: SamplingParams, processors: Sequence[Processor] = ()):
+        """`processors`: see `Sampling`."""
+        self.settings, self.processors = settings, tuple(processors)
 
     def __call__(self, logits: Tensor, prefixes: Prefixes | None = None) -> Tensor:
         """`prefixes`, one per row of logits: needed for a repetition penalty and for processors."""
-        rows = logits.float().reshape(-1, logits.shape[-1])
-        if self.needs_prefix:
-            if prefixes is None:
-                raise ValueError("a repetition penalty or a logits processor needs the tokens before: pass prefixes")
-            tokens = prefixes.tokens.reshape(len(rows), -1)
-            for processor in self._penalty:
-                rows = processor(tokens, rows)
-            if self.processors:
-                rows = self._process(rows, tokens, prefixes.lengths.reshape(-1))
-        if self.settings.greedy:
-            largest, index = rows.max(-1, keepdim=True)
-            zero = largest - largest
-            probs = zero.repeat(1, rows.shape[1]).scatter_(1, index, zero + 1)
-        else:
-            for warper in self._warpers:
-                rows = warper(None, rows)
-            probs = rows.softmax(-1)
-        return probs.view(logits.shape)
-
-    def _process(self, rows: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Apply the processors to the rows Float32[R, V], those with prefixes of one length at a time."""
-        result = torch.empty_like(rows)
-        largest = rows.amax(-1)
-        broken = largest - largest
-        for length in lengths.unique().tolist():
-            index = (lengths == length).nonzero()[:, 0]
-            scores = rows[index]
-            for processor in self.processors:
-                scores = processor(tokens[index, :length], scores)
-            shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            if shape != (len(index), rows.shape[-1]):
-                raise ValueError(f"logits_processor: expected scores {(len(index), rows.shape[-1])}, found {shape}")
-            result[index] = scores.to(result)
-        return result + broken[:, None]  # a processor that masks NaN does not mend the logits
+        rows = RowDistributions(1, logits.device)
+        rows.set([self.settings], [self.processors])
+        if prefixes is not None:
+            prefixes = Prefixes(
+                prefixes.tokens.reshape(1, -1, prefixes.tokens.shape[-1]), prefixes.lengths.reshape(1, -1)
+            )
+        return rows(logits.reshape(1, -1, logits.shape[-1]), prefixes).view(logits.shape)

@@ -8,18 +8,20 @@ A recording has addresses and host values baked in. So the key holds every host 
 batch, attention windows); what outlives a step lies in tensors that are written in place, and when one of those was
 allocated anew (a longer request) all recordings are dropped. What one phase gives the next lies in the recording.
 
-Random numbers come from the backend's own generator, the only one that recordings know: a step takes over the state of
-the caller's generator and gives it back advanced, so that the draws are those of a step that is not recorded.
+Random numbers are among these tensors: the host fills them before the step.
 """
 
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from eagle.engine.sequence import StateBuffers
+from eagle.drafters import CausalLMDrafter, Drafter
+from eagle.engine.distributions import Sampling
+from eagle.nn.fused_head import LENGTH_DEPENDENT_ROPE
+from eagle.nn.target import CachedLM
 
 
 class Recording(NamedTuple):
@@ -30,9 +32,7 @@ class Recording(NamedTuple):
 
 
 class Backend(Protocol):
-    """What records. `generator` is the one that recorded functions may draw from."""
-
-    generator: torch.Generator
+    """What records."""
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
         """Call a function that will be recorded next time."""
@@ -41,7 +41,7 @@ class Backend(Protocol):
         """Record without doing the work. RuntimeError when the function does what cannot be recorded."""
 
     def reset(self) -> None:
-        """All recordings were dropped, or recording failed: start over, with a generator in the same state."""
+        """All recordings were dropped, or recording failed: start over."""
 
 
 class CudaGraphs:
@@ -50,7 +50,6 @@ class CudaGraphs:
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        self.generator = torch.Generator(device)
         self.pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
@@ -63,29 +62,23 @@ class CudaGraphs:
 
     def record(self, function: Callable[[], Any]) -> Recording:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
         place = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
         with torch.cuda.device(self.device), place:
             outputs = function()
         return Recording(graph.replay, outputs)
 
     def reset(self) -> None:
-        state = self.generator.get_state()
-        self.generator = torch.Generator(self.device)
-        self.generator.set_state(state)
         self.pool = torch.cuda.graph_pool_handle()
 
 
 class GraphRunner:
     """Recorded steps by key, at most `most` of them: the one unused for longest goes first.
 
-    buffers  where generations keep what they carry between steps, so that addresses stay from one to the next
     broken   why nothing is recorded any more: the error of a phase that could not be. None: all is well
     """
 
     def __init__(self, backend: Backend, most: int = 64):
         self.backend, self.most = backend, most
-        self.buffers: StateBuffers = {}
         self.broken: str | None = None
         self._steps: dict[Hashable, dict[str, Recording | None]] = {}
         self._current: dict[str, Recording | None] = {}
@@ -96,7 +89,7 @@ class GraphRunner:
         """How many keys have a recording."""
         return sum(any(phases.values()) for phases in self._steps.values())
 
-    def begin(self, key: Hashable, state: dict[Hashable, list[Tensor]], generator: torch.Generator | None) -> None:
+    def begin(self, key: Hashable, state: Mapping[Hashable, list[Tensor]]) -> None:
         """Open a step: phases run from now on belong to `key`. `state`, by owner: the tensors that outlive the step."""
         found = {owner: tuple((x.data_ptr(), x.shape, x.stride()) for x in tensors) for owner, tensors in state.items()}
         if any(self._addresses.get(owner, addresses) != addresses for owner, addresses in found.items()):
@@ -106,15 +99,11 @@ class GraphRunner:
         self._steps[key] = self._current  # the latest is last
         if len(self._steps) > self.most:
             del self._steps[next(iter(self._steps))]
-        self.backend.generator.set_state(self._source(generator).get_state())
 
-    def wrap(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function(*inputs, generator=)` as a callable of the inputs that runs, records or replays it, as the open
-        step has it. On a replay the inputs are ignored: they lie where they lay when it was recorded.
+    def run(self, phase: str, function: Callable[[], Any]) -> Any:
+        """Run, record or replay a phase of the open step. On a replay what the function would take from Python is
+        ignored: it lies where it lay when it was recorded.
         """
-        return lambda *inputs: self._run(phase, lambda: function(*inputs, generator=self.backend.generator))
-
-    def _run(self, phase: str, function: Callable[[], Any]) -> Any:
         if self.broken:
             return function()
         if phase not in self._current:
@@ -130,10 +119,6 @@ class GraphRunner:
         recording.replay()
         return recording.outputs
 
-    def end(self, generator: torch.Generator | None) -> None:
-        """Close the step: the caller's generator goes on where the recorded draws ended."""
-        self._source(generator).set_state(self.backend.generator.get_state())
-
     def clear(self) -> None:
         """Drop every recording."""
         self._steps.clear()
@@ -145,10 +130,30 @@ class GraphRunner:
         warnings.warn(f"decoding goes on without graphs: {self.broken}", stacklevel=2)
         self.backend.reset()
 
-    def _source(self, generator: torch.Generator | None) -> torch.Generator:
-        if generator is not None:
-            return generator
-        device = self.backend.generator.device
-        if device.type == "cuda":
-            return torch.cuda.default_generators[device.index or 0]
-        return torch.default_generator
+
+def graph_blocker(target: CachedLM, drafter: Drafter | None, sampling: Sampling) -> str | None:
+    """Why steps cannot be recorded, in words, or None where a step does nothing that a CUDA graph cannot hold."""
+    if sampling.needs_prefix:
+        penalty = f"repetition_penalty={sampling.target.repetition_penalty}"
+        return f"{'a logits_processor' if sampling.processors else penalty} looks at tokens that are on the host"
+    models = [target, drafter.lm] if isinstance(drafter, CausalLMDrafter) else [target]
+    devices = {device for model in models for device in model.layer_devices} | {target.device}
+    devices |= set() if drafter is None else {drafter.device}
+    if len(devices) > 1:
+        return f"the models are spread over {', '.join(sorted(map(str, devices)))}"
+    return next((reason for reason in map(_waits, models) if reason), None)
+
+
+def _waits(model: CachedLM) -> str | None:
+    """Why the forward of this model waits for the device, if it does."""
+    config = model.config
+    if any(weight.is_meta for weight in model.model.parameters()):
+        return "weights that are offloaded are fetched in every forward"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        return f"rotary scaling {rope!r} asks the host how long the text is"
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    how = getattr(config, "_experts_implementation", None) or "eager"
+    if experts and how == "eager":
+        return "its experts run one after the other, as the host decides; load with experts_implementation='grouped_mm'"
+    return None

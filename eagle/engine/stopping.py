@@ -1,4 +1,4 @@
-"""Stopping criteria of `transformers` on rows that grow by several tokens per step."""
+"""When a row ends: end tokens, limits, and stopping criteria of `transformers`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,34 +6,49 @@ from typing import Any
 
 import torch
 
-from eagle.api.outputs import GeneratedRow
-from eagle.engine.generate import Stopping
+from eagle.engine.records import GeneratedRow
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class CriteriaStopping(Stopping):
-    """`Stopping` that asks criteria after every emitted token, so that nothing after the one they stop at is kept.
+class Stopping:
+    """A row ends at one of the `eos` token ids, after `max_new_tokens`, where the target's context is full, or where a
+    criterion says so.
 
-    criteria   functions of (token ids Int64[1, T] of one row, scores None) -> Bool[1] or bool
+    criteria   functions of (token ids Int64[1, T] of one row, scores None) -> Bool[1] or bool, asked after every
+               emitted token, so that nothing after the one they stop at is kept
     device     where the criteria get the token ids
     """
 
-    criteria: Sequence[Callable[..., Any]]
-    device: torch.device
+    eos: frozenset[int] = frozenset()
+    max_new_tokens: int = 512
+    context_length: int = 2**31
+    criteria: Sequence[Callable[..., Any]] = ()
+    device: torch.device = CPU
+
+    def room(self, row: GeneratedRow) -> int:
+        """How many tokens the row may still emit."""
+        return min(self.max_new_tokens, self.context_length - row.prompt_tokens) - len(row.new_tokens)
 
     def emit(self, row: GeneratedRow, tokens: list[int]) -> list[int]:
         """Append what the limits and criteria allow of `tokens`; sets the row's stop reason if it ends here."""
         kept: list[int] = []
-        for token in tokens:
-            kept += super().emit(row, [token])
-            if not row.stop_reason and self._met(row):
+        for token in tokens[: self.room(row)]:
+            kept.append(token)
+            row.new_tokens.append(token)
+            if token in self.eos:
+                row.stop_reason = "eos"
+            elif self.room(row) == 0:
+                row.stop_reason = "length" if len(row.new_tokens) == self.max_new_tokens else "context"
+            elif self.criteria and self._met(row):
                 row.stop_reason = "criteria"
             if row.stop_reason:
                 break
         return kept
 
     def _met(self, row: GeneratedRow) -> bool:
-        ids = torch.tensor([row.prompt + row.new_tokens], device=self.device)
+        ids = torch.tensor([row.ids], device=self.device)
         return any(_is_met(criterion(ids, None)) for criterion in self.criteria)
 
 

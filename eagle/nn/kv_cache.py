@@ -20,6 +20,8 @@ generation sees few shapes, and at most an eighth of a long bucket is padding, w
 Shapes: Y layers, B batch, G key/value heads, S scratch slots, C committed slots, E head size, n new positions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,13 +65,13 @@ class CacheShape:
         return 2 * self.devices.count(device) * slots * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def fits(self, other: "CacheShape") -> bool:
-        """Whether a buffer of this shape can serve a request for `other` as it is."""
-        return (
-            (self.batch, self.kv_heads, self.head_dim, self.devices, self.dtype)
-            == (other.batch, other.kv_heads, other.head_dim, other.devices, other.dtype)
-            and self.scratch >= other.scratch
-            and self.capacity >= other.capacity
-        )
+        """Whether a buffer of this shape can serve a request for `other`, of the same layers, as it is."""
+        return self.batch >= other.batch and self.scratch >= other.scratch and self.capacity >= other.capacity
+
+    def grown(self, other: "CacheShape") -> "CacheShape":
+        """The smallest shape that serves both."""
+        sizes = {name: max(getattr(self, name), getattr(other, name)) for name in ("batch", "scratch", "capacity")}
+        return replace(self, **sizes)
 
 
 class KVBuffer:
@@ -95,20 +97,26 @@ class KVBuffer:
             views[device] = iter(store)
         self.layers = [next(views[device]) for device in shape.devices]
 
-    def copy_committed(self, other: "KVBuffer", count: int) -> None:
-        """Take over the first `count` committed tokens of a buffer with the same layers and rows."""
-        for mine, theirs in zip(self.layers, other.layers, strict=True):
-            source = theirs[:, :, :, other.shape.scratch : other.shape.scratch + count]
-            mine[:, :, :, self.shape.scratch : self.shape.scratch + count] = source
+    def rows(self, first: int, count: int) -> "KVBuffer":
+        """Some of the rows as a buffer of their own, in views of the same memory."""
+        found = object.__new__(KVBuffer)
+        found.shape = replace(self.shape, batch=count)
+        found.stores = [store[:, :, first : first + count] for store in self.stores]
+        found.layers = [layer[:, first : first + count] for layer in self.layers]
+        return found
 
-    def keep_rows(self, rows: list[int]) -> None:
-        """Go on with these rows (ascending) as rows 0, 1, ...: moved in place, no memory is allocated or freed."""
+    def copy_committed(self, other: "KVBuffer", lengths: list[int]) -> None:
+        """Take over the first `lengths` committed tokens of the first rows of a buffer with the same layers."""
+        for mine, theirs in zip(self.stores, other.stores, strict=True):
+            for row, count in enumerate(lengths):
+                source = theirs[:, :, row, :, other.shape.scratch : other.shape.scratch + count]
+                mine[:, :, row, :, self.shape.scratch : self.shape.scratch + count] = source
+
+    def move_row(self, source: int, goal: int, count: int) -> None:
+        """Copy the first `count` committed tokens of a row to another one."""
+        window = slice(self.shape.scratch, self.shape.scratch + count)
         for store in self.stores:
-            for place, row in enumerate(rows):
-                if place != row:
-                    store[:, :, place] = store[:, :, row]
-        self.layers = [layer[:, : len(rows)] for layer in self.layers]
-        self.shape = replace(self.shape, batch=len(rows))
+            store[:, :, goal, :, window] = store[:, :, source, :, window]
 
     def write(self, layer: int, start: int, keys: Tensor, values: Tensor) -> None:
         """Write [B, G, n, E] at slots start .. start + n - 1 of every row."""
@@ -138,6 +146,128 @@ class KVBuffer:
             source, goal = nodes.to(store.device), positions.to(store.device) + self.shape.scratch
             rows = torch.arange(len(source), device=store.device)[:, None]
             store[:, :, rows, :, goal] = store[:, :, rows, :, source]
+
+
+class RowCache:
+    """The cache rows of one session: rows 0 .. `count` - 1 are in use, the others keep what they held for later ones.
+
+    count     rows that a forward is about
+    held      committed tokens of every row, on the host; `longest` is the most that a row in use may have
+    ids       per row, the token ids whose keys it holds; [] where that is not known
+    scratch   tree nodes asked for: they lie in the last slots of the scratch area, which may be larger
+    """
+
+    def __init__(self, shape: CacheShape, device: torch.device):
+        """`shape`: of one layer's heads; its batch, scratch and capacity are 0. `device`: where lengths are counted."""
+        self.device, self._none = device, shape
+        self.release()
+
+    def fork(self) -> "RowCache":
+        """Another one for the same layers, with nothing allocated."""
+        return RowCache(self._none, self.device)
+
+    def release(self) -> None:
+        """Free the memory; `reserve` allocates it anew."""
+        self.store: KVBuffer | None = None
+        self._view: KVBuffer | None = None
+        self._lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.lengths = self._lengths
+        self.count = self.longest = self.scratch = self._limit = 0
+        self.held: list[int] = []
+        self.ids: list[list[int]] = []
+
+    def reserve(self, rows: int, scratch: int, capacity: int, slack: int) -> None:
+        """Room for `rows` rows of up to `capacity` tokens and trees of `scratch` nodes; what rows hold stays.
+
+        At most `slack` tokens are ever written past a row's length at once. Raises ValueError where memory is short.
+        """
+        room = round_up(capacity + slack, self.device)
+        wanted = replace(self._none, batch=rows, scratch=scratch, capacity=room)
+        old = self.store
+        if old is None or not old.shape.fits(wanted):
+            shape = wanted if old is None else old.shape.grown(wanted)
+            if not any(self.held):
+                self.store = self._view = old = None  # its memory is free for the new one
+            self.store = KVBuffer(shape)
+            if old is not None:
+                self.store.copy_committed(old, self.held)
+            lengths = torch.zeros(shape.batch, dtype=torch.int64, device=self.device)
+            lengths[: len(self._lengths)] = self._lengths
+            self._lengths = lengths
+            more = shape.batch - len(self.held)
+            self.held, self.ids = [*self.held, *[0] * more], [*self.ids, *([] for _ in range(more))]
+            self._select(0, self.count)
+        self.scratch, self._limit = scratch, self.store_shape.capacity - slack
+
+    @property
+    def store_shape(self) -> CacheShape:
+        """What is allocated."""
+        return self.buffer.shape if self.store is None else self.store.shape
+
+    @property
+    def buffer(self) -> KVBuffer:
+        """Keys and values of the rows in use. RuntimeError before `reserve`."""
+        if self._view is None:
+            raise RuntimeError("there is no cache: call reserve first")
+        return self._view
+
+    @property
+    def first_node(self) -> int:
+        """The slot of tree node 0."""
+        return self.buffer.shape.scratch - self.scratch
+
+    def forget(self) -> None:
+        """Count every row as empty; the memory stays."""
+        self.held, self.ids = [0] * len(self.held), [[] for _ in self.ids]
+
+    def use(self, count: int) -> None:
+        """Rows 0 .. `count` - 1 are in use from now on."""
+        self.count = count
+        self._select(0, count)
+        self.longest = max(self.held[:count], default=0)
+
+    def set_held(self, lengths: list[int]) -> None:
+        """The committed tokens of the first rows, once they are known on the host."""
+        self.held[: len(lengths)] = lengths
+        self.longest = max(lengths, default=0)
+
+    @contextmanager
+    def only(self, row: int, held: int) -> Iterator[None]:
+        """Work on one row, of which the first `held` tokens are kept."""
+        self.held[row], self.longest = held, held
+        self._select(row, 1)
+        self.lengths.fill_(held)
+        try:
+            yield
+        finally:
+            self._select(0, self.count)
+            self.longest = max(self.held[: self.count], default=0)
+
+    def move(self, source: int, goal: int) -> None:
+        """Row `goal` holds what row `source` holds."""
+        if self.store is not None and source != goal:
+            self.store.move_row(source, goal, self.held[source])
+            self._lengths[goal] = self._lengths[source]
+            self.held[goal], self.ids[goal] = self.held[source], self.ids[source]
+
+    def advance(self, counts: Tensor) -> None:
+        """Rows in use got `counts` Int64[B] more tokens. Rows that are done go along: the clamp keeps what they write
+        inside the buffer.
+        """
+        self.lengths.add_(counts).clamp_(max=self._limit)
+
+    def window(self, more: int = 0) -> int:
+        """How many committed slots a forward looks at, `more` of which it writes itself."""
+        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step, read and written in place, with all rows."""
+        return [*([] if self.store is None else self.store.stores), self._lengths]
+
+    def _select(self, first: int, count: int) -> None:
+        if self.store is not None:
+            self._view = self.store.rows(first, count)
+        self.lengths = self._lengths[first : first + count]
 
 
 class CacheWindow(Cache):

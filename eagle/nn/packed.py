@@ -1,7 +1,12 @@
-"""Weights on a CPU, packed once for products with few rows.
+"""Products x W^T + b of layers that share their input, fast for few rows.
 
-Such a product spends most of its time rearranging the weight, anew each time. oneDNN takes a weight rearranged
-beforehand. One thread, ordinary / packed:
+    CPU, few rows     native code reads the weights where they lie (`eagle.nn.native`)
+    ... without it    oneDNN multiplies with a copy of the weights, rearranged once
+    CPU, many rows    one ordinary product per layer
+    GPU               one product: the layers' weights are moved into one buffer, of which they become views
+
+A product with few rows on a CPU spends most of its time rearranging the weight, anew each time; that is what the copies
+are for. One thread, ordinary / packed:
 
     float32, AVX2, milliseconds          1 row          3 rows         8 rows         16 rows
     49152 x 576       output layer       11.1 / 9.4     37.0 / 14.3    28.7 / 14.9    32.7 / 20.4
@@ -10,25 +15,30 @@ beforehand. One thread, ordinary / packed:
     bfloat16, AMX, milliseconds          1 row          8 rows         32 rows        512 rows
     49152 x 576       output layer       4.4 / 2.7      5.7 / 2.7      7.6 / 4.1
     1536 x 576        MLP                0.12 / 0.05    0.16 / 0.08    0.19 / 0.12    0.76 / 0.70
-    192 x 576         keys               0.03 / 0.02    0.03 / 0.02    0.03 / 0.02    0.12 / 0.10
 
 So in float32 one row, and hundreds, go the ordinary way; in bfloat16 every product is packed where the CPU multiplies
-that itself. Values differ from those of `torch.nn.functional.linear` by rounding only. The packed weight is a copy, so
-`pack_layers` asks for the memory first. What it is worth on a whole step: docs/step.md.
+that itself. Values differ from those of `torch.nn.functional.linear` by rounding only. A copy knows the address and the
+version of what it was made of, and `is_current` compares a sample of the content too: writes through `.data` change
+neither.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from eagle.nn import native
 from eagle.nn.memory import free_bytes
+from eagle.nn.native import calls
 from eagle.nn.precision import has_bf16
 
 SMALLEST = {torch.float32: 2**18, torch.bfloat16: 2**16}  # weights; below, the call costs more than packing saves
 ROWS = {torch.float32: range(2, 31), torch.bfloat16: range(1, 513)}
 LARGEST = 2**30  # bytes of one weight
-MEMORY_SHARE = 0.25  # of the free memory, at most, that a model's packed copies may take
+MEMORY_SHARE = 0.25  # of the free memory, at most, that the copies of one model may take
 HINT = 8  # rows the packing is made for
+SAMPLE = 251  # entries of a weight that are compared with those it had when it was copied
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -41,35 +51,13 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # noqa: SLF001
 
 
-class PackedLinear:
-    """A linear layer, x [..., in] -> x W^T + b [..., out], with a packed copy of W where that is faster.
-
-    The layer stays the owner of W: when its weight is replaced or written to, the copy is made anew.
-    """
-
-    def __init__(self, layer: nn.Linear):
-        self.layer = layer
-        self.made_of: tuple[int, int] | None = None
-        self.packed: Tensor | None = None  # None: `made_of` is not to be packed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self.layer.weight, self.layer.bias
-        few = x.numel() // x.shape[-1] in ROWS.get(weight.dtype, ())
-        if not few or x.dtype != weight.dtype or needs_gradient(x, weight):
-            return linear(x, weight, bias)
-        version = version_of(weight)
-        if version != self.made_of:
-            self.packed, self.made_of = packed(weight) if can_pack(weight) else None, version
-        return linear(x, weight, bias) if self.packed is None else packed_product(x, self.packed, bias)
-
-
 def version_of(weight: Tensor) -> tuple[int, int]:
     """Changes when a weight is replaced or written to. Inference tensors do not count their writes."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version  # noqa: SLF001
 
 
 def needs_gradient(x: Tensor, weight: Tensor) -> bool:
-    """Whether autograd would follow this product; the packed one has no derivative."""
+    """Whether autograd would follow this product; the fast ones have no derivative."""
     return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
 
 
@@ -87,13 +75,71 @@ def can_pack(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 or has_bf16(weight.device)
 
 
+def copies_fit(weights: Sequence[Tensor]) -> bool:
+    """Whether packed copies of all of these leave most of the memory free."""
+    return sum(weight.nbytes for weight in weights) <= MEMORY_SHARE * free_bytes(weights[0].device)
+
+
+class Product:
+    """x [..., in] -> the outputs of layers with the same input, side by side [..., sum of out].
+
+    copies  whether oneDNN's packed copies may be made where there is no native code
+    join    whether the layers' weights are moved into one buffer; None: on a GPU
+    """
+
+    def __init__(self, *layers: nn.Linear, copies: bool = True, join: bool | None = None):
+        self.layers, self.copies = layers, copies
+        alike = len({layer.bias is None for layer in layers}) == 1
+        on_gpu = layers[0].weight.device.type == "cuda"
+        self.joined: _Joined | None = None
+        if len(layers) > 1 and alike and (on_gpu if join is None else join):
+            self.joined = _Joined(layers)
+        self._copy: _Copy | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.joined is not None:
+            return linear(x, self.joined.weight, self.joined.bias)
+        weight, rows = self.layers[0].weight, x.numel() // x.shape[-1]
+        if weight.device.type == "cpu" and x.dtype == weight.dtype and not needs_gradient(x, weight):
+            if calls.usable(*(layer.weight for layer in self.layers)) and rows <= native.max_rows():
+                return self._apart(calls.linear, x)
+            if rows in ROWS.get(weight.dtype, ()) and self.copies:
+                copy = self._current_copy()
+                if copy.packed is not None:
+                    return packed_product(x, copy.packed, copy.bias)
+        return self._apart(linear, x)
+
+    def _apart(self, multiply: Callable[..., Tensor], x: Tensor) -> Tensor:
+        """One product per layer."""
+        parts = [multiply(x, layer.weight, layer.bias) for layer in self.layers]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _current_copy(self) -> "_Copy":
+        """The copy, made anew where a weight was replaced or written to."""
+        if self._copy is None or self._copy.made_of != _versions(self.layers):
+            self._copy = _Copy(self.layers)
+        return self._copy
+
+    def is_current(self) -> bool:
+        """Whether joined weights are still the layers' own, and a copy still has their content."""
+        if self.joined is not None and not self.joined.is_current(self.layers):
+            return False
+        return self._copy is None or self._copy.is_current(self.layers)
+
+    def state(self) -> list[Tensor]:
+        """What it allocated: tensors whose addresses recorded steps depend on."""
+        return [] if self.joined is None else [self.joined.weight]
+
+
+def _versions(layers: Sequence[nn.Linear]) -> list[tuple[int, int]]:
+    return [version_of(tensor) for layer in layers for tensor in layer.parameters()]
+
+
 def pack_layers(layers: nn.Module) -> None:
-    """Let every bfloat16 linear layer inside a stock model go through `PackedLinear`, where the copies fit.
+    """Let every bfloat16 linear layer inside a stock model *of one's own* go through packed copies, where they fit.
 
-    In float32 a whole step gains nothing by it: 86 ms, packed 89, with 16 nodes of SmolLM2 on an AMX machine.
-
-    Weights, their names and the module's type stay. Layers whose `forward` is someone else's already (accelerate's
-    hooks, a second call of this function) are left alone.
+    It replaces the layers' `forward`, so a target, which is its user's, never comes here. Layers whose `forward` is
+    someone else's already (accelerate's hooks, a second call of this function) are left alone.
     """
     chosen = [
         layer
@@ -103,7 +149,59 @@ def pack_layers(layers: nn.Module) -> None:
         and layer.weight.dtype == torch.bfloat16
         and can_pack(layer.weight)
     ]
-    if not chosen or sum(layer.weight.nbytes for layer in chosen) > MEMORY_SHARE * free_bytes(chosen[0].weight.device):
-        return
-    for layer in chosen:
-        layer.forward = PackedLinear(layer)  # type: ignore[method-assign, assignment]
+    if chosen and copies_fit([layer.weight for layer in chosen]):
+        for layer in chosen:
+            layer.forward = Product(layer)  # type: ignore[method-assign, assignment]
+
+
+class _Joined:
+    """One buffer; the layers' parameters become views of it, with their content."""
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        self.weight, self.bias = (self._one([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+
+    @staticmethod
+    @torch.no_grad()
+    def _one(parts: list[Tensor | None]) -> Tensor | None:
+        tensors = [part for part in parts if part is not None]
+        if not tensors:
+            return None
+        whole = torch.cat(tensors)
+        for part, view in zip(tensors, whole.split([len(part) for part in tensors]), strict=True):
+            part.data = view
+        return whole
+
+    def is_current(self, layers: Sequence[nn.Linear]) -> bool:
+        """Whether the layers' parameters still are its parts."""
+        for whole, name in ((self.weight, "weight"), (self.bias, "bias")):
+            place = 0 if whole is None else whole.data_ptr()
+            for part in (getattr(layer, name) for layer in layers) if whole is not None else ():
+                if part is None or part.data_ptr() != place:
+                    return False
+                place += part.nbytes
+        return True
+
+
+class _Copy:
+    """oneDNN's copy of the layers' weights, joined; `packed` None: they are not to be packed."""
+
+    def __init__(self, layers: Sequence[nn.Linear]):
+        self.made_of = _versions(layers)
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        self.packed = packed(weight) if can_pack(weight) else None
+        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+        self.samples = [_sample(layer.weight) for layer in layers]
+
+    def is_current(self, layers: Sequence[nn.Linear]) -> bool:
+        """Whether the weights still have the content that was copied."""
+        if self.packed is None:
+            return True
+        return self.made_of == _versions(layers) and all(
+            torch.equal(_sample(layer.weight), sample) for layer, sample in zip(layers, self.samples, strict=True)
+        )
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """About `SAMPLE` entries, from everywhere."""
+    return weight.detach().flatten()[:: max(weight.numel() // SAMPLE, 1)].clone()

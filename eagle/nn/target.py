@@ -16,6 +16,7 @@ The auxiliary hidden states are the *inputs* of three decoder layers, the taps.
 Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabulary, K depth.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,20 +25,22 @@ import torch
 from torch import Tensor
 
 from eagle.nn import tree_attention as attention
-from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, round_up
-from eagle.nn.packed import PackedLinear, can_pack, pack_layers
+from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE, Decoder, known
+from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
+from eagle.nn.packed import Product
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"}
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "granitemoe", "mixtral", "qwen3_moe"}
+ATTENTION = {"sdpa", "eager", "grouped", attention.NAME}  # what reads dense masks
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
 PREFILL_CHUNK = 512  # tokens read behind cached ones in one forward: their mask has a row each
 
 
 class Scores(NamedTuple):
-    """Logits [B, n, V] and auxiliary hidden states aux [B, n, A] (None without taps) at every position of a forward."""
+    """Logits [B, n, V] and auxiliary hidden states [B, n, A] (None without taps) at every position of a forward."""
 
     logits: Tensor
-    aux: Tensor | None
+    aux_states: Tensor | None
 
 
 def states_to_keep(taps: Sequence[int]) -> list[int] | bool:
@@ -77,6 +80,25 @@ def check_supported(config) -> None:
         )
 
 
+def check_attention(name: str) -> None:
+    """ValueError for attention that would ignore a tree's mask."""
+    if name not in ATTENTION:
+        raise ValueError(
+            f"the target's attention is {name!r}, which is not known to read a tree's mask; call "
+            f"model.set_attn_implementation with one of {', '.join(sorted(ATTENTION))}"
+        )
+
+
+def check_rope(config, because: str) -> None:
+    """ValueError where the stock model would turn committed and drafted positions by the longest of a forward."""
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        raise ValueError(
+            f"rotary scaling {rope!r} depends on the longest position of a forward, so a tree would not be scored as "
+            f"plain decoding is; it can be where the project's own decoder runs, which it does not here: {because}"
+        )
+
+
 def device_of(module: torch.nn.Module) -> torch.device:
     """Where a module computes; accelerate holds the weights of an offloaded one elsewhere between its calls."""
     place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
@@ -89,21 +111,22 @@ def cache_keyword(forward: Callable) -> str:
 
 
 class CachedLM:
-    """A causal LM with a preallocated cache and a scratch area for tree nodes. Not thread-safe.
+    """A causal LM with preallocated cache rows and a scratch area for tree nodes. Not thread-safe; a `fork` has rows of
+    its own.
 
-    `lengths` Int64[B] on the device counts committed tokens per row; `longest` bounds it on the host. `scratch` is the
-    number of tree nodes asked for: they lie in the last slots of the buffer's scratch area, which may be larger.
-    A forward looks at `window()` committed slots, a bucket of `longest`; masks made from `lengths` hide the rest.
-    `cached_ids` are tokens that the cache holds between generations, of its one row; [] where that is not known.
+    cache     `RowCache`: which rows are in use, their lengths, what they hold
+    A forward looks at `cache.window()` committed slots, a bucket of the longest row; masks hide the rest.
+
+    Forwards go through `decoder` where the model is exactly as transformers made it, and else, or with decoder="stock",
+    through the model itself: `decoder_because` says why. `refresh` decides, once per session.
     """
 
-    def __init__(self, model, taps: tuple[int, ...] = ()):
+    def __init__(self, model, taps: tuple[int, ...] = (), decoder: str = "auto"):
         check_supported(model.config)
+        if decoder not in ("auto", "stock"):
+            raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        head = self.model.get_output_embeddings()
-        self._output = PackedLinear(head) if can_pack(head.weight) else head
-        pack_layers(model.model.layers)
         self._cache_keyword = cache_keyword(model.model.forward)
         self.taps = taps
         layers = model.model.layers
@@ -112,10 +135,46 @@ class CachedLM:
             raise ValueError(f"feature taps {bad} are out of range: the target has layers 0 .. {len(layers) - 1}")
         self.device = device_of(model.get_input_embeddings())
         self.layer_devices = tuple(device_of(layer) for layer in layers)
-        self._buffer: KVBuffer | None = None
-        self.lengths = torch.zeros(0, dtype=torch.int64)
-        self.longest = self.scratch = 0
-        self.cached_ids: list[int] = []
+        size = getattr(self.config, "head_dim", None) or self.config.hidden_size // self.config.num_attention_heads
+        shape = CacheShape(0, self.config.num_key_value_heads, size, 0, 0, self.layer_devices, self.model.dtype)
+        self.cache = RowCache(shape, self.device)
+        self._stock = decoder == "stock"
+        self.decoder: Decoder | None = None
+        self.decoder_because: str | None = None
+        self._output: Product | None = None
+        self.refresh()
+
+    def fork(self) -> "CachedLM":
+        """The same model with cache rows of its own, none allocated."""
+        self.refresh()
+        other = copy.copy(self)
+        other.cache = self.cache.fork()
+        return other
+
+    def refresh(self) -> None:
+        """See what became of the model since the last generation: weights, hooks, adapters, lm_head, attention.
+
+        Raises ValueError for what would not score trees correctly.
+        """
+        check_attention(self.attention)
+        self.decoder_because = "decoder='stock'" if self._stock else known(self.model)
+        if self.decoder_because:
+            self.decoder = None
+            check_rope(self.config, self.decoder_because)
+        elif self.decoder is None or not self.decoder.is_current():
+            self.decoder = Decoder(self.model)
+        head = self.model.get_output_embeddings()
+        if self._output is None or self._output.layers[0] is not head or not self._output.is_current():
+            self._output = Product(head)
+
+    def refresh_weights(self) -> None:
+        """Forget whatever was made of the weights; `refresh` notices most changes by itself, this is for all."""
+        self.decoder = self._output = None
+        self.refresh()
+
+    def state(self) -> list[Tensor]:
+        """The tensors that outlive a step: allocated before it, then read and written in place."""
+        return [*self.cache.state(), *([] if self.decoder is None else self.decoder.state())]
 
     @property
     def vocab_size(self) -> int:
@@ -123,69 +182,15 @@ class CachedLM:
 
     @property
     def context_length(self) -> int:
-        return self.config.max_position_embeddings
+        """Tokens that the model is for; with a long-context rope those before its angles change for all positions."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        longest = self.config.max_position_embeddings
+        return rope.get("original_max_position_embeddings", longest) if rope.get("rope_type") == "longrope" else longest
 
     @property
     def attention(self) -> str:
         """The attention that the model is set to, by the name `transformers` has for it."""
         return self.config._attn_implementation  # noqa: SLF001  transformers has no public name for it
-
-    def reserve(self, batch: int, scratch: int, capacity: int, slack: int, keep: int = 0) -> None:
-        """Cache for `batch` rows of up to `capacity` tokens and trees of `scratch` nodes; memory that fits is kept.
-
-        At most `slack` tokens are ever written past a row's length at once. The cache is empty, or holds the first
-        `keep` of `cached_ids` (one row).
-        """
-        config = self.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        slots = round_up(capacity + slack, self.device)
-        shape = CacheShape(
-            batch, config.num_key_value_heads, head_dim, scratch, slots, self.layer_devices, self.model.dtype
-        )
-        self.cached_ids = []
-        if self._buffer is None or not self._buffer.shape.fits(shape):
-            old = self._buffer if keep else None
-            self._buffer = None  # unless it is copied from, its memory is free for the new one
-            self._buffer = KVBuffer(shape)
-            if old is not None:
-                self._buffer.copy_committed(old, keep)
-            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.lengths.fill_(keep)
-        self.longest, self.scratch = keep, scratch
-        self._limit = self.buffer.shape.capacity - slack
-
-    def release(self) -> None:
-        """Free the cache; `reserve` allocates another one."""
-        self._buffer, self.cached_ids = None, []
-
-    def keep_rows(self, rows: list[int]) -> None:
-        """Go on with these rows of the batch (ascending); the next `reserve` may ask for any batch."""
-        self.buffer.keep_rows(rows)
-        self.lengths = self.lengths[rows]
-
-    @property
-    def buffer(self) -> KVBuffer:
-        """Keys and values of all layers. RuntimeError before `reserve`."""
-        if self._buffer is None:
-            raise RuntimeError("the model has no cache: call reserve first")
-        return self._buffer
-
-    def state(self) -> list[Tensor]:
-        """The tensors that outlive a step: allocated by `reserve`, then read and written in place."""
-        return [*self.buffer.stores, self.lengths]
-
-    def window(self, more: int = 0) -> int:
-        """How many committed slots a forward looks at, `more` of which it writes itself."""
-        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
-
-    @property
-    def _first(self) -> int:
-        """The slot of tree node 0."""
-        return self.buffer.shape.scratch - self.scratch
-
-    def _advance(self, counts: Tensor) -> None:
-        """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
-        self.lengths.add_(counts).clamp_(max=self._limit)
 
     def _forward(
         self,
@@ -196,9 +201,30 @@ class CachedLM:
         logits_at: Tensor | None = None,
         **options,
     ) -> Scores:
+        if self.decoder is None:
+            return self._stock_forward(tokens, positions, mask, cache, logits_at, **options)
+        hidden, aux = self.decoder(tokens, positions, mask, cache, self.taps, **options)
+        if logits_at is not None:
+            hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
+        assert self._output is not None
+        logits, divisor = self._output(hidden), self.decoder.constants.logits
+        return Scores(logits if divisor == 1 else logits / divisor, aux)
+
+    def _stock_forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: CacheWindow,
+        logits_at: Tensor | None,
+        **options,
+    ) -> Scores:
+        """The user's model, as a whole: its hooks, its adapters, its own forward."""
         if self.taps:
             options["output_hidden_states"] = states_to_keep(self.taps)
-        out = self.model.model(
+        if logits_at is not None:
+            options["logits_to_keep"] = logits_at
+        out = self.model(
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
@@ -206,81 +232,89 @@ class CachedLM:
             **{self._cache_keyword: cache},
             **options,
         )
-        hidden = out.last_hidden_state
-        if logits_at is not None:
-            index = logits_at.to(hidden.device)[:, None, None].expand(-1, 1, hidden.shape[-1])
-            hidden = hidden.gather(1, index)
-        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, hidden) if self.taps else None
-        return Scores(self._output(hidden), aux)
+        logits = out.logits
+        if logits_at is not None:  # every row at every row's position
+            rows = torch.arange(len(logits), device=logits.device)
+            logits = logits[rows, rows].unsqueeze(1)
+        aux = layer_inputs(out.hidden_states, self.taps, self.config.num_hidden_layers, logits) if self.taps else None
+        return Scores(logits, aux)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
         """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""
         mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)
 
-    def prefill(self, tokens: Tensor, counts: Tensor) -> Scores:
-        """Read right-padded prompts Int64[B, L] of `counts` Int64[B] tokens into an empty cache.
+    def read_prompt(self, row: int, prompt: list[int], held: int = 0) -> Scores:
+        """Read a prompt into a row, of which its first `held` tokens are kept. The row is not in use by that.
 
-        Returns logits [B, 1, V] after each row's last token and aux [B, L, A].
+        Returns logits [1, 1, V] after the last token and aux states [1, L - held, A].
         """
-        length, scratch = tokens.shape[1], self.buffer.shape.scratch
-        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + length, start=scratch)
-        positions = torch.arange(length, device=self.device).expand_as(tokens)
+        tokens = torch.tensor([prompt[held:]], device=self.device)
+        with self.cache.only(row, held):
+            scores = self.extend_in_chunks(tokens) if held or len(prompt) > PREFILL_CHUNK else self._prefill(tokens)
+        self.cache.held[row], self.cache.ids[row] = len(prompt), list(prompt)
+        return scores
+
+    def _prefill(self, tokens: Tensor) -> Scores:
+        """Read a prompt Int64[1, L] into an empty row: plain causal attention, no mask."""
+        length, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
+        cache = CacheWindow(self.cache.buffer, first=scratch, stop=scratch + length, start=scratch)
+        positions = torch.arange(length, device=self.device)[None]
+        counts = torch.full_like(tokens[:, 0], length)
         scores = self._forward(tokens, positions, None, cache, counts - 1)
-        self.lengths.copy_(counts)
-        self.longest = length
+        self.cache.advance(counts)
+        self.cache.longest = length
         return scores
 
     def extend(self, tokens: Tensor, counts: Tensor) -> Scores:
-        """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits after the last."""
-        n, scratch = tokens.shape[1], self.buffer.shape.scratch
-        window = self.window(n)
-        positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        cache = CacheWindow(self.buffer, first=scratch, stop=scratch + window, positions=positions)
+        """Read `counts` Int64[B] more tokens per row, of Int64[B, n] padded on the right; logits [B, 1, V] after the
+        last.
+        """
+        cache, n = self.cache, tokens.shape[1]
+        scratch, window = cache.buffer.shape.scratch, cache.window(n)
+        positions = cache.lengths[:, None] + torch.arange(n, device=self.device)
+        view = CacheWindow(cache.buffer, first=scratch, stop=scratch + window, positions=positions)
         mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
-        scores = self._forward(tokens, positions, mask, cache, counts - 1)
-        self._advance(counts)
-        self.longest += n
+        scores = self._forward(tokens, positions, mask, view, counts - 1)
+        cache.advance(counts)
+        cache.longest += n
         return scores
 
     def extend_in_chunks(self, tokens: Tensor) -> Scores:
-        """Read the rest Int64[1, n] of a prompt whose beginning is cached; logits [1, 1, V] after the last token, aux
-        [1, n, A]. In parts, whose masks are small.
+        """Read Int64[1, n] behind what is cached, in parts, whose masks are small. Logits [1, 1, V] after the last
+        token, aux states [1, n, A].
         """
         parts = [
             self.extend(part, torch.full_like(part[:, 0], part.shape[1])) for part in tokens.split(PREFILL_CHUNK, dim=1)
         ]
-        aux = [part.aux for part in parts if part.aux is not None]
+        aux = [part.aux_states for part in parts if part.aux_states is not None]
         return Scores(parts[-1].logits, torch.cat(aux, 1) if aux else None)
 
     def score(self, tokens: Tensor, depths: Tensor, ancestors: Tensor, start: int = 0) -> Scores:
         """Score tree nodes Int64[B, n] held in scratch places `start` .. `start + n - 1`; the cache length stays.
 
         depths Int64[B, n]; ancestors Bool[B, n, scratch]: which places each node sees (itself included).
-        Returns logits [B, n, V] and aux [B, n, A].
+        Returns logits [B, n, V] and aux states [B, n, A].
         """
-        window = self.window()
-        stop = self.buffer.shape.scratch + window
-        cache = CacheWindow(self.buffer, first=self._first, stop=stop, start=self._first + start)
-        positions = self.lengths[:, None] + depths
+        cache, window = self.cache, self.cache.window()
+        stop, first = cache.buffer.shape.scratch + window, cache.first_node
+        view = CacheWindow(cache.buffer, first=first, stop=stop, start=first + start)
+        positions = cache.lengths[:, None] + depths
         if self.attention == attention.NAME:  # no mask for what every node of a row sees
             mask = self._float_mask(ancestors)
-            return self._forward(tokens, positions, mask, cache, prefix_lengths=self.lengths)
-        committed = torch.arange(window, device=self.device) < self.lengths[:, None]
+            return self._forward(tokens, positions, mask, view, prefix_lengths=cache.lengths)
+        committed = torch.arange(window, device=self.device) < cache.lengths[:, None]
         committed = committed[:, None].expand(-1, tokens.shape[1], -1)
-        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), cache)
+        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), view)
 
     def score_tree(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Scores:
         """Score whole trees Int64[B, N], on any device: depths Int64[B, N], ancestors Bool[B, N, N]."""
-        ancestors = torch.nn.functional.pad(ancestors, (0, self.scratch - ancestors.shape[-1]))
+        ancestors = torch.nn.functional.pad(ancestors, (0, self.cache.scratch - ancestors.shape[-1]))
         return self.score(tokens.to(self.device), depths.to(self.device), ancestors.to(self.device))
 
     def commit(self, nodes: Tensor, counts: Tensor) -> None:
         """Append scratch nodes Int64[B, K+1] (first `counts` Int64[B] of each row are real) to the committed tokens."""
-        positions = self.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
-        self.buffer.commit(nodes + self._first, positions)
-        self._advance(counts)
-
-    def set_length_bound(self, longest: int) -> None:
-        """Tighten the host-side bound on committed tokens, once the lengths are known there."""
-        self.longest = longest
+        nodes, counts = nodes.to(self.device), counts.to(self.device)
+        positions = self.cache.lengths[:, None] + torch.arange(nodes.shape[1], device=self.device)
+        self.cache.buffer.commit(nodes + self.cache.first_node, positions)
+        self.cache.advance(counts)

@@ -118,5 +118,5 @@ def build_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3He
         head = load_head(config.init_from, target.config, dtype=torch.float32)
     else:
         head = fresh_head(config, target, examples)
-    head.bind_embeddings(target.get_input_embeddings())
+    head.bind(target)
     return head.to(target.device)

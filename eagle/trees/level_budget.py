@@ -1,17 +1,17 @@
-"""How many slots a level of a tree gets, when the levels below it are not drafted yet.
+"""How many nodes a level of a tree gets, when the levels below it are not drafted yet.
 
-A tree's slots are bought at one price: a candidate gets a slot where its value (what it adds to the expected number of
-accepted tokens) is at least the price, on this level and on those below. So the tree is narrow and deep where the draft
-distributions q are sure, wide where they are not. What the levels below will take at a price is foreseen from typical
-draft distributions:
+One threshold holds for a whole tree: a candidate becomes a node where its value (what it adds to the expected number
+of accepted tokens) is at least the threshold, on this level and on those below. So the tree is narrow and deep where
+the draft distributions q are sure, wide where they are not. What the levels below will take at a threshold is estimated
+from typical draft distributions:
 
     F_D(x) = 1 + sum over a node's candidates c with x a_c >= 1 of the mean of F_D-1(x a_c),     F_0 = 1
 
-is the number of slots taken by a candidate worth x prices and by what grows below it, with D levels below; a_c is the
-value of candidate c of a node that is reached for certain. A level takes its w best candidates, w being the largest
+is the number of nodes that a candidate worth x thresholds and what grows below it become, with D levels below; a_c is
+the value of candidate c of a node that is reached for certain. A level takes its w best candidates, w being the largest
 number for which
 
-    sum of F_D(v_i / v_w) over i = 1 .. w  <=  slots left,       v_1 >= v_2 >= ...   the values of the candidates
+    sum of F_D(v_i / v_w) over i = 1 .. w  <=  nodes left,       v_1 >= v_2 >= ...   the values of the candidates
 
 The last level takes all that are left. The number depends on values of candidates, in which no token of the level has a
 part: it is known before they are sampled, and nothing is lost (docs/hybrid-trees.md).
@@ -64,16 +64,18 @@ def _subtree_size(beta: float, below: int) -> Tensor:
     return 1 + taken.sum(-1) @ share
 
 
-def level_size(values: Tensor, left: int, below: int, beta: float) -> int:
-    """How many of the best candidates get a slot, the same number in all rows: at least 1, at most `left`.
+def level_sizes(values: Tensor, left: list[int], below: int, beta: float) -> list[int]:
+    """How many of each row's best candidates get a node: at least 1, at most what the row has left.
 
-    values  Float[B, c], falling: the c <= left best candidates
-    left    slots that the tree has left for this level and those below
+    values  Float[B, c], falling: the best candidates of a row, negative where it has no more
+    left    nodes that each row's tree has left for this level and those below
     below   levels that may follow
     """
+    most = (values >= 0).sum(1).tolist()
     if below == 0:
-        return values.shape[1]
+        return [min(pair) for pair in zip(left, most)]
     place = values.clamp(min=TINY).log().div_(STEP).floor().long()
     taken = expected_subtree_size(beta, below)[(place[:, :, None] - place[:, None, :]).clamp_(0, STEPS - 1)]
-    wanted = taken.triu_().sum(1).mean(0)  # [c]: slots of the tree if this level takes 1, 2, ... candidates
-    return max(int((wanted <= left).sum()), 1)
+    wanted = taken.triu_().sum(1)  # [B, c]: nodes of the tree if this level takes 1, 2, ... candidates
+    found = (wanted <= torch.tensor(left, dtype=wanted.dtype)[:, None]).sum(1).tolist()
+    return [min(max(size, 1), rest, there) for size, rest, there in zip(found, left, most)]

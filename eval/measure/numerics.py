@@ -37,15 +37,16 @@ from eval.run.load_models import add_model_flags, load_from_flags
 @torch.inference_mode()
 def read(target: CachedLM, prompt: list[int], answer: list[int], rows: int) -> Tensor:
     """Logits Float32[n, V] before each of the n tokens of an answer, read `rows` tokens per forward."""
-    target.reserve(1, rows, len(prompt) + len(answer), rows)
-    ids = torch.tensor([prompt], device=target.device)
-    found = [target.prefill(ids, torch.tensor([len(prompt)], device=target.device)).logits[0]]
+    target = target.fork()
+    target.cache.reserve(1, rows, len(prompt) + len(answer), rows)
+    found = [target.read_prompt(0, prompt).logits[0]]
+    target.cache.use(1)
     for start in range(0, len(answer) - 1, rows):
         part = torch.tensor([answer[start : min(start + rows, len(answer) - 1)]], device=target.device)
         places = torch.arange(part.shape[1], device=target.device)
         found.append(target.score_tree(part, places[None], (places <= places[:, None])[None]).logits[0])
         target.commit(places[None], torch.tensor([len(places)], device=target.device))
-        target.set_length_bound(len(prompt) + start + len(places))
+        target.cache.set_held([len(prompt) + start + len(places)])
     return torch.cat(found).float()
 
 

@@ -54,7 +54,7 @@ def hybrid_tree(
         for v in sampling:
             d = draft[v].index_fill(0, torch.tensor(top_k.get(v, []), dtype=torch.int64), 0)
             d = d / d.sum()
-            tokens.append(int(hsd.draw(d, generator)))
+            tokens.append(int(hsd.draw(d, torch.rand((), dtype=torch.float64, generator=generator))))
             parents.append(v)
             rows.append(len(proposals))
             proposals.append(d)
@@ -158,8 +158,14 @@ def captured(action: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        action()
-    return graph.replay
+        found = action()
+    reads = (action, found)  # a replay reads and writes their memory: it must not be anybody else's before the last one
+
+    def replay() -> None:
+        assert reads
+        graph.replay()
+
+    return replay
 
 
 def timed_actions(
@@ -167,12 +173,13 @@ def timed_actions(
 ) -> dict[str, Callable[[], object]]:
     """Name -> what is timed."""
     probs, batch = logits.softmax(-1), hsd.TreeBatch.of_one(tree)
-    generator = torch.Generator(args.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(1, hsd.DRAWS, dtype=torch.float64, generator=generator).to(args.device)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
     for name in (name for name, verifier in hsd.VERIFIERS.items() if verifier.scope != "path"):
         actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
-            actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name))
+            actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name, uniforms))
     if tree.support is None:
         actions["tensor loop"] = lambda: tensor_loop(tree, probs)
     if args.scalar:

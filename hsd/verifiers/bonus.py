@@ -27,7 +27,7 @@ def residual(inputs: VerifierInput, result: ChildWeights, start: Tensor, nodes: 
     measure = start.gather(1, node) * p
     for sibling in _by_turn(inputs, child & inputs.sampled):
         measure = _subtract(inputs, measure, result.before, sibling)
-    cap = torch.full_like(start, torch.inf).masked_fill_(child & ~inputs.sampled, 0)
+    cap = torch.full_like(start, torch.inf).masked_fill_(child & ~inputs.sampled & ~inputs.padding, 0)
     measure = measure.scatter_reduce(1, inputs.batch.tokens, cap, "amin")
     return normalized(measure, p)
 

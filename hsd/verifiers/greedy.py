@@ -22,7 +22,7 @@ def greedy(inputs: VerifierInput) -> StopDistribution:
     """All mass on the node where the longest greedy path in the tree ends; the residual is one-hot."""
     batch, topo = inputs.batch, inputs.topo
     mode = inputs.target.argmax(-1)
-    match = (batch.tokens == mode.gather(1, topo.parent)).logical_or_(batch.parents < 0)
+    match = (batch.tokens == mode.gather(1, topo.parent)).logical_and_(~inputs.padding).logical_or_(batch.parents < 0)
     right = (match[:, None, :] | ~topo.ancestors).all(2)
     nodes = batch.tokens.shape[1]
     index = torch.arange(nodes, device=mode.device)

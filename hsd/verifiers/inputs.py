@@ -64,6 +64,11 @@ class VerifierInput:
         return self.batch.proposal_rows >= 0
 
     @cached_property
+    def padding(self) -> Tensor:
+        """Bool[B, N]: True at nodes that are never accepted and take nothing."""
+        return self.batch.proposal_rows < -1
+
+    @cached_property
     def sampled_rank(self) -> Tensor:
         """Int64[B, N]: how many earlier sampled siblings a sampled child has; -1 at top-k tokens and at the root."""
         earlier = self.topo.earlier & self.sampled[:, None, :]
@@ -87,11 +92,11 @@ class VerifierInput:
 
     @cached_property
     def p_token(self) -> Tensor:
-        """Float[B, N]: p_parent(x_i); 0 where an earlier top-k sibling has the same token."""
+        """Float[B, N]: p_parent(x_i); 0 at padding and where an earlier top-k sibling has the same token."""
         tokens = self.batch.tokens
         repeat = (tokens[:, :, None] == tokens[:, None, :]).logical_and_(self.topo.earlier)
         repeat = repeat.logical_and_(~self.sampled[:, None, :]).any(2)
-        return self.target.flatten(0, 1)[self.parent_row, tokens].masked_fill_(repeat, 0)
+        return self.target.flatten(0, 1)[self.parent_row, tokens].masked_fill_(repeat | self.padding, 0)
 
     @cached_property
     def d_pair(self) -> Tensor:

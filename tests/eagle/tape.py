@@ -76,7 +76,6 @@ class Tape:
     """`eagle.engine.graphs.Backend` on a CPU. `log` has what was asked of it."""
 
     def __init__(self):
-        self.generator = torch.Generator()
         self.log: list[str] = []
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
@@ -99,6 +98,3 @@ class Tape:
 
     def reset(self) -> None:
         self.log.append("reset")
-        state = self.generator.get_state()
-        self.generator = torch.Generator()
-        self.generator.set_state(state)

@@ -46,7 +46,7 @@ def held_out(args: argparse.Namespace) -> list[HeldOut]:
     target, tokenizer = load_pretrained(args.target, dtype)
     target = target.to("cuda" if torch.cuda.is_available() else "cpu")
     head = load_head(args.head, target.config, dtype=dtype)
-    head.bind_embeddings(target.get_input_embeddings())
+    head.bind(target)
     head = head.to(target.device).eval()
     source, longest = (
         OnlineFeatures(target, head.config.taps),

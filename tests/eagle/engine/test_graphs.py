@@ -5,14 +5,13 @@ import torch
 
 from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
-from eagle.engine.capturable import graph_blocker
-from eagle.engine.distributions import SamplingParams, SamplingTransform
-from eagle.engine.graphs import GraphRunner
-from eagle.engine.plan import Plan
-from eagle.engine.step import Decoder
-from eagle.nn import kv_cache
+from eagle.engine import session
+from eagle.engine.distributions import Sampling
+from eagle.engine.graphs import GraphRunner, graph_blocker
+from eagle.nn import kv_cache, native
 from eagle.nn import tree_attention as attention
-from eagle.trees import TreeSettings, hybrid
+from eagle.nn.target import CachedLM
+from eagle.trees import hybrid
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -23,10 +22,11 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Small buckets; finished rows stay in the batch; hybrid trees have equal levels."""
+    """Small buckets; a step is about a power of two of rows; hybrid trees have equal levels."""
     monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
-    monkeypatch.setattr(Decoder, "drop_finished", lambda _decoder, _state: None)
+    monkeypatch.setattr(session, "follows_rows", lambda _: False)
+    monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")
 
 
 def with_head(**changes) -> EagleModel:
@@ -38,38 +38,39 @@ def with_lm() -> EagleModel:
     return EagleModel(tiny_target(), CausalLMDrafter(tiny_target(seed=3, num_hidden_layers=4), VOCAB))
 
 
-def taped(engine: EagleModel) -> EagleModel:
-    engine.captured = GraphRunner(Tape())
-    return engine
+def taped(engine: EagleModel, **limits) -> tuple[EagleModel, GraphRunner]:
+    """The engine, and what records the steps of its sessions, one after the other."""
+    runner = GraphRunner(Tape(), **limits)
+    engine.new_graphs = lambda: runner
+    return engine, runner
 
 
 def tokens(engine: EagleModel, count: int = 40, seed: int = 3, **settings) -> list[list[int]]:
     settings = {"nodes": 12, "depth": 4, **settings}
-    generator = torch.Generator().manual_seed(seed)
     rows = engine.generate(
-        PROMPTS, count, attention_mask=MASK, generator=generator, return_dict_in_generate=True, **settings
+        PROMPTS, count, attention_mask=MASK, seed=seed, return_dict_in_generate=True, **settings
     ).rows
-    return [*(row.new_tokens for row in rows), torch.rand(3, generator=generator).tolist()]
+    return [row.new_tokens for row in rows]
 
 
-def replays(engine: EagleModel) -> int:
-    return engine.captured.backend.log.count("replay")
+def replays(runner: GraphRunner) -> int:
+    return runner.backend.log.count("replay")
 
 
 @pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_replayed_steps_give_the_tokens_and_leave_the_generator_of_eager_ones(tree, temperature):
+def test_replayed_steps_give_the_tokens_of_eager_ones(tree, temperature):
     settings = {"tree": tree, "temperature": temperature}
-    engine = taped(with_head())
+    engine, runner = taped(with_head())
     assert tokens(engine, **settings) == tokens(with_head(), **settings)
-    assert engine.eager_because is None and replays(engine) > 16
+    assert engine.eager_because is None and replays(runner) > 16
 
 
 @pytest.mark.parametrize("tree", ["topk", "chain", "multi", "rsd", "hybrid"])
 def test_with_an_ordinary_draft_model(tree):
-    engine = taped(with_lm())
+    engine, runner = taped(with_lm())
     assert tokens(engine, tree=tree) == tokens(with_lm(), tree=tree)
-    assert replays(engine) > 16
+    assert replays(runner) > 16
 
 
 @pytest.mark.parametrize(
@@ -87,49 +88,48 @@ def test_with_an_ordinary_draft_model(tree):
     ids=str,
 )
 def test_other_verifiers_and_settings(settings):
-    engine = taped(with_head(draft_vocab=40))
+    engine, runner = taped(with_head(draft_vocab=40))
     assert tokens(engine, **settings) == tokens(with_head(draft_vocab=40), **settings)
-    assert replays(engine) > 16
+    assert replays(runner) > 16
 
 
 def test_attention_in_two_parts():
-    engine = taped(with_head())
+    engine, runner = taped(with_head())
     engine.target.model.set_attn_implementation(attention.NAME)
     assert tokens(engine) == tokens(with_head())
-    assert replays(engine) > 16
+    assert replays(runner) > 16
 
 
 def test_recordings_serve_the_next_generation_and_other_plans_beside_it():
-    engine, plain = taped(with_head()), with_head()
+    (engine, runner), plain = taped(with_head()), with_head()
     tokens(engine, seed=0)
     tokens(engine, seed=0, tree="none")
-    recorded, log = engine.captured.recorded, engine.captured.backend.log
+    recorded, log = runner.recorded, runner.backend.log
     before = log.count("record")
     assert tokens(engine, seed=0) == tokens(plain, seed=0)
     assert tokens(engine, seed=0, tree="none") == tokens(plain, seed=0, tree="none")
     assert log.count("record") - before <= 4 * 2  # windows that only one step had seen
-    assert engine.captured.recorded >= recorded > 2 and "reset" not in log
+    assert runner.recorded >= recorded > 2 and "reset" not in log
 
 
 def test_a_longer_request_drops_what_was_recorded():
-    engine, plain = taped(with_head()), with_head()
+    (engine, runner), plain = taped(with_head()), with_head()
     tokens(engine, 30)
-    assert engine.captured.recorded
+    assert runner.recorded
     assert tokens(engine, 120) == tokens(plain, 120)
-    assert engine.captured.backend.log.count("reset") == 1
+    assert runner.backend.log.count("reset") == 1
 
 
 def test_recordings_are_limited_and_the_oldest_go_first():
-    engine = with_head()
-    engine.captured = GraphRunner(Tape(), most=2)
+    engine, runner = taped(with_head(), most=2)
     assert tokens(engine, 80) == tokens(with_head(), 80)
-    assert len(engine.captured._steps) == 2
+    assert len(runner._steps) == 2
 
 
 def test_every_window_is_warmed_up_then_recorded_then_replayed():
-    engine = taped(with_head())
+    engine, runner = taped(with_head())
     tokens(engine, tree="hybrid")
-    log = engine.captured.backend.log
+    log = runner.backend.log
     assert log[:4] == ["warm"] * 4 and log[4:12] == ["record", "replay"] * 4 and log[12:16] == ["replay"] * 4
 
 
@@ -145,14 +145,14 @@ REASONS = {
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(reason):
     settings, changes = REASONS[reason]
     target = tiny_target(**changes)
-    engine = taped(EagleModel.from_head(target, tiny_head(target)))
+    engine, runner = taped(EagleModel.from_head(target, tiny_head(target)))
     tokens(engine, 10, **settings)
-    assert reason in engine.eager_because and not engine.captured.backend.log
+    assert reason in engine.eager_because and not runner.backend.log
 
 
 def test_mixtures_of_experts_need_experts_that_do_not_ask_the_host():
     target = tiny_target("mixtral", experts_implementation="eager")
-    engine = taped(EagleModel.from_head(target, tiny_head(target)))
+    engine, runner = taped(EagleModel.from_head(target, tiny_head(target)))
     tokens(engine, 10)
     assert "experts run one after the other" in engine.eager_because
 
@@ -161,15 +161,15 @@ def test_mixtures_of_experts_need_experts_that_do_not_ask_the_host():
 def test_other_families_are_recorded(family):
     pairs = [tiny_target(family) for _ in range(2)]
     engine, plain = (EagleModel.from_head(target, tiny_head(target)) for target in pairs)
-    assert tokens(taped(engine)) == tokens(plain)
-    assert engine.eager_because is None and replays(engine) > 16
+    engine, runner = taped(engine)
+    assert tokens(engine) == tokens(plain)
+    assert engine.eager_because is None and replays(runner) > 16
 
 
 def test_models_on_several_devices_are_not_recorded():
-    engine = taped(with_head())
+    engine, runner = taped(with_head())
     engine.target.layer_devices = (torch.device("cpu"), torch.device("meta"))
-    plan = Plan.resolve("topk", "hsd", TreeSettings(), SamplingTransform(SamplingParams()))
-    assert graph_blocker(engine.target, engine.drafter, plan) == "the models are spread over cpu, meta"
+    assert graph_blocker(engine.target, engine.drafter, Sampling()) == "the models are spread over cpu, meta"
 
 
 def test_without_a_gpu_the_reason_is_told_and_asking_for_graphs_warns():
@@ -181,21 +181,21 @@ def test_without_a_gpu_the_reason_is_told_and_asking_for_graphs_warns():
 
 
 def test_a_phase_that_waits_is_found_when_recorded_and_decoding_goes_on(monkeypatch):
-    engine = taped(with_head())
-    forward = engine.target.score
+    engine, runner = taped(with_head())
+    forward, expected = CachedLM.score, tokens(with_head())
 
-    def waiting(*args):
-        scores = forward(*args)
+    def waiting(*args, **options):
+        scores = forward(*args, **options)
         scores.logits.sum().item()
         return scores
 
-    monkeypatch.setattr(engine.target, "score", waiting)
+    monkeypatch.setattr(CachedLM, "score", waiting)
     with pytest.warns(UserWarning, match="goes on without graphs: score cannot be recorded: item inside a step"):
         found = tokens(engine)
-    assert found == tokens(with_head())
+    assert found == expected
     assert "score cannot be recorded" in engine.eager_because
-    before = len(engine.captured.backend.log)
-    assert tokens(engine) == found and len(engine.captured.backend.log) == before
+    before = len(runner.backend.log)
+    assert tokens(engine) == found and len(runner.backend.log) == before
 
 
 def test_the_tape_notices_waits():

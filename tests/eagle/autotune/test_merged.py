@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eagle import EagleModel, SamplingParams
+from eagle.autotune.merged import merge
 from eagle.autotune.probe import StateProbe, TreeLimits
-from eagle.autotune.union import unions
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -47,17 +47,17 @@ def test_scored_together_as_alone(model, together):
 def test_a_path_is_scored_once(model):
     probe = probe_at_a_state(model, 256)
     trees = [probe.grow(*plan) for plan in PLANS]
-    (union,) = unions(trees, 256)
-    of_union = paths(union.tokens, union.parents)
+    (merged,) = merge(trees, 256)
+    of_union = paths(merged.tokens, merged.parents)
     assert len(set(of_union)) == len(of_union)
-    assert [len(path) - 1 for path in of_union] == union.depths
-    for tree, places in zip(trees, union.places, strict=True):
+    assert [len(path) - 1 for path in of_union] == merged.depths
+    for tree, places in zip(trees, merged.places, strict=True):
         assert [of_union[place] for place in places] == paths(tree.tokens[0].tolist(), tree.parents[0].tolist())
-    assert union.ancestors().sum(1).tolist() == [depth + 1 for depth in union.depths]
+    assert merged.ancestors().sum(1).tolist() == [depth + 1 for depth in merged.depths]
 
 
 def test_unions_keep_to_their_room(model):
     probe = probe_at_a_state(model, 20)
-    found = list(unions([probe.grow(*plan) for plan in PLANS], 20))
-    assert len(found) > 1 and all(len(union.tokens) <= 20 for union in found)
-    assert sum(len(union.places) for union in found) == len(PLANS)
+    found = list(merge([probe.grow(*plan) for plan in PLANS], 20))
+    assert len(found) > 1 and all(len(merged.tokens) <= 20 for merged in found)
+    assert sum(len(merged.places) for merged in found) == len(PLANS)

@@ -3,7 +3,7 @@
 Trees drafted at one state share most of their paths: fifty of 16 nodes each have some two hundred different ones. A
 node's target distribution depends on its path alone, so every path is scored once.
 
-    trees   a - b - c    a - b - d        union   a - b - c
+    trees   a - b - c    a - b - d        merged   a - b - c
             `- e                                  |    `- d
                                                   `- e
 """
@@ -21,7 +21,7 @@ from hsd.topology import ancestors_of
 class MergedTrees(NamedTuple):
     """Paths of several trees: token, parent (-1 at the root) and depth of every node, and where each tree's nodes are.
 
-    places   per tree, the union's node for each of its nodes
+    places   per tree, the merged's node for each of its nodes
     """
 
     tokens: list[int]
@@ -34,32 +34,32 @@ class MergedTrees(NamedTuple):
         return ancestors_of(torch.tensor([self.parents]), max(self.depths))[0]
 
 
-def unions(trees: list[TreeBatch], room: int) -> Iterator[MergedTrees]:
-    """The trees, in order and of one row each, in unions of at most `room` nodes.
+def merge(trees: list[TreeBatch], room: int) -> Iterator[MergedTrees]:
+    """The trees, in order and of one row each, in merge of at most `room` nodes.
 
-    A tree with more nodes is a union of its own.
+    A tree with more nodes is a merged of its own.
     """
-    union = MergedTrees([], [], [], [])
+    merged = MergedTrees([], [], [], [])
     known: dict[tuple[int, int], int] = {}
     for tree in trees:
         tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
-        if union.tokens and len(union.tokens) + len(tokens) > room:
-            yield union
-            union, known = MergedTrees([], [], [], []), {}
-        union.places.append(_add(union, known, tokens, parents))
-    if union.tokens:
-        yield union
+        if merged.tokens and len(merged.tokens) + len(tokens) > room:
+            yield merged
+            merged, known = MergedTrees([], [], [], []), {}
+        merged.places.append(_add(merged, known, tokens, parents))
+    if merged.tokens:
+        yield merged
 
 
-def _add(union: MergedTrees, known: dict[tuple[int, int], int], tokens: list[int], parents: list[int]) -> list[int]:
-    """Add one tree's paths; the union's node for each of its nodes. known: (parent, token) -> node."""
+def _add(merged: MergedTrees, known: dict[tuple[int, int], int], tokens: list[int], parents: list[int]) -> list[int]:
+    """Add one tree's paths; the merged's node for each of its nodes. known: (parent, token) -> node."""
     places: list[int] = []
     for token, parent in zip(tokens, parents, strict=True):
         path = (places[parent] if parent >= 0 else -1, token)
         if path not in known:
-            known[path] = len(union.tokens)
-            union.tokens.append(token)
-            union.parents.append(path[0])
-            union.depths.append(union.depths[path[0]] + 1 if path[0] >= 0 else 0)
+            known[path] = len(merged.tokens)
+            merged.tokens.append(token)
+            merged.parents.append(path[0])
+            merged.depths.append(merged.depths[path[0]] + 1 if path[0] >= 0 else 0)
         places.append(known[path])
     return places
