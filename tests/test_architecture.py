@@ -42,7 +42,7 @@ ROOMS = {
     # training: a session samples the answers it learns from; evaluation drafts as users do
     "eagle.train": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.train.evaluation", "eagle.trees"},
     "eagle.train.evaluation": {"eagle.api", "eagle.checkpoints", "eagle.nn", "eagle.train"},
-    "eagle.convert": {"eagle.checkpoints"},
+    "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
     "eagle.calibrate": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.train"},
     # where people talk to a model
     "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.trees"},

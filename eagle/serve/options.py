@@ -10,7 +10,7 @@ from eagle import command
 from eagle.api.arguments import resolve_arguments
 from eagle.api.eagle_model import EagleModel
 from eagle.autotune.candidates import AUTO, count_or_auto
-from eagle.chat_template import add_flag
+from eagle.chat_template import add_flag, warn_of_others
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.trees import TREES
 from hsd.verifiers import VERIFIERS
@@ -51,6 +51,7 @@ def load_model(options: argparse.Namespace) -> EagleModel:
         raise ValueError(f"--tree {options.tree} needs a head: pass --pair or --ea-model-path, or --tree none")
     resolve_arguments(drafting_arguments(options), {})
     logging.disable_progress_bar()
+    warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
     if AUTO in (options.tree, options.nodes):
         print("choosing draft trees; what that needs is measured once on a machine ...", file=sys.stderr, flush=True)

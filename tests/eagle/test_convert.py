@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle.checkpoints import convert as module
-from eagle.checkpoints.convert import convert
+from eagle import convert as module
 from eagle.checkpoints.load import load_head
+from eagle.convert import convert
 from eagle.files import sole_writer
 from tests.eagle.checkpoints.test_load import (
     DRAFT,
