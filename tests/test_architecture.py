@@ -45,8 +45,9 @@ ROOMS = {
     "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
     "eagle.calibrate": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.train"},
     # where people talk to a model
-    "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.trees"},
-    "eagle.chat": {"eagle.api", "eagle.autotune", "eagle.serve", "eagle.trees"},
+    "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.engine", "eagle.trees"},
+    "eagle.chat": {"eagle.serve"},
+    "eagle.cli": set(),
     # benchmarks
     "eval.provenance": set(),
     "eval.engines": set(),

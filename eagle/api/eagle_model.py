@@ -191,7 +191,7 @@ class EagleModel:
         token behind shorter rows), or with `return_dict_in_generate` a `GenerateOutput`.
         Raises ValueError as `stream` does.
         """
-        prepared = self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
+        prepared = self.prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
         if streamer is not None:
             _check_streamer(streamer, len(prepared.prompts))
             streamer.put(prepared.input_ids.cpu())
@@ -214,7 +214,7 @@ class EagleModel:
         Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, an argument that
         is not known or out of range.
         """
-        return self._run(self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
+        return self._run(self.prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
 
     def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
         began = time.perf_counter()
@@ -237,7 +237,8 @@ class EagleModel:
             chosen = Candidate(args.tree, args.settings.nodes, args.settings.depth)
             self.auto.observe(1, args.sampling.temperature, chosen, 1e3 * statistics.median(seconds))
 
-    def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
+    def prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
+        """Check the arguments of `generate` and look up everything they name. Raises ValueError as `stream` does."""
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
         prompts = _prompt_rows(input_ids, args.attention_mask)
         self._check_prompts(prompts)

@@ -5,14 +5,15 @@ import random
 import pytest
 from transformers import AutoTokenizer
 
-from eagle.serve.prompts import PromptFormat
+from eagle.serve import fastchat
+from eagle.serve.fastchat import CHATML, PromptFormat
 
 conversation = pytest.importorskip("fastchat.conversation")
 
 
 def flat(prompts: PromptFormat, messages) -> str:
     """As FastChat's API server does it."""
-    conv = prompts.conversation()
+    conv = conversation.Conversation(**prompts.conversation())
     for message in messages:
         if message["role"] == "system":
             conv.set_system_message(message["content"])
@@ -43,6 +44,14 @@ def test_messages_come_back(seed):
     assert prompts.messages(flat(prompts, messages)) == messages
 
 
+def test_the_numbers_are_fastchat_s():
+    from fastchat.constants import ErrorCode
+
+    assert conversation.SeparatorStyle.CHATML == CHATML
+    assert (ErrorCode.PARAM_OUT_OF_RANGE, ErrorCode.RATE_LIMIT) == (fastchat.INVALID, fastchat.RATE_LIMIT)
+    assert fastchat.INTERNAL == ErrorCode.INTERNAL_ERROR
+
+
 def test_the_marks_cannot_be_guessed():
     assert PromptFormat().key != PromptFormat().key
     assert len(PromptFormat().key) >= 24
@@ -64,14 +73,3 @@ def test_tokens_are_those_of_the_tokenizer_s_template():
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert prompts.tokens(tokenizer, flat(prompts, messages)) == expected
     assert prompts.tokens(tokenizer, "text") == tokenizer("text")["input_ids"]
-
-
-def test_a_template_that_refuses_and_one_that_is_missing():
-    tokenizer, prompts = AutoTokenizer.from_pretrained("checkpoints/demo/target"), PromptFormat()
-    prompt = flat(prompts, [{"role": "user", "content": "Hi"}])
-    tokenizer.chat_template = "{{ raise_exception('no users here') }}"
-    with pytest.raises(ValueError, match="no users here"):
-        prompts.tokens(tokenizer, prompt)
-    tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="/v1/completions"):
-        prompts.tokens(tokenizer, prompt)
