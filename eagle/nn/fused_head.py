@@ -12,7 +12,7 @@ Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size,
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import embedding, silu
 
 from eagle.nn.head import Eagle3Head

@@ -28,7 +28,7 @@ from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE, Decoder, known
 from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, round_up
 from eagle.nn.packed import Product
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "mixtral", "qwen3_moe"}
+SUPPORTED = {"granite", "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"}
 ATTENTION = {"sdpa", "eager", "grouped", attention.NAME}  # what reads dense masks
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
@@ -104,9 +104,17 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-def cache_keyword(forward: Callable) -> str:
-    """The name of the cache argument of a model's forward: "cache" from transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+def cache_keyword(*forwards: Callable) -> str:
+    """The name of the cache argument in the first of these forwards that names it: "cache" from transformers 5.24,
+    "past_key_values" before.
+    """
+    for forward in forwards:
+        names = inspect.signature(forward).parameters
+        if "cache" in names:
+            return "cache"
+        if "past_key_values" in names:
+            break
+    return "past_key_values"
 
 
 class CachedLM:
@@ -127,7 +135,7 @@ class CachedLM:
             raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        self._cache_keyword = cache_keyword(model.model.forward)
+        self._cache_keyword = cache_keyword(model.forward, model.model.forward)
         self.taps = taps
         layers = model.model.layers
         bad = [tap for tap in taps if not 0 <= tap < len(layers)]

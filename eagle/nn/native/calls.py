@@ -3,7 +3,6 @@
 Shapes: B batch, n nodes, D hidden, H heads, G key/value heads, E head size, L slots seen, A = taps * D.
 """
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from typing import NamedTuple
@@ -14,7 +13,9 @@ from torch import Tensor
 from eagle.nn import native
 
 NORMS = ("input_layernorm", "hidden_norm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-LINEAR = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEAR = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+)
 
 
 class _Matrix(Structure):
@@ -22,7 +23,10 @@ class _Matrix(Structure):
 
 
 class _Layer(Structure):
-    _fields_ = [*((name.split(".")[-1], c_void_p) for name in NORMS), *((name.split(".")[-1], _Matrix) for name in LINEAR)]
+    _fields_ = [
+        *((name.split(".")[-1], c_void_p) for name in NORMS),
+        *((name.split(".")[-1], _Matrix) for name in LINEAR),
+    ]
 
 
 class _Shape(Structure):
@@ -48,8 +52,8 @@ class _Call(Structure):
 
 
 class LayerShape(NamedTuple):
-    """What the layers of one stack share. scale: of attention scores; residual: of what a block adds to the hidden state;
-    norm_residual: whether the residual of a draft head is its normed hidden state.
+    """What the layers of one stack share. scale: of attention scores; residual: of what a block adds to the hidden
+    state; norm_residual: whether the residual of a draft head is its normed hidden state.
     """
 
     hidden: int
@@ -64,13 +68,13 @@ class LayerShape(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where a forward reads and writes. cache: per layer [2, B, G, slots, E]; first, count: the slots that are seen;
-    write Int64[B, n]: where each node's keys and values go; mask [B or 1, 1, n, count], added to scores.
+    """Where a forward reads and writes. cache: per layer [2, B, G, slots, E]; first, seen: which slots are seen;
+    write Int64[B, n]: where each node's keys and values go; mask [B or 1, 1, n, seen], added to scores.
     """
 
     cache: Sequence[Tensor]
     first: int
-    count: int
+    seen: int
     write: Tensor
     mask: Tensor
 
@@ -124,14 +128,14 @@ class LayerStack:
     def run(
         self, hidden: Tensor, angles: Tensor, slots: Slots, taps: Sequence[int] = (), embedded: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """hidden [B, n, D], angles Float32[B, n, 2 E] (see few_rows.cpp) -> output [B, n, D], normed where the stack has
-        a norm, and the inputs of the layers `taps` side by side [B, n, A].
+        """hidden [B, n, D], angles Float32[B, n, 2 E] (see few_rows.cpp) -> output [B, n, D], normed where the stack
+        has a norm, and the inputs of the layers `taps` side by side [B, n, A].
         """
         library, (batch, n, width) = native.load(), hidden.shape
         output, aux = torch.empty_like(hidden), hidden.new_empty(batch, n, len(taps) * width)
         cache, mask = slots.cache[0], slots.mask
         call = _Call(
-            batch, n, len(self._layers), slots.count,
+            batch, n, len(self._layers), slots.seen,
             self._layers, hidden.data_ptr(), None if embedded is None else embedded.data_ptr(),
             angles.data_ptr(), slots.write.data_ptr(),
             (c_void_p * len(self._layers))(*(layer.data_ptr() for layer in slots.cache)),

@@ -10,7 +10,7 @@ from eagle.engine.distributions import SamplingParams, SamplingTransform
 from eagle.engine.graphs import GraphRunner
 from eagle.engine.plan import Plan
 from eagle.engine.step import Decoder
-from eagle.nn import kv_cache
+from eagle.nn import kv_cache, native
 from eagle.nn import tree_attention as attention
 from eagle.trees import TreeSettings, hybrid
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
@@ -23,7 +23,8 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
-    """Small buckets; finished rows stay in the batch; hybrid trees have equal levels."""
+    """Small buckets; finished rows stay in the batch; hybrid trees have equal levels; no native code."""
+    monkeypatch.setattr(native, "unavailable", lambda: "a tape records operators")
     monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(Decoder, "drop_finished", lambda _decoder, _state: None)

@@ -31,7 +31,7 @@ def test_by_signature(forward, name):
 @pytest.mark.parametrize("old_name", [True, False])
 def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
     target = tiny_target()
-    seen, original = [], target.model.forward
+    seen, original = [], target.forward
 
     def forward_before(input_ids=None, past_key_values=None, **kwargs):
         seen.append("past_key_values")
@@ -41,7 +41,7 @@ def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
         seen.append("cache")
         return original(input_ids=input_ids, **{cache_keyword(original): cache}, **kwargs)
 
-    monkeypatch.setattr(target.model, "forward", forward_before if old_name else forward_after)
+    monkeypatch.setattr(target, "forward", forward_before if old_name else forward_after)
     lm = CachedLM(target)
     lm.reserve(1, 1, 8, 1)
     lm.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
