@@ -7,13 +7,11 @@ output.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from eagle.drafters.base import AncestorMask
 from eagle.nn.fused_head import FusedHead
-from eagle.nn.grouped_attention import attend_grouped
 from eagle.nn.head import Eagle3Head
-from eagle.nn.kv_cache import CacheShape, KVBuffer, bucket, round_up
+from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer, bucket, round_up
 
 
 class Eagle3Drafter:
@@ -81,18 +79,6 @@ class Eagle3Drafter:
         """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
         self.lengths.add_(counts).clamp_(max=self._limit)
 
-    def _attend(self, q: Tensor, mask: Tensor | None, first: int, stop: int) -> Tensor:
-        """q [B, n, H, E] over slots first .. stop - 1 -> [B, n, H * E].
-
-        mask: additive [B, n, stop - first]; None for n = 1 or plain causal attention.
-        """
-        keys, values = self.buffer.view(0, first, stop)
-        if mask is None:
-            q = q.transpose(1, 2)
-            out = scaled_dot_product_attention(q, keys, values, is_causal=q.shape[2] > 1, enable_gqa=True)
-            return out.transpose(1, 2).flatten(2)
-        return attend_grouped(q.transpose(1, 2), keys, values, mask[:, None]).transpose(1, 2).flatten(2)
-
     def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
         if aux is None:
             raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
@@ -101,22 +87,14 @@ class Eagle3Drafter:
             tokens, counts = tokens[:, 1:], counts - 1
         n, scratch = tokens.shape[1], self.buffer.shape.scratch
         positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        residual, q, kv = self.fused.before_attention(self.head.fuse(aux), tokens, positions)
-        pair = kv.permute(2, 0, 3, 1, 4)
-        last = (counts - 1)[:, None]
-        if self.longest:  # only the last token's output is needed, the others' keys and values
+        if self.longest:
             window = self.window(n)
-            self.buffer.write_rows(0, positions, *pair)
-            q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
-            mask = _hide(torch.arange(window, device=self.device) > positions.gather(1, last), q.dtype)
-            attended = self._attend(q, mask[:, None], scratch, scratch + window)
+            cache = CacheWindow(self.buffer, first=scratch, stop=scratch + window, positions=positions)
+            mask = _hide(torch.arange(window, device=self.device) > positions[:, :, None], self.outputs.dtype)
         else:  # an empty cache: plain causal attention, whatever the rows' lengths
-            self.buffer.write_pair(0, scratch, pair)
-            attended = self._attend(q, None, scratch, scratch + n)
-            attended = attended.gather(1, last[:, :, None].expand(-1, -1, attended.shape[-1]))
-        hidden = self.fused.after_attention(
-            residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended
-        )
+            cache, mask = CacheWindow(self.buffer, first=scratch, stop=scratch + n, start=scratch), None
+        # Only the last token's output is needed, the others' keys and values.
+        hidden = self.fused(self.fused.fuse(aux), tokens, positions, cache, mask, last=(counts - 1)[:, None])
         self._advance(counts)
         self.longest += n
         self.lineage.clear()
@@ -135,14 +113,13 @@ class Eagle3Drafter:
         first, count = self.lineage.filled, tokens.shape[1]
         seen, depths = self.lineage.add(parents)
         hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
-        residual, q, kv = self.fused.before_attention(hidden, tokens, self.lengths[:, None] - 1 + depths)
-        self.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
         window = self.window()
         if self._committed is None:  # the same for every level
-            self._committed = _hide(torch.arange(window, device=self.device) >= self.lengths[:, None], q.dtype)
+            committed = torch.arange(window, device=self.device) >= self.lengths[:, None]
+            self._committed = _hide(committed, self.outputs.dtype)
         mask = torch.cat([seen, self._committed[:, None].expand(-1, count, -1)], dim=-1)
-        attended = self._attend(q, mask, 0, self.buffer.shape.scratch + window)
-        output = self.fused.after_attention(residual, attended)
+        cache = CacheWindow(self.buffer, first=0, stop=self.buffer.shape.scratch + window, start=first)
+        output = self.fused(hidden, tokens, self.lengths[:, None] - 1 + depths, cache, mask)
         self.outputs[:, first + 1 : first + 1 + count] = output
         return self.fused.logits(output)
 

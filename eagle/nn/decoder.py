@@ -170,7 +170,8 @@ class Decoder:
         taps: Sequence[int] = (),
         prefix_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens and positions Int64[B, n] -> the normed hidden state [B, n, D], and the inputs of `taps` [B, n, A].
+        """Tokens and positions Int64[B, n] -> the normed hidden state [B, n, D], and the inputs of the layers `taps`
+        (ascending) [B, n, A].
 
         mask: additive [B or 1, 1, n, slots seen]; None reads a prompt into an empty cache. prefix_lengths Int64[B]: the
         mask is of the scratch slots alone, before this many committed ones (`eagle.nn.tree_attention`).
@@ -184,12 +185,11 @@ class Decoder:
         few = self.native is not None and tokens.numel() <= native.max_rows()
         if few and mask is not None and prefix_lengths is None:
             assert self.native is not None
-            output, aux = self.native.run(hidden, angles, _slots(cache, tokens, mask), taps)
-            return output, aux if taps else None
+            return self.native.run(hidden, angles, Slots.of(cache, tokens, mask), taps)
         cos, sin = angles.unsqueeze(2).chunk(2, dim=-1)
         kept = []
         for index, layer in enumerate(self.layers):
-            kept += [hidden] * (index in taps)
+            kept += [hidden] * taps.count(index)
             hidden = self._layer(layer, hidden, cos, sin, cache.layers[index], mask, prefix_lengths)
         output = rms_norm(hidden, hidden.shape[-1:], self.stock.norm.weight, self.eps)
         return output, torch.cat(kept, dim=-1) if taps else None
@@ -236,12 +236,3 @@ class Decoder:
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, n, heads, E] turned by angles Float32[B, n, 1, E], in float32 as the native layers do."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-def _slots(cache: CacheWindow, tokens: Tensor, mask: Tensor) -> Slots:
-    """What a forward over tokens [B, n] reads and writes, for the native layers."""
-    if cache.positions is None:
-        write = torch.arange(cache.start, cache.start + tokens.shape[1]).expand(tokens.shape).contiguous()
-    else:
-        write = cache.positions + cache.buffer.shape.scratch
-    return Slots(cache.buffer.layers, cache.first, cache.stop - cache.first, write, mask.contiguous())

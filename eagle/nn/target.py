@@ -259,7 +259,10 @@ class CachedLM:
     ) -> Scores:
         if self.decoder is None:
             return self._stock_forward(tokens, positions, mask, cache, logits_at, **options)
-        hidden, aux = self.decoder(tokens, positions, mask, cache, self.taps, **options)
+        hidden, aux = self.decoder(tokens, positions, mask, cache, sorted(self.taps), **options)
+        if aux is not None and list(self.taps) != sorted(self.taps):
+            parts = dict(zip(sorted(self.taps), aux.chunk(len(self.taps), dim=-1)))
+            aux = torch.cat([parts[tap] for tap in self.taps], dim=-1)
         if logits_at is not None:
             hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
         assert self._output is not None

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 from eagle.drafters import Eagle3Drafter
+from eagle.nn import native
 from eagle.nn.fused_head import FusedHead
 from eagle.nn.head import Eagle3Head, HeadConfig
+from eagle.nn.kv_cache import CacheShape, CacheWindow, KVBuffer
 from tests.eagle.nn.test_head import BASE, VARIANTS, D, F, N, V, causal
 
 # The norms and rotary angles of `transformers` are float32 whatever the weights are.
@@ -47,6 +49,37 @@ def test_equals_the_head(changes, dtype):
     close = {"atol": TOLERANCE[dtype], "rtol": TOLERANCE[dtype]}
     torch.testing.assert_close(hidden, expected, **close)
     torch.testing.assert_close(logits, head.logits(expected), **close)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("changes", [*VARIANTS.values(), *MORE.values()], ids=[*VARIANTS, *MORE])
+def test_the_native_layer_equals_the_head(changes, last):
+    head = random_head(changes)
+    outputs, buffers = [], []
+    features, tokens = torch.randn(2, N, 3 * F), torch.randint(V, (2, N))
+    mask = torch.zeros(2, N, 3 + N).masked_fill_(torch.rand(2, N, 3 + N) < 0.3, -torch.inf)
+    mask[..., 2] = 0
+    config = head.config
+    for which in ("native", "torch"):
+        fused = FusedHead(head)
+        if fused.native is None:
+            pytest.skip(f"no native code: {native.unavailable()}")
+        if which == "torch":
+            fused.native = None
+        fused.reserve(64)
+        device = torch.device("cpu")
+        buffer = KVBuffer(
+            CacheShape(2, config.num_key_value_heads, config.head_dim, 4, 64, (device,), head.fc.weight.dtype)
+        )
+        buffer.stores[0].copy_(torch.randn(buffer.stores[0].shape, generator=torch.Generator().manual_seed(1)))
+        window = CacheWindow(buffer, first=1, stop=4 + N, start=2)
+        positions = torch.arange(N) + torch.tensor([[3], [40]])
+        wanted = torch.tensor([[N - 2], [1]]) if last else None
+        outputs.append(fused(fused.fuse(features), tokens, positions, window, mask, wanted))
+        buffers.append(buffer.stores[0])
+    torch.testing.assert_close(*outputs, atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(*buffers, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["midlayer.self_attn.k_proj.weight", "norm.weight", "midlayer.input_layernorm.weight"])
