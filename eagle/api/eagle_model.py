@@ -63,9 +63,18 @@ class EagleModel:
     auto            chooses for tree="auto"; keeps what it measured
     """
 
-    def __init__(self, model: Any, drafter: Drafter | None = None, tokenizer: Any = None, taps: tuple[int, ...] = ()):
-        """`model`: a `transformers` causal LM; `taps`: the layers whose inputs the drafter reads."""
-        self.target = CachedLM(model, taps)
+    def __init__(
+        self,
+        model: Any,
+        drafter: Drafter | None = None,
+        tokenizer: Any = None,
+        taps: tuple[int, ...] = (),
+        decoder: str = "auto",
+    ):
+        """`model`: a `transformers` causal LM; `taps`: the layers whose inputs the drafter reads; `decoder`: "stock"
+        never runs the project's own (see `CachedLM`).
+        """
+        self.target = CachedLM(model, taps, decoder)
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.device = self.target.device
@@ -105,7 +114,7 @@ class EagleModel:
                 self._idle.append(space)
 
     @classmethod
-    def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None) -> "EagleModel":
+    def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None, decoder: str = "auto") -> "EagleModel":
         """A loaded `transformers` causal LM and a loaded head.
 
         The head is moved, in place, to the device of the target's last layer and to the target's dtype.
@@ -115,7 +124,7 @@ class EagleModel:
         device = device_of(model.model.layers[-1])
         head.to(device, model.dtype)
         bind_target(head, model, device)
-        return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps))
+        return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps), decoder)
 
     @classmethod
     def from_pretrained(
@@ -130,6 +139,7 @@ class EagleModel:
         rope_theta: float | None = None,
         attn_implementation: str | None = None,
         drafter_kwargs: Mapping[str, Any] | None = None,
+        decoder: str = "auto",
         **model_kwargs: Any,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
@@ -143,6 +153,8 @@ class EagleModel:
         attention    "grouped" (`eagle.nn.grouped_attention`; the default on a CPU), "sdpa" (elsewhere), or
                      "split_prefix" for a tree attention without a mask over the cache
                      (`eagle.nn.tree_attention`); `attn_implementation` is another name for it
+        decoder      "auto": the project's own where it equals the target's (`eagle.nn.decoder`;
+                     `target.decoder_because` says why not), "stock": never
         taps, rope_theta    override the head's config.json (`eagle.load_head`)
         model_kwargs        go to the target's `from_pretrained`; what says where files are (revision, token, cache_dir,
                             subfolder, ...) to its tokenizer's too, what is about access to the drafter's as well
@@ -160,15 +172,15 @@ class EagleModel:
         places = {**hub_options(model_kwargs, ACCESS), **(drafter_kwargs or {})}
         if ea_model_path:
             head = load_head(ea_model_path, model.config, model.dtype, taps=taps, rope_theta=rope_theta, **places)
-            pair = cls.from_head(model, head, tokenizer)
+            pair = cls.from_head(model, head, tokenizer, decoder)
             pair.auto = AutoTree(base_model_path, ea_model_path)
             return pair
         if not draft_model_path:
-            return cls(model, None, tokenizer)
+            return cls(model, None, tokenizer, decoder=decoder)
         check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path, **hub_options(places)))
         draft_model = load_lm(draft_model_path, options, **places)
         check_models_agree(model, draft_model, tokenizer)
-        pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
+        pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer, decoder=decoder)
         pair.auto = AutoTree(base_model_path, draft_model_path)
         return pair
 

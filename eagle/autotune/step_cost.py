@@ -81,7 +81,7 @@ class StepCosts:
         self._known[_name(batch, greedy)] = found
         if unsteadiness > STEADY:
             warnings.warn(
-                f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as in another, so "
+                f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as another, so "
                 "the step times behind tree='auto' are rough and not kept for later processes",
                 stacklevel=2,
             )

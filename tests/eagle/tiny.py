@@ -24,6 +24,12 @@ FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 1.5,
+    },
     "mixtral": {"sliding_window": None, **MOE},
     "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
