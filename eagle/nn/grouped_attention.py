@@ -58,12 +58,13 @@ def attend_with_sinks(
 ) -> Tensor:
     """Masked attention [B, n, H, E] in which every head h gives the share exp(sinks[h]) to no token (gpt-oss).
 
-    mask: additive; None: every query sees the keys up to its own, of which the last query's is the last.
+    mask: additive, or Bool, True where seen; None: causal, the last query sees all keys.
     """
     batch, heads, n, size = query.shape
     if mask is None:
-        later = torch.ones(n, keys.shape[2], dtype=torch.bool, device=query.device).triu(1 + keys.shape[2] - n)
-        mask = torch.zeros(later.shape, dtype=query.dtype, device=query.device).masked_fill_(later, -torch.inf)
+        mask = torch.ones(n, keys.shape[2], dtype=torch.bool, device=query.device).tril(keys.shape[2] - n)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
     grouped = query.reshape(batch, keys.shape[1], -1, size)  # heads of a group lie beside each other
     scores = (grouped @ keys.transpose(-1, -2)).view(batch, heads, n, -1) * (size**-0.5 if scale is None else scale)
     column = sinks.to(scores.dtype).view(1, heads, 1, 1).expand(batch, heads, n, 1)
