@@ -22,6 +22,7 @@ from eagle import command
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 from eagle.autotune.candidates import AUTO
+from eagle.chat_template import check_keywords, render
 from eagle.serve.options import LOSSLESS, add_model_arguments, drafting_arguments, load_model
 from eagle.serve.text import stream_text
 from eagle.trees import TREES
@@ -54,6 +55,7 @@ class Chat:
     system: str = ""
     messages: list[dict[str, str]] = field(default_factory=list)
     plain_rate: float = 0.0
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.model.tokenizer.chat_template:
@@ -152,8 +154,8 @@ class Chat:
         self._say(f"{argument} {value}")
 
     def _prompt(self, messages: list[dict[str, str]]) -> list[int]:
-        encoded = self.model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        return list(encoded["input_ids"])
+        text = render(self.model.tokenizer, messages, self.template_kwargs)
+        return list(self.model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _show(self, text: str, step: int) -> None:
         if not text:
@@ -199,36 +201,33 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.parser("eagle.chat", __doc__)
     add_model_arguments(parser)
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens of one answer")
-    parser.add_argument("--seed", type=int, default=None, help="the same answers to the same lines")
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0, help="0 is greedy")
+    parser.add_argument("--top-p", type=command.SHARE, default=1.0)
+    parser.add_argument("--max-new-tokens", type=command.COUNT, default=512, help="most tokens of one answer")
+    parser.add_argument("--seed", type=command.SEED, default=None, help="the same answers to the same lines")
     parser.add_argument("--system", default="", help="system message")
     parser.add_argument("--no-plain", action="store_true", help="do not measure plain decoding at the start")
     return parser
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = build_parser()
-    options = parser.parse_args(argv)
+def run(options: argparse.Namespace) -> None:
+    """Load the pair and answer lines until the input ends."""
     interactive, color = sys.stdin.isatty() and sys.stdout.isatty(), sys.stdout.isatty()
-    arguments = {
-        **drafting_arguments(options),
-        "reuse_cache": True,
-        "temperature": options.temperature,
-        "top_p": options.top_p,
-        "max_new_tokens": options.max_new_tokens,
-    }
-    if options.seed is not None:
-        arguments["seed"] = options.seed
-    try:
-        model = load_model(options)
-        chat = Chat(model, arguments, sys.stdout, sys.stderr, color, options.system)
-        if not options.no_plain:
-            chat.measure_plain()
-    except (ValueError, OSError, TemplateError) as error:
-        parser.error(command.one_line(error))
+    named = {name: getattr(options, name) for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    given = {name: value for name, value in named.items() if value is not None}
+    model = load_model(options)
+    chat = Chat(
+        model,
+        {**drafting_arguments(options), "reuse_cache": True, **given},
+        sys.stdout,
+        sys.stderr,
+        color,
+        options.system,
+        template_kwargs=options.chat_template_kwargs,
+    )
+    check_keywords(model.tokenizer, options.chat_template_kwargs)
+    if not options.no_plain:
+        chat.measure_plain()
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # bytes of another encoding in a pipe
@@ -239,5 +238,10 @@ def main(argv: list[str] | None = None) -> None:
     chat.run(sys.stdin, interactive)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    return command.start(build_parser(), run, argv, lambda _: "")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,10 @@
 """`EagleModel`: a target, a drafter and `generate`."""
 
 import contextlib
-import hashlib
+import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, Unpack
 
@@ -19,13 +19,14 @@ from eagle.api.arguments import (
     stated,
     token_ids,
 )
-from eagle.api.loading import load_lm, load_options
+from eagle.api.loading import bind_target, load_lm, load_options
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
 from eagle.autotune.auto import AutoTree
-from eagle.autotune.candidates import Fit
+from eagle.autotune.candidates import Candidate, Fit
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
-from eagle.checkpoints.pretrained import read_tokenizer
+from eagle.checkpoints.pretrained import ACCESS, hub_options, read_tokenizer
+from eagle.digests import seed_of
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.drafters.causal_lm import check_models_agree, check_same_tokenizer
 from eagle.engine.distributions import Sampling
@@ -36,6 +37,8 @@ from eagle.engine.stopping import Stopping
 from eagle.nn.head import Eagle3Head
 from eagle.nn.target import CachedLM, device_of
 from eagle.trees import TREES
+
+TYPICAL_STEPS = 10  # of a generation, whose median is compared with what was measured for its tree
 
 
 class Prepared(NamedTuple):
@@ -111,12 +114,7 @@ class EagleModel:
         check_target(head.config, model.config)
         device = device_of(model.model.layers[-1])
         head.to(device, model.dtype)
-        embeddings = model.get_input_embeddings()
-        if embeddings.weight.is_meta and not head.config.own_embeddings:
-            raise ValueError("the target's embed_tokens are offloaded; the head reads them too: keep them on a device")
-        if embeddings.weight.device != device:
-            embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
-        head.bind_embeddings(embeddings)
+        bind_target(head, model, device)
         return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps))
 
     @classmethod
@@ -128,9 +126,10 @@ class EagleModel:
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attention: str | None = None,
-        taps: tuple[int, int, int] | None = None,
+        taps: tuple[int, ...] | None = None,
         rope_theta: float | None = None,
         attn_implementation: str | None = None,
+        drafter_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
@@ -145,7 +144,9 @@ class EagleModel:
                      "split_prefix" for a tree attention without a mask over the cache
                      (`eagle.nn.tree_attention`); `attn_implementation` is another name for it
         taps, rope_theta    override the head's config.json (`eagle.load_head`)
-        model_kwargs        go to the target's `from_pretrained`
+        model_kwargs        go to the target's `from_pretrained`; what says where files are (revision, token, cache_dir,
+                            subfolder, ...) to its tokenizer's too, what is about access to the drafter's as well
+        drafter_kwargs      the same for the head or the draft model: its own revision, subfolder, ...
 
         Raises ValueError when head and target, or the two tokenizers, do not belong together, and for other values.
         """
@@ -154,17 +155,18 @@ class EagleModel:
         if not ea_model_path and (taps is not None or rope_theta is not None):
             raise ValueError("taps and rope_theta override an EAGLE-3 head's config.json: give ea_model_path with them")
         options = load_options(model_kwargs.pop("torch_dtype", dtype), device_map, attention, attn_implementation)
-        tokenizer = read_tokenizer(base_model_path)
+        tokenizer = read_tokenizer(base_model_path, **hub_options(model_kwargs))
         model = load_lm(base_model_path, options, **model_kwargs)
+        places = {**hub_options(model_kwargs, ACCESS), **(drafter_kwargs or {})}
         if ea_model_path:
-            head = load_head(ea_model_path, model.config, dtype=model.dtype, taps=taps, rope_theta=rope_theta)
+            head = load_head(ea_model_path, model.config, model.dtype, taps=taps, rope_theta=rope_theta, **places)
             pair = cls.from_head(model, head, tokenizer)
             pair.auto = AutoTree(base_model_path, ea_model_path)
             return pair
         if not draft_model_path:
             return cls(model, None, tokenizer)
-        check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path))
-        draft_model = load_lm(draft_model_path, options)
+        check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path, **hub_options(places)))
+        draft_model = load_lm(draft_model_path, options, **places)
         check_models_agree(model, draft_model, tokenizer)
         pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
         pair.auto = AutoTree(base_model_path, draft_model_path)
@@ -230,6 +232,10 @@ class EagleModel:
                 if session.graphs is not None and session.graphs.broken:
                     self.eager_because = session.graphs.broken
                 yield rows
+        seconds = [sum(record.seconds.values()) for record in rows[0].steps]
+        if args.automatic and len(rows) == 1 and len(seconds) >= TYPICAL_STEPS:
+            chosen = Candidate(args.tree, args.settings.nodes, args.settings.depth)
+            self.auto.observe(1, args.sampling.temperature, chosen, 1e3 * statistics.median(seconds))
 
     def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
@@ -349,8 +355,7 @@ def _seed(args: GenerationArgs) -> int:
 
 def row_generator(seed: int, index: int) -> torch.Generator:
     """The random numbers of one row of a batch."""
-    digest = hashlib.sha256(f"{seed}/row {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.Generator().manual_seed(seed_of(seed, "row", index))
 
 
 def _record_of(args: GenerationArgs) -> PlanRecord:

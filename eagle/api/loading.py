@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import is_accelerate_available
 
+from eagle.checkpoints.checks import check_embeddings
 from eagle.checkpoints.pretrained import read_model
 from eagle.nn import grouped_attention, tree_attention
-from eagle.nn.precision import has_bf16
+from eagle.nn.head import Eagle3Head
+from eagle.nn.precision import DTYPES, fastest
 
 ATTENTION = ("sdpa", grouped_attention.NAME, tree_attention.NAME)  # what reads tree masks correctly
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 CHECKPOINT_DTYPE = "auto"  # transformers' name for the dtype that the checkpoint is stored in
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 
@@ -52,7 +53,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     if dtype is None:
         return torch.float32 if device.type == "cpu" else CHECKPOINT_DTYPE
     if dtype == "auto":
-        return torch.bfloat16 if has_bf16(device) else torch.float32
+        return DTYPES[fastest(device)]
     if isinstance(dtype, str) and dtype.removeprefix("torch.") in DTYPES:
         return DTYPES[dtype.removeprefix("torch.")]
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -97,3 +98,26 @@ def load_lm(path: str, options: LoadOptions, **model_kwargs: Any) -> Any:
         **model_kwargs,
     )
     return model.to(main_device(device_map, cuda=True)) if move else model
+
+
+def bind_target(head: Eagle3Head, model: Any, device: torch.device) -> None:
+    """Let the head, on `device`, use the target's embeddings and output layer where it has none of its own.
+
+    Raises ValueError for such weights that are offloaded. Warns where the head's own embeddings are not this target's.
+    """
+    embeddings, output = model.get_input_embeddings(), model.get_output_embeddings()
+    needed = {"embed_tokens": not head.config.own_embeddings, "lm_head": not head.config.own_lm_head}
+    for name, layer in (("embed_tokens", embeddings), ("lm_head", output)):
+        if needed[name] and layer.weight.is_meta:
+            raise ValueError(f"the target's {name} are offloaded; the head reads them too: keep them on a device")
+    if head.config.own_embeddings:
+        check_embeddings(head.embed_tokens.weight, embeddings.weight)
+    if embeddings.weight.device != device and needed["embed_tokens"]:
+        embeddings = torch.nn.Embedding.from_pretrained(embeddings.weight.to(device))
+    if output.weight.device != device and needed["lm_head"]:
+        rows, width = output.weight.shape
+        copy = torch.nn.Linear(width, rows, bias=False, device="meta")
+        copy.weight = torch.nn.Parameter(output.weight.to(device), requires_grad=False)
+        output = copy
+    head.bind_embeddings(embeddings)
+    head.bind_output(output)

@@ -9,7 +9,6 @@ other weights (with a warning), the nearest of `TEMPERATURES` is measured briefl
 the user's cache directory, as step times are.
 """
 
-import hashlib
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +16,15 @@ from typing import Any
 
 from eagle.autotune.acceptance import measure, tables_of
 from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
-from eagle.autotune.candidates import AUTO, Fit, is_greedy, kinds_of, nearest
+from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
 from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
 from eagle.autotune.step_cost import StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
+from eagle.digests import sha256
+from eagle.engine.distributions import is_greedy
+from eagle.nn import native
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
@@ -64,6 +66,11 @@ class AutoTree:
             times = costs.measure(model, batch, greedy, accepted)
         return points(table, times, kinds)
 
+    def observe(self, batch: int, temperature: float, candidate: Candidate, milliseconds: float) -> None:
+        """What a step of a generation with the chosen tree really took."""
+        if self._costs is not None:
+            self._costs.observe(batch, is_greedy(temperature), candidate, milliseconds)
+
     def fit(self, temperature: float, brief: bool = False) -> Fit:
         """What the calibration found for hybrid trees, the default where there is none.
 
@@ -102,7 +109,7 @@ class AutoTree:
     def _brief_path(self) -> Path | None:
         if None in self.fingerprints:
             return None
-        digest = hashlib.sha256("/".join(map(str, self.fingerprints)).encode()).hexdigest()[:16]
+        digest = sha256("/".join(map(str, self.fingerprints)))[:16]
         return cache_directory() / f"calibration-{digest}.json"
 
     @cached_property
@@ -144,6 +151,7 @@ class AutoTree:
                 "drafter": drafter,
                 "dtype": str(model.target.model.dtype),
                 "attention": model.target.attention,
+                "decoder": model.target.decoder_because or native.unavailable() or "native",
                 **machine(model.device),
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)

@@ -52,7 +52,8 @@ class CausalLMDrafter:
         return [*self.cache.state(), self.ancestors.mask, self.ancestors.depths]
 
     def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None = None) -> None:  # noqa: ARG002
-        self.lm.read_prompt(row, self._known(torch.tensor(prompt)).tolist(), held)
+        last = self.lm.vocab_size - 1
+        self.lm.read_prompt(row, [min(token, last) for token in prompt], held)
         self.cache.ids[row] = list(prompt)
 
     def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None = None) -> Tensor:  # noqa: ARG002  a head's

@@ -26,13 +26,18 @@ class Eagle3Drafter:
         self.head = head.eval().requires_grad_(False)
         self.support = head.support()
         self.device = head.fc.weight.device
-        self.fused = FusedHead(head)
+        self._fuse()
         config, dtype = head.config, head.fc.weight.dtype
-        shape = CacheShape(0, config.num_key_value_heads, config.head_dim, 0, 0, (self.device,), dtype)
+        layers = (self.device,) * config.num_hidden_layers
+        shape = CacheShape(0, config.num_key_value_heads, config.head_dim, 0, 0, layers, dtype)
         self.cache = RowCache(shape, self.device)
         self.ancestors = AncestorMask(0, 0, self.device, dtype)
         self.outputs = torch.zeros(0, 1, config.hidden_size, dtype=dtype, device=self.device)
         self._committed: Tensor | None = None
+
+    def _fuse(self) -> None:
+        """Make the fused forms of the layers anew, from the head's weights; `fused` is the last layer's."""
+        *self.earlier, self.fused = [FusedHead(self.head, layer) for layer in range(self.head.config.num_hidden_layers)]
 
     def fork(self) -> "Eagle3Drafter":
         other = copy.copy(self)
@@ -42,7 +47,7 @@ class Eagle3Drafter:
 
     def refresh(self) -> None:
         if not self.fused.is_current():
-            self.fused = FusedHead(self.head)
+            self._fuse()
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
         self.cache.reserve(rows, nodes, capacity, slack)
@@ -53,7 +58,8 @@ class Eagle3Drafter:
             self.outputs = torch.zeros(
                 room.batch, room.scratch + 1, self.outputs.shape[2], dtype=dtype, device=self.device
             )
-        self.fused.reserve(room.capacity)
+        for layer in (*self.earlier, self.fused):
+            layer.reserve(room.capacity)
         self._committed = None
 
     def use(self, count: int) -> None:
@@ -61,7 +67,8 @@ class Eagle3Drafter:
         self._committed = None
 
     def state(self) -> list[Tensor]:
-        return [*self.cache.state(), self.outputs, self.ancestors.mask, self.ancestors.depths, *self.fused.state()]
+        fused = [tensor for layer in (*self.earlier, self.fused) for tensor in layer.state()]
+        return [*self.cache.state(), self.outputs, self.ancestors.mask, self.ancestors.depths, *fused]
 
     def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None) -> None:
         """Nothing attends yet: the pairs of a prompt leave keys and values, no outputs."""
@@ -70,23 +77,24 @@ class Eagle3Drafter:
         with self.cache.only(row, held):
             if tokens.shape[1]:
                 positions = torch.arange(held, len(prompt) - 1, device=self.device)[None]
-                _, _, kv = self.fused.before_attention(self.head.fuse(aux_states), tokens, positions)
-                self.cache.buffer.write_pair(0, self.cache.buffer.shape.scratch + held, kv.permute(2, 0, 3, 1, 4))
+                hidden = self._through_earlier(self.head.fuse(aux_states), tokens, positions)
+                _, _, kv = self.fused.before_attention(hidden, tokens, positions)
+                slot = self.cache.buffer.shape.scratch + held
+                self.cache.buffer.write_pair(self.fused.index, slot, kv.permute(2, 0, 3, 1, 4))
             self.cache.lengths.fill_(len(prompt) - 1)
         self.cache.held[row], self.cache.ids[row] = len(prompt) - 1, list(prompt)
 
     def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None) -> Tensor:
         cache, aux_states = self.cache, self._needed(aux_states)
         tokens, counts = tokens.to(self.device), counts.to(self.device)
-        n, scratch = tokens.shape[1], cache.buffer.shape.scratch
+        n = tokens.shape[1]
         positions = cache.lengths[:, None] + torch.arange(n, device=self.device)
-        residual, q, kv = self.fused.before_attention(self.head.fuse(aux_states), tokens, positions)
-        cache.buffer.write_rows(0, positions, *kv.permute(2, 0, 3, 1, 4))
+        hidden = self._through_earlier(self.head.fuse(aux_states), tokens, positions)
+        residual, q, kv = self.fused.before_attention(hidden, tokens, positions)
         # Only the last token's output is needed, the others' keys and values.
-        last, window = (counts - 1)[:, None], cache.window(n)
+        last = (counts - 1)[:, None]
         q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
-        mask = _hide(torch.arange(window, device=self.device) > positions.gather(1, last), q.dtype)
-        attended = self._attend(q, mask[:, None], scratch, scratch + window)
+        attended = self._read(self.fused, q, kv, positions, positions.gather(1, last))
         residual = residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1]))
         hidden = self.fused.after_attention(residual, attended)
         cache.advance(counts)
@@ -95,6 +103,23 @@ class Eagle3Drafter:
         self._committed = None
         self.outputs[: len(tokens), :1] = hidden
         return self.fused.logits(hidden)[:, 0]
+
+    def _through_earlier(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """g [B, n, D] of committed pairs through all layers but the last, whose keys and values are written."""
+        for fused in self.earlier:
+            residual, q, kv = fused.before_attention(hidden, tokens, positions)
+            hidden = fused.after_attention(residual, self._read(fused, q, kv, positions, positions))
+        return hidden
+
+    def _read(self, fused: FusedHead, q: Tensor, kv: Tensor, positions: Tensor, at: Tensor) -> Tensor:
+        """Write kv [B, n, 2, G, E] of committed `positions` Int64[B, n]; attention [B, m, H * E] of the queries
+        [B, m, H, E] `at` positions Int64[B, m] over all that is committed up to them.
+        """
+        buffer, window = self.cache.buffer, self.cache.window(positions.shape[1])
+        buffer.write_rows(fused.index, positions, *kv.permute(2, 0, 3, 1, 4))
+        unseen = _unseen(torch.arange(window, device=self.device), at[:, :, None], fused.window)
+        first = buffer.shape.scratch
+        return self._attend(fused.index, q, _hide(unseen, q.dtype), first, first + window)
 
     def rewind(self) -> None:
         self.ancestors.clear()
@@ -107,26 +132,45 @@ class Eagle3Drafter:
         cache, first, (batch, count) = self.cache, self.ancestors.filled, tokens.shape
         mask, depths = self.ancestors.add(parents)
         hidden = self.outputs[:batch].gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
-        residual, q, kv = self.fused.before_attention(hidden, tokens, cache.lengths[:, None] - 1 + depths)
-        cache.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
-        window = cache.window()
-        if self._committed is None:  # the same for every level
-            self._committed = _hide(torch.arange(window, device=self.device) >= cache.lengths[:, None], q.dtype)
-        mask = torch.cat([mask, self._committed[:, None].expand(-1, count, -1)], dim=-1)
-        attended = self._attend(q, mask, 0, cache.buffer.shape.scratch + window)
-        output = self.fused.after_attention(residual, attended)
-        self.outputs[:batch, first + 1 : first + 1 + count] = output
-        return self.fused.logits(output)
+        positions = cache.lengths[:, None] - 1 + depths
+        for fused in (*self.earlier, self.fused):
+            residual, q, kv = fused.before_attention(hidden, tokens, positions)
+            cache.buffer.write_pair(fused.index, first, kv.permute(2, 0, 3, 1, 4))
+            seen = self._tree_mask(mask, depths, positions, fused.window)
+            attended = self._attend(fused.index, q, seen, 0, cache.buffer.shape.scratch + cache.window())
+            hidden = fused.after_attention(residual, attended)
+        self.outputs[:batch, first + 1 : first + 1 + count] = hidden
+        return self.fused.logits(hidden)
+
+    def _tree_mask(self, ancestors: Tensor, depths: Tensor, positions: Tensor, window: int | None) -> Tensor:
+        """What nodes at these depths and positions Int64[B, n] see: `ancestors` [B, n, slots], then committed tokens.
+
+        Additive [B, n, slots + cache window]; of both only what lies within the layer's sliding `window`.
+        """
+        slots, (batch, count) = torch.arange(self.cache.window(), device=self.device), depths.shape
+        if window is None:
+            if self._committed is None:  # the same for every level
+                self._committed = _hide(slots >= self.cache.lengths[:, None], ancestors.dtype)
+            return torch.cat([ancestors, self._committed[:, None].expand(-1, count, -1)], dim=-1)
+        far = depths[:, :, None] - self.ancestors.depths[:batch, None, 1:] >= window
+        unseen = (slots >= self.cache.lengths[:, None, None]) | _unseen(slots, positions[:, :, None], window)
+        return torch.cat([ancestors.masked_fill(far, -torch.inf), _hide(unseen, ancestors.dtype)], dim=-1)
 
     def _needed(self, aux_states: Tensor | None) -> Tensor:
         if aux_states is None:
             raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
         return aux_states.to(self.device)
 
-    def _attend(self, q: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
+    def _attend(self, layer: int, q: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
         """q [B, n, H, E] over slots first .. stop - 1, additive mask [B, n, stop - first] -> [B, n, H * E]."""
-        keys, values = self.cache.buffer.view(0, first, stop)
+        keys, values = self.cache.buffer.view(layer, first, stop)
         return attend_grouped(q.transpose(1, 2), keys, values, mask[:, None]).transpose(1, 2).flatten(2)
+
+
+def _unseen(slots: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Bool: the committed `slots` that a query at `positions` does not see: later ones, and those past its window."""
+    later = slots > positions
+    return later if window is None else later | (slots <= positions - window)
 
 
 def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ Shapes: B rows in a step, K depth, A width of the auxiliary hidden states, V voc
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,23 +34,34 @@ from eagle.nn.target import CachedLM
 from eagle.trees import Draft, TreeBatch
 
 T = TypeVar("T")
+FIRST_STEPS, LEAST_ACCEPTED = 200, 0.02  # a head that accepts less per step over these was made for something else
+UNFIT = (
+    "over {steps} steps {accepted:.3f} draft tokens were accepted per step: the tokens are exact, but this drafter "
+    "seems to be made for another target, template or tokenizer; tree='none' is faster"
+)
 REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
     "distributed exactly as the target's, but few drafts will be accepted: check the head's weights and its dtype"
 )
+LASTING = ("_pending", "_counts", "_aux", "_uniforms", "_p", "_q")  # tensors of a session that outlive a step
+MOST_KEPT = 16  # plans whose tensors a workspace keeps
 
 
 class Workspace(NamedTuple):
-    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold."""
+    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold.
+
+    tensors   what steps of a plan leave for the next ones, where steps are recorded
+    """
 
     target: CachedLM
     drafter: Drafter | None
-    graphs: GraphRunner | None = None
+    graphs: GraphRunner | None
+    tensors: dict[Hashable, dict[str, Any]]
 
     @classmethod
     def of(cls, target: CachedLM, drafter: Drafter | None, graphs: GraphRunner | None = None) -> "Workspace":
         """A new one, with nothing allocated."""
-        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs)
+        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs, {})
 
     def forget(self) -> None:
         """Count the caches as empty; their memory stays."""
@@ -147,10 +158,15 @@ class Session:
         self._rows: list[_Row] = []
         self._draft: Draft | None = None
         self._warned, self._sound = False, True
+        self._tally = [0, 0]  # steps and accepted tokens, until the first ones are judged
         self._pending = torch.zeros(0, plan.depth + 1, dtype=torch.int64, device=self.device)
         self._counts = torch.ones(0, dtype=torch.int64, device=self.device)
         self._aux: Tensor | None = None
-        self._allocate(1)
+        kept = self.workspace.tensors.pop(self._planned, None) if self.graphs is not None else None
+        if kept is None:
+            self._allocate(1)
+        else:
+            vars(self).update(kept)
 
     @property
     def rows(self) -> list[GeneratedRow]:
@@ -202,10 +218,12 @@ class Session:
         self._sound = True
         return row.record
 
+    @torch.inference_mode()
     def reserve(self, rows: int, tokens: int) -> None:
         """Allocate at once what rows to come are known to need: their number, and the tokens of the longest."""
-        self._reserve(max(rows, len(self._rows)), tokens)
+        self._reserve(self._padded(max(rows, len(self._rows))), tokens)
 
+    @torch.inference_mode()
     def remove(self, record: GeneratedRow) -> None:
         """Take a row out, finished or not; the last row moves to its place. Does nothing for one that has left."""
         found = [index for index, row in enumerate(self._rows) if row.record is record]
@@ -224,6 +242,11 @@ class Session:
         for index in range(len(self._rows)):
             self._note(index)
         self._rows.clear()
+        if self.graphs is not None:
+            kept = self.workspace.tensors
+            kept[self._planned] = {name: getattr(self, name) for name in LASTING}
+            if len(kept) > MOST_KEPT:
+                kept.pop(next(iter(kept)))
         if not self._sound:
             self.workspace.release()
         return self.workspace
@@ -231,7 +254,7 @@ class Session:
     def _read(self, row: _Row, reuse: bool) -> None:
         record, place = row.record, len(self._rows)
         prompt = record.prompt
-        self._reserve(place + 1, len(prompt) + max(row.stopping.room(record), 1))
+        self._reserve(self._padded(place + 1), len(prompt) + max(row.stopping.room(record), 1))
         held = self._find_held(prompt, place) if reuse else 0
         record.reused_tokens = held
         scores = self.target.read_prompt(place, prompt, held)
@@ -298,6 +321,11 @@ class Session:
     # --- tensors ---------------------------------------------------------------------------------------------------
 
     @property
+    def _planned(self) -> Hashable:
+        """What decides the shapes of the tensors that outlive a step."""
+        return self.plan, self.vocabulary
+
+    @property
     def _ahead(self) -> int:
         """A head caches a pair per token but the first, an ordinary LM a key per token."""
         return self.drafter.ahead if self.drafter is not None else 0
@@ -330,13 +358,15 @@ class Session:
             self._aux = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return self._aux
 
+    def _padded(self, rows: int) -> int:
+        """Rows of a step that is about this many."""
+        return rows if follows_rows(self.device) else 1 << max(rows - 1, 0).bit_length()
+
     def _arrange(self) -> None:
         """The rows in use have changed."""
         rows = [row.sampling for row in self._rows]
-        self.width = len(rows) if follows_rows(self.device) else 1 << max(len(rows) - 1, 0).bit_length()
+        self.width = self._padded(len(rows))
         rows += [Sampling(SamplingParams(0.0 if self.plan.greedy else 1.0))] * (self.width - len(rows))
-        if self.width > len(self._counts):
-            self._reserve(self.width, 1)
         self._p.set([row.target for row in rows], [row.processors for row in rows])
         self._q.set([row.of_draft for row in rows])
         self.target.cache.use(self.width)
@@ -358,7 +388,6 @@ class Session:
 
     def begin_step(self, recordable: bool = True) -> None:
         """Draw the step's random numbers, and open its recording where steps are recorded."""
-        self._sound = False
         self.clock.start()
         self.draw_numbers()
         self._replays = self.graphs is not None and recordable and self._draft is None
@@ -442,6 +471,7 @@ class Session:
         values, records = packed.tolist(), []
         self.clock.lap("commit")
         values = values[: len(self._rows)]
+        self._sound = False
         check_finite([bool(finite) for _, _, finite, *_ in values], "in a step", [row.sampling for row in self._rows])
         self._sound = not any(replaced for _, _, _, replaced, *_ in values)
         if not self._sound and not self._warned:
@@ -451,6 +481,7 @@ class Session:
         for index, (row, (accepted, expected, _, _, *tokens)) in enumerate(zip(self._rows, values, strict=True)):
             emitted = [int(token) for token in tokens[: int(accepted) + 1]]
             records.append(self._extend(row, index, emitted, expected, nodes))
+        self._judge(records)
         self._hold(before)
         for record in [row.record for row in self._rows if row.record.finished]:
             self.remove(record)
@@ -466,6 +497,16 @@ class Session:
             row.record.trees.append(self.trees.record(index, lambda logits: self.draft_probs(logits, index)))
         return found
 
+    def _judge(self, records: list[StepRecord]) -> None:
+        """Warn once where almost nothing is accepted."""
+        if self.plan.builder is None or self._tally[0] >= FIRST_STEPS:
+            return
+        self._tally[0] += len(records)
+        self._tally[1] += sum(record.accepted for record in records)
+        steps, accepted = self._tally
+        if steps >= FIRST_STEPS and accepted < LEAST_ACCEPTED * steps:
+            warnings.warn(UNFIT.format(steps=steps, accepted=accepted / steps), stacklevel=5)
+
     def _hold(self, before: list[int]) -> None:
         """Lower the host's bounds on cached tokens to what the step really added. `before`: tokens of each row."""
         idle = [1] * (self.width - len(before))
@@ -478,12 +519,13 @@ class Session:
         drafter = self.drafter if self.plan.builder is not None else None
         windows = (self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1]))
         signatures = (self._p.signature, self._q.signature)
-        return (self.plan, self.width, windows, self.target.attention, *signatures)
+        return (self._planned, self.width, windows, self.target.attention, *signatures)
 
-    def _outlives(self) -> dict[str, list[Tensor]]:
+    def _outlives(self) -> dict[Hashable, list[Tensor]]:
         """The tensors that outlive a step, by owner."""
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
-        found = {"target": self.target.state(), "session": own + ([] if self._aux is None else [self._aux])}
+        found: dict[Hashable, list[Tensor]] = {"target": self.target.state()}
+        found[self._planned] = own + ([] if self._aux is None else [self._aux])
         if self.drafter is not None and self.plan.builder is not None:
             found["drafter"] = self.drafter.state()
         return found

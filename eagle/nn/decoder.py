@@ -102,7 +102,9 @@ class Layer:
     def __init__(self, stock: Any, copies: bool):
         attention, mlp = stock.self_attn, stock.mlp
         self.input_norm, self.post_norm = stock.input_layernorm.weight, stock.post_attention_layernorm.weight
-        self.q_norm, self.k_norm = (getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm"))
+        self.q_norm, self.k_norm = (
+            getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm")
+        )
         self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj, copies=copies)
         self.o, self.down = Product(attention.o_proj, copies=copies), Product(mlp.down_proj, copies=copies)
         self.gate_up = Product(mlp.gate_proj, mlp.up_proj, copies=copies)
@@ -132,7 +134,9 @@ class Decoder:
             self.config.hidden_size, self.heads, self.groups, self.head_dim, self.config.intermediate_size,
             self.eps, self.constants.scores, self.constants.block,
         )  # fmt: skip
-        return LayerStack([dict(layer.named_parameters()) for layer in self.stock.layers], shape, self.stock.norm.weight)
+        return LayerStack(
+            [dict(layer.named_parameters()) for layer in self.stock.layers], shape, self.stock.norm.weight
+        )
 
     def is_current(self) -> bool:
         """Whether the stock model still has the tensors that this was made of, where they were, and no copy is stale."""
@@ -180,7 +184,12 @@ class Decoder:
         if self.constants.embedding != 1:
             hidden = hidden * self.constants.embedding
         angles = embedding(positions, self.table)
-        if self.native is not None and mask is not None and prefix_lengths is None and tokens.numel() <= native.max_rows():
+        if (
+            self.native is not None
+            and mask is not None
+            and prefix_lengths is None
+            and tokens.numel() <= native.max_rows()
+        ):
             output, aux = self.native.run(hidden, angles, _slots(cache, tokens, mask), taps)
             return output, aux if taps else None
         cos, sin = angles.unsqueeze(2).chunk(2, dim=-1)
@@ -191,7 +200,9 @@ class Decoder:
         output = rms_norm(hidden, hidden.shape[-1:], self.stock.norm.weight, self.eps)
         return output, torch.cat(kept, dim=-1) if taps else None
 
-    def _layer(self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Any, mask, prefix_lengths) -> Tensor:
+    def _layer(
+        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Any, mask, prefix_lengths
+    ) -> Tensor:
         """h [B, n, D] through one layer; `cache.update` keeps keys and values and returns all that are seen."""
         qkv = layer.qkv(rms_norm(hidden, hidden.shape[-1:], layer.input_norm, self.eps))
         q, k, v = qkv.unflatten(-1, (-1, self.head_dim)).split([self.heads, self.groups, self.groups], dim=2)
@@ -208,7 +219,9 @@ class Decoder:
     def _added(self, hidden: Tensor, block: Tensor) -> Tensor:
         return hidden + block if self.constants.block == 1 else hidden + block * self.constants.block
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, prefix_lengths: Tensor | None) -> Tensor:
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, prefix_lengths: Tensor | None
+    ) -> Tensor:
         """q [B, H, n, E] -> [B, H, n, E]"""
         scale = self.constants.scores
         if mask is None:

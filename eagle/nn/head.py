@@ -1,4 +1,4 @@
-"""The EAGLE-3 draft head: one decoder layer that reads the target's features (arXiv 2503.01840, section 3).
+"""The EAGLE-3 draft head: a decoder layer that reads the target's features (arXiv 2503.01840, section 3).
 
     g_t  = fc(low_t ; mid_t ; high_t)                       fuse the three feature taps
     a_t  = attention( input_layernorm(embed(x_{t+1})) ; hidden_norm(g_t) )      twice as wide on the way in
@@ -15,9 +15,16 @@ Published variants, each a flag of `HeadConfig`, all off in the original:
     norm_before_residual  h_t = hidden_norm(g_t) + a_t                                the residual is normed as well
     norm_output           the head continues from norm(h_t), and q_t = softmax( lm_head( norm(h_t) ) ) as before
     own_embeddings        `embed` reads the checkpoint's embed_tokens instead of the target's
+    own_lm_head           off: `lm_head` is the target's output layer (full vocabulary only)
+    qk_norm               one RMS norm over each head's query and one over each head's key, before rotation (Qwen3)
+    qkv_bias, o_bias, mlp_bias      biases of these products (Qwen2: the first; Llama's attention_bias: the first two)
+    num_hidden_layers     more layers: those after the first are ordinary decoder layers over h,
+                          h + attention( input_layernorm(h) ), unless
+    embeds_in_every_layer     every layer is built like the first and reads the embedding again
+    sliding_windows       per layer: a query at position i sees positions above i - window only
 
-Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, F tap width, V target vocabulary,
-Vd draft vocabulary.
+Any number of taps. Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, F tap width,
+A taps, V target vocabulary, Vd draft vocabulary.
 """
 
 from collections.abc import Callable
@@ -29,8 +36,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-# attend(q [B, H, n, E], k [B, G, n, E], v [B, G, n, E]) -> [B, H, n, E]; rotary positions are already applied.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# attend(q [B, H, n, E], k [B, G, n, E], v [B, G, n, E], layer) -> [B, H, n, E]; rotary positions are already applied.
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -56,10 +63,26 @@ class HeadConfig:
     norm_before_residual: bool = False
     norm_output: bool = False
     own_embeddings: bool = False
+    own_lm_head: bool = True
+    num_hidden_layers: int = 1
+    embeds_in_every_layer: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    sliding_windows: tuple[int | None, ...] | None = None
 
     @property
     def has_vocabulary_map(self) -> bool:
         return self.draft_vocab_size != self.vocab_size
+
+    def window_of(self, layer: int) -> int | None:
+        """How many positions a query of this layer sees, its own included; None for all."""
+        return self.sliding_windows[layer] if self.sliding_windows is not None else None
+
+    def reads_embeddings(self, layer: int) -> bool:
+        """Whether this layer's attention reads the token's embedding beside the hidden state, twice as wide."""
+        return layer == 0 or self.embeds_in_every_layer
 
     def rotary_config(self) -> LlamaConfig:
         """What the rotary angles depend on. Raises ValueError where `rope_parameters` are incomplete."""
@@ -94,24 +117,28 @@ class Rotary(LlamaRotaryEmbedding):
 
 
 class HeadAttention(nn.Module):
-    """Grouped-query attention over inputs of width 2 D."""
+    """Grouped-query attention over inputs of width 2 D, or D in layers that do not read the embedding."""
 
-    def __init__(self, config: HeadConfig):
+    def __init__(self, config: HeadConfig, layer: int = 0):
         super().__init__()
-        self.head_dim = config.head_dim
-        wide = 2 * config.hidden_size
-        self.q_proj = nn.Linear(wide, config.num_attention_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(wide, config.num_key_value_heads * config.head_dim, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * config.head_dim, config.hidden_size, bias=False)
+        self.layer, self.head_dim = layer, config.head_dim
+        width = config.hidden_size * (2 if config.reads_embeddings(layer) else 1)
+        heads, groups = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(width, heads, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, groups, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, groups, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=config.o_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        def heads(projected: Tensor) -> Tensor:
-            return projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-        q, k, v = heads(self.q_proj(x)), heads(self.k_proj(x)), heads(self.v_proj(x))
-        q, k = apply_rotary_pos_emb(q, k, *rotary)
-        return self.o_proj(attend(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *rotary)
+        return self.o_proj(attend(q, k, v.transpose(1, 2), self.layer).transpose(1, 2).flatten(2))
 
 
 class HeadMLP(nn.Module):
@@ -119,36 +146,44 @@ class HeadMLP(nn.Module):
 
     def __init__(self, config: HeadConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class HeadLayer(nn.Module):
-    """The one decoder layer; its parameter names are those of the published checkpoints (`midlayer.*`)."""
+    """A decoder layer; its parameter names are those of the published checkpoints (`midlayer.*`, `layers.N.*`)."""
 
-    def __init__(self, config: HeadConfig):
+    def __init__(self, config: HeadConfig, layer: int = 0):
         super().__init__()
-        self.norm_before_residual = config.norm_before_residual
-        self.self_attn = HeadAttention(config)
+        self.norm_before_residual = config.norm_before_residual and layer == 0
+        self.self_attn = HeadAttention(config, layer)
         self.mlp = HeadMLP(config)
-        self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.hidden_norm = None
+        if config.reads_embeddings(layer):
+            self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden: Tensor, embedded: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def attention_input(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """g or h and embeddings [B, n, D] -> the residual [B, n, D] and what q, k and v are made of [B, n, 2 D or D]"""
+        if self.hidden_norm is None:
+            return hidden, self.input_layernorm(hidden)
         normed = self.hidden_norm(hidden)
-        residual = normed if self.norm_before_residual else hidden
         wide = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
-        hidden = residual + self.self_attn(wide, rotary, attend)
+        return normed if self.norm_before_residual else hidden, wide
+
+    def forward(self, hidden: Tensor, embedded: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        residual, x = self.attention_input(hidden, embedded)
+        hidden = residual + self.self_attn(x, rotary, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
 class Eagle3Head(nn.Module):
-    """The draft head. Embeddings come from the target (`bind_embeddings`) unless the checkpoint has its own."""
+    """The draft head. What the checkpoint has not of its own, embeddings or output layer, is the target's (`bind`)."""
 
     def __init__(self, config: HeadConfig):
         super().__init__()
@@ -161,20 +196,47 @@ class Eagle3Head(nn.Module):
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(fused, config.hidden_size, bias=False)
         self.midlayer = HeadLayer(config)
+        if config.num_hidden_layers > 1:
+            deeper = range(1, config.num_hidden_layers)
+            self.layers = nn.ModuleDict({str(layer): HeadLayer(config, layer) for layer in deeper})
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
+        if config.own_lm_head:
+            self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         if config.own_embeddings:
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.has_vocabulary_map:
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.int64))
             self.register_buffer("t2d", torch.zeros(config.vocab_size, dtype=torch.bool))
         self.rotary = Rotary(config.rotary_config())
-        self._bound: list[nn.Embedding] = []  # in a list: the target's weights are not the head's parameters
+        self._bound: list[nn.Embedding] = []  # in lists: the target's weights are not the head's parameters
+        self._bound_output: list[nn.Module] = []
 
     def bind_embeddings(self, embeddings: nn.Embedding) -> None:
         """Use the target's input embeddings; without effect on a head that has its own."""
         if not self.config.own_embeddings:
             self._bound = [embeddings]
+
+    def bind_output(self, output: nn.Module) -> None:
+        """Use the target's output layer, [..., D] -> [..., V]; without effect on a head that has its own."""
+        if not self.config.own_lm_head:
+            self._bound_output = [output]
+
+    def bind(self, target) -> None:
+        """Use what the head has not of its own from `target`, a `transformers` model."""
+        self.bind_embeddings(target.get_input_embeddings())
+        self.bind_output(target.get_output_embeddings())
+
+    def all_layers(self) -> list[HeadLayer]:
+        """The decoder layers in order."""
+        return [self.midlayer, *(self.layers.values() if self.config.num_hidden_layers > 1 else ())]
+
+    def output_layer(self) -> nn.Module:
+        """The head's own output layer, or the target's. ValueError where it is the target's and none was bound."""
+        if self.config.own_lm_head:
+            return self.lm_head
+        if not self._bound_output:
+            raise ValueError("the head has no lm_head of its own: bind the target first (head.bind(target))")
+        return self._bound_output[0]
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Int64[...] -> [..., D]"""
@@ -189,7 +251,7 @@ class Eagle3Head(nn.Module):
         return offsets + torch.arange(len(offsets), device=offsets.device)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Concatenated taps [..., 3F] -> g [..., D]"""
+        """Concatenated taps [..., A F] -> g [..., D]"""
         features = features.to(self.fc.weight.dtype)
         if self.config.norm_before_fc:
             features = self.input_norm(features)
@@ -202,9 +264,11 @@ class Eagle3Head(nn.Module):
         """g or h [B, n, D], the *next* tokens Int64[B, n], positions Int64[B, n] -> h [B, n, D], which the next
         draft step continues from and `logits` reads.
         """
-        hidden = self.midlayer(hidden, self.embed(tokens), self.rotary(hidden, position_ids), attend)
+        embedded, rotary = self.embed(tokens), self.rotary(hidden, position_ids)
+        for layer in self.all_layers():
+            hidden = layer(hidden, embedded, rotary, attend)
         return self.norm(hidden) if self.config.norm_output else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """h [..., D] -> draft logits [..., Vd]"""
-        return self.lm_head(hidden if self.config.norm_output else self.norm(hidden))
+        return self.output_layer()(hidden if self.config.norm_output else self.norm(hidden))

@@ -29,7 +29,7 @@ from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE, Decoder, known
 from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
 from eagle.nn.packed import Product
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "mixtral", "qwen3_moe"}
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "granitemoe", "mixtral", "qwen3_moe"}
 ATTENTION = {"sdpa", "eager", "grouped", attention.NAME}  # what reads dense masks
 WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 

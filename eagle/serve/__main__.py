@@ -26,9 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_arguments(parser)
     parser.add_argument("--model-name", help="name in requests; default: the pair's, or the target's folder")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, help="of the API, or with --worker-only of the worker; default: a free one")
-    parser.add_argument("--most-queued", type=int, default=64, help="requests a worker takes before it refuses (429)")
-    parser.add_argument("--most-bytes", type=int, default=1 << 20, help="of one request (413)")
+    parser.add_argument(
+        "--port", type=command.PORT, help="of the API, or with --worker-only of the worker; default: a free one"
+    )
+    parser.add_argument(
+        "--most-queued", type=command.COUNT, default=64, help="requests a worker takes before it refuses (429)"
+    )
+    parser.add_argument("--most-bytes", type=command.COUNT, default=1 << 20, help="of one request (413)")
     parser.add_argument("--worker-only", action="store_true", help="a worker for a controller that runs elsewhere")
     parser.add_argument("--controller", metavar="URL", help="that controller")
     parser.add_argument("--worker-address", metavar="URL", help="where API and controller reach this worker")

@@ -6,9 +6,11 @@ from typing import Any
 
 from transformers.utils import logging
 
+from eagle import command
 from eagle.api.arguments import resolve_arguments
 from eagle.api.eagle_model import EagleModel
 from eagle.autotune.candidates import AUTO, count_or_auto
+from eagle.chat_template import add_flag
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 from eagle.trees import TREES
 from hsd.verifiers import VERIFIERS
@@ -29,7 +31,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=count_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
     )
-    parser.add_argument("--depth", type=int, default=None, help="levels of the draft tree")
+    add_flag(parser)
+    parser.add_argument("--depth", type=command.COUNT, default=None, help="levels of the draft tree")
 
 
 def drafting_arguments(options: argparse.Namespace) -> dict[str, Any]:

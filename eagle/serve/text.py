@@ -10,6 +10,9 @@ import torch
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 
+CHARACTER = 4  # tokens that one character can be split over: a byte each
+WAITING = 16  # tokens after which what is no character by now will be none
+
 
 class TextDecoder:
     """Token ids of one sequence to text, piece by piece. A character split over several tokens waits for the last."""
@@ -23,10 +26,21 @@ class TextDecoder:
         """The text that becomes certain with this token."""
         self.tokens.append(token)
         before, now = self._texts()
+        done = len(self.tokens)
         if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""
-        self._start, self._done = self._done, len(self.tokens)
+            if done - self._done < WAITING:
+                return ""
+            done, now = self._settled(now)
+        self._start, self._done = self._done, done
         return now[len(before) :]
+
+    def _settled(self, text: str) -> tuple[int, str]:
+        """All tokens but the last few, whose character may be incomplete, and their text, which `text` begins with."""
+        for done in range(len(self.tokens) - CHARACTER, len(self.tokens) - 2 * CHARACTER, -1):
+            settled = self.tokenizer.decode(self.tokens[self._start : done], skip_special_tokens=True)
+            if text.startswith(settled):
+                return done, settled
+        return len(self.tokens), text
 
     def finish(self) -> str:
         """What was held back."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eagle.checkpoints.load import save_head
 from eagle.files import sole_writer, write_json
+from eagle.nn.precision import DTYPES
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, split_rows
@@ -96,7 +97,7 @@ class Trainer:
     def open_cache(self) -> CachedFeatures | None:
         """The feature cache, checked but not filled; None where features are computed online."""
         config, taps = self.config, self.source.taps
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        dtype = DTYPES[config.precision]
         size = estimate(self.train_set, self.target.config.hidden_size, len(taps), dtype)
         directory = cache_directory(config, self.train_set, size)
         if directory is None:

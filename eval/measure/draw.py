@@ -21,9 +21,8 @@ from eagle.api.eagle_model import EagleModel
 from eagle.autotune.probe import ScoredTree, StateProbe, TreeLimits
 from eagle.autotune.prompts import encode
 from eagle.engine.distributions import SamplingParams
-from eagle.files import write_file
+from eagle.files import check_writable, write_file
 from eagle.trees import TREES, TreeSettings
-from eval.jsonl import check_writable
 from eval.run.load_models import add_model_flags, load_from_flags
 
 
@@ -248,12 +247,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", default="A baker fills 4 trays with 6 rolls each and sells 15 rolls. How many are left?")
     add("--tree", default="hybrid", choices=[name for name, builder in TREES.items() if builder])
     add("--verifier", default="hsd", choices=["hsd", "token", "block"])
-    add("--temperature", type=float, default=1.0)
-    add("--nodes", type=int, default=20)
-    add("--depth", type=int, default=5)
-    add("--width", type=int)
-    add("--skip", type=int, default=0, metavar="N", help="steps of the answer before the one in the picture")
-    add("--seed", type=int, default=0)
+    add("--temperature", type=command.TEMPERATURE, default=1.0)
+    add("--nodes", type=command.NODES, default=20)
+    add("--depth", type=command.COUNT, default=5)
+    add("--width", type=command.COUNT)
+    add("--skip", type=command.INDEX, default=0, metavar="N", help="steps of the answer before the one in the picture")
+    add("--seed", type=command.SEED, default=0)
     add("--output", default="tree.png", metavar="F")
     return parser
 
@@ -283,8 +282,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: run(options))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -122,8 +122,7 @@ def draw(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: draw(options))
+    return command.start(build_parser(), draw, argv)
 
 
 if __name__ == "__main__":

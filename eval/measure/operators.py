@@ -150,12 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--tree", help="default: hybrid, and topk at temperature 0")
     parser.add_argument("--verifier", default="hsd")
-    parser.add_argument("--nodes", type=int, default=9)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--context", type=int, default=256, help="tokens before the first step")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nodes", type=command.NODES, default=9)
+    parser.add_argument("--depth", type=command.COUNT, default=4)
+    parser.add_argument("--context", type=command.COUNT, default=256, help="tokens before the first step")
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
+    parser.add_argument("--steps", type=command.COUNT, default=200)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     return parser
 
 
@@ -175,8 +175,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: measure(options))
+    return command.start(build_parser(), measure, argv)
 
 
 if __name__ == "__main__":

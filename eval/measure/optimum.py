@@ -161,17 +161,10 @@ def table(worlds: int, seed: int, kinds: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = command.parser("eval.measure.optimum", __doc__)
-    parser.add_argument("--worlds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worlds", type=command.COUNT, default=10)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     parser.add_argument("--trees", nargs="+", default=["hybrid"], choices=KINDS)
-    options = parser.parse_args(argv)
-
-    def work() -> None:
-        if options.worlds < 1:
-            raise ValueError(f"--worlds {options.worlds}: expected at least 1")
-        print(table(options.worlds, options.seed, options.trees))
-
-    return command.run(work)
+    return command.start(parser, lambda given: print(table(given.worlds, given.seed, given.trees)), argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import command, jsonl
 from eagle.api.eagle_model import EagleModel
 from eagle.autotune.probe import ScoredTree, StateProbe, TreeLimits
 from eagle.checkpoints.fingerprint import weights_fingerprint
@@ -32,11 +32,13 @@ from eagle.engine.distributions import SamplingParams
 from eagle.engine.plan import Plan
 from eagle.engine.records import GeneratedRow
 from eagle.engine.stopping import Stopping
+from eagle.files import check_writable
+from eagle.nn.precision import DTYPES
 from eagle.trees import TreeSettings
-from eval import jsonl, provenance
+from eval import provenance
 from eval.measure.measures import cut, expected, in_float64, released_rule
-from eval.questions import accuracy, benchmarks, prompts
-from eval.run.load_models import DTYPES, add_model_flags, resolve_flags
+from eval.questions import benchmarks, grading, prompts
+from eval.run.load_models import add_model_flags, resolve_flags
 
 CHAIN = ("token", "block", "hsd", "published")
 SEVERAL = ("token", "hsd")
@@ -161,7 +163,7 @@ def answer_record(work: Work, place: int, row: GeneratedRow) -> dict[str, Any]:
         "prompt_tokens": row.prompt_tokens,
         "tokens": row.new_tokens,
         "ended": row.stop_reason == "eos",
-        "correct": accuracy.is_correct(text, question.reference) if accuracy.has_number(question.reference) else None,
+        "correct": grading.is_correct(text, question.reference) if grading.has_number(question.reference) else None,
     }
 
 
@@ -186,13 +188,14 @@ def measure(work: Work, probe: StateProbe, place: int, tokens: list[int], temper
     return found
 
 
+@torch.inference_mode()
 def run(options: argparse.Namespace) -> None:
     """Sample the answers, then measure at every temperature what its file does not have yet."""
     output = Path(options.output)
     shape = Shape(
         tuple(options.depths), tuple(options.paths), options.paths_depth, options.stride, options.max_new_tokens
     )
-    jsonl.check_writable(output / "paths.json")
+    check_writable(output / "paths.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_model(options)
@@ -259,14 +262,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     benchmarks.add_flags(parser, 40)
     add_model_flags(parser)
-    add("--temperatures", type=float, nargs="+", default=[1.0], metavar="T")
-    add("--depths", type=int, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
-    add("--paths", type=int, nargs="*", default=[4, 11], metavar="N", help="numbers of i.i.d. paths; none: leave out")
-    add("--paths-depth", type=int, default=10, metavar="K", help="draft length of several paths")
-    add("--stride", type=int, default=24, help="tokens from one state to the next")
-    add("--rows", type=int, default=16, help="answers sampled together")
-    add("--max-new-tokens", type=int, default=320, metavar="N")
-    add("--seed", type=int, default=0)
+    add("--temperatures", type=command.TEMPERATURE, nargs="+", default=[1.0], metavar="T")
+    add("--depths", type=command.COUNT, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
+    add(
+        "--paths",
+        type=command.COUNT,
+        nargs="*",
+        default=[4, 11],
+        metavar="N",
+        help="numbers of i.i.d. paths; none: leave out",
+    )
+    add("--paths-depth", type=command.COUNT, default=10, metavar="K", help="draft length of several paths")
+    add("--stride", type=command.COUNT, default=24, help="tokens from one state to the next")
+    add("--rows", type=command.COUNT, default=16, help="answers sampled together")
+    add("--max-new-tokens", type=command.COUNT, default=320, metavar="N")
+    add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
     return parser
@@ -274,14 +284,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-
-    def work() -> None:
-        with torch.inference_mode():
-            run(options)
-
-    return command.run(
-        work, lambda: f"The finished questions are kept in {options.output}; the same command goes on there."
+    return command.start(
+        build_parser(),
+        run,
+        argv,
+        lambda options: f"The finished questions are kept in {options.output}; the same command goes on there.",
     )
 
 

@@ -21,15 +21,15 @@ from eagle import EagleModel, command
 from eagle.api.loading import ATTENTION
 from eagle.autotune.step_timer import HOST, step_seconds
 from eagle.engine.plan import Plan
-from eagle.files import write_whole
+from eagle.files import check_writable, write_whole
+from eagle.nn.precision import DTYPES
 from eagle.trees import TreeSettings
-from eval.jsonl import check_writable
 from eval.measure.roofline import Floor, measure_rates, step_floor
 from eval.measure.shapes import SHAPES, random_pair
 from eval.provenance import provenance
 from eval.report.markdown import markdown_table
 from eval.run.answers import PHASES
-from eval.run.load_models import DTYPES, add_model_flags, load_from_flags
+from eval.run.load_models import add_model_flags, load_from_flags
 
 COLUMNS = (*PHASES, HOST)
 WARM_UP = 4  # steps after a prompt: the first has other shapes, then a graph is prepared and recorded
@@ -162,29 +162,28 @@ def picture(rows: list[dict]) -> bytes:
     return png(figure)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command's flags, checked."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = command.parser("eval.measure.step_time", __doc__)
     add_model_flags(parser)
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in this shape, instead of a checkpoint")
-    parser.add_argument("--layers", type=int, help="with --shape: a target of only this many layers")
+    parser.add_argument("--layers", type=command.COUNT, help="with --shape: a target of only this many layers")
     parser.add_argument("--attention", choices=ATTENTION, help="the target's, instead of the device's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[8, 16, 32, 60], help="rows scored per step")
-    parser.add_argument("--context", type=int, nargs="+", default=[256], help="tokens committed before the step")
+    parser.add_argument("--nodes", type=command.NODES, nargs="+", default=[8, 16, 32, 60], help="rows scored per step")
+    parser.add_argument(
+        "--context", type=command.COUNT, nargs="+", default=[256], help="tokens committed before the step"
+    )
     parser.add_argument("--trees", nargs="+", default=["topk", "hybrid"])
     parser.add_argument("--verifier", default="hsd")
-    parser.add_argument("--depth", type=int, default=7)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--depth", type=command.COUNT, default=7)
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
     parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="on a GPU: run every step as it is")
-    parser.add_argument("--steps", type=int, default=10, help="steps per variant and round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=command.COUNT, default=10, help="steps per variant and round")
+    parser.add_argument("--rounds", type=command.COUNT, default=3)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     parser.add_argument("--output", metavar="DIR", help="write step_time.json and step_time.png there")
-    args = parser.parse_args(argv)
-    if bool(args.shape) == bool(args.pair or args.base_model_path):
-        parser.error("give --shape, --pair, or --base-model-path and --ea-model-path")
-    return args
+    return parser
 
 
 def load_pair(args: argparse.Namespace) -> EagleModel:
@@ -198,6 +197,8 @@ def load_pair(args: argparse.Namespace) -> EagleModel:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write rows and picture."""
+    if bool(args.shape) == bool(args.pair or args.base_model_path):
+        raise ValueError("give --shape, --pair, or --base-model-path and --ea-model-path")
     if args.output:
         check_writable(Path(args.output, "step_time.json"))
     rows = measure(load_pair(args), args)
@@ -210,8 +211,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = parse(argv)
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

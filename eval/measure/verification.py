@@ -27,10 +27,9 @@ import torch
 
 import hsd
 from eagle import command
-from eagle.files import write_whole
-from eval.clock import seconds_of
-from eval.jsonl import check_writable
+from eagle.files import check_writable, write_whole
 from eval.report.markdown import markdown_table
+from eval.run.methods import seconds_of
 
 SIZES = (9, 9, 9, 8, 8, 8, 8)
 
@@ -205,11 +204,11 @@ def measure(actions: dict[str, Callable[[], object]], args: argparse.Namespace) 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command.parser("eval.measure.verification", __doc__)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
+    parser.add_argument("--vocabulary", type=command.COUNT, default=128_256)
+    parser.add_argument("--draft-vocabulary", type=command.COUNT, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--graph", action="store_true", help="also time hsd.decide from a CUDA graph")
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--repeats", type=command.COUNT, default=21)
     parser.add_argument("--no-scalar", dest="scalar", action="store_false", help="leave the scalar loop out")
     parser.add_argument("--output", "--json", type=Path, metavar="FILE", help="write medians and the machine to FILE")
     return parser
@@ -269,8 +268,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from transformers import GenerationConfig
 from eagle.api.outputs import PlanRecord
 from eagle.autotune.candidates import AUTO
 from eagle.trees import TREES, TreeSettings
-from eval.clock import synchronize
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -121,6 +120,20 @@ def engine_rows(
     ).rows
 
 
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids Int64[B, L] padded with 0 on the right, and their attention mask Int64[B, L]."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+
+
+def answer_batch(engine: Any, method: Method, rows: list[list[int]], decoding: Decoding, seed: int) -> list[Any]:
+    """The engine's record of each row of a batch, in order; every row draws from one generator, seeded here."""
+    ids, mask = padded(rows)
+    generator = torch.Generator(device=engine.device).manual_seed(seed)
+    return engine_rows(engine, method, ids, decoding, generator, mask)
+
+
 def by_engine(
     models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
 ) -> Turn:
@@ -135,6 +148,21 @@ def by_engine(
         row.prefill_seconds,
         row.plan,
     )
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a GPU has done what was queued; a CPU has nothing queued."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device | str) -> float:
+    """Wall seconds of one call, the device synchronized at both ends."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def library_config(engine: Any, decoding: Decoding) -> GenerationConfig:

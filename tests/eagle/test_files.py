@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from eagle import files
 from eagle.files import parse_json, sole_writer, write_directory, write_file, write_json, write_text
 
 
@@ -76,3 +77,12 @@ def test_a_device_is_not_replaced(tmp_path):
         with pytest.raises(ValueError, match="something other than a file"):
             write_text(place, "x")
     assert pipe.is_fifo()
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="cannot be locked .*; let no second process write it"):
+        files.open_locked(tmp_path / "a.jsonl", "another process has it").close()

@@ -25,6 +25,7 @@ FAMILIES = {
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None, **MOE},
+    "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
 }
 
@@ -68,3 +69,12 @@ def tiny_head(
         head.d2t.copy_(kept - torch.arange(draft_vocab))
         head.t2d[kept] = True
     return head
+
+
+def with_prompts(lm, prompts: list[list[int]], scratch: int, capacity: int = 40, slack: int = 8):
+    """The `CachedLM`, with these prompts read into its first rows, which are in use."""
+    lm.cache.reserve(len(prompts), scratch, capacity, slack)
+    for row, prompt in enumerate(prompts):
+        lm.read_prompt(row, prompt)
+    lm.cache.use(len(prompts))
+    return lm

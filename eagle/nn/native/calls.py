@@ -13,7 +13,9 @@ from torch import Tensor
 from eagle.nn import native
 
 NORMS = ("input_layernorm", "hidden_norm", "post_attention_layernorm", "self_attn.q_norm", "self_attn.k_norm")
-LINEAR = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(f"mlp.{name}_proj" for name in ("gate", "up", "down"))
+LINEAR = tuple(f"self_attn.{name}_proj" for name in "qkvo") + tuple(
+    f"mlp.{name}_proj" for name in ("gate", "up", "down")
+)
 
 
 class _Matrix(Structure):
@@ -21,7 +23,10 @@ class _Matrix(Structure):
 
 
 class _Layer(Structure):
-    _fields_ = [*((name.split(".")[-1], c_void_p) for name in NORMS), *((name.split(".")[-1], _Matrix) for name in LINEAR)]
+    _fields_ = [
+        *((name.split(".")[-1], c_void_p) for name in NORMS),
+        *((name.split(".")[-1], _Matrix) for name in LINEAR),
+    ]
 
 
 class _Shape(Structure):

@@ -13,7 +13,6 @@ conversation, so batch size, interruptions and --minutes do not change an answer
 """
 
 import argparse
-import math
 import sys
 import time
 from collections import deque
@@ -24,14 +23,15 @@ import torch
 from tqdm import tqdm
 
 from eagle import command
+from eagle.chat_template import add_flag, check_keywords
+from eagle.digests import seed_of, sha256_of_file
 from eagle.files import sole_writer, write_text
-from eagle.nn.precision import has_bf16
-from eagle.train.config import LARGEST
+from eagle.nn.precision import DTYPES, fastest
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
 from eagle.train.data.overlap import RUN, Overlap
-from eagle.train.data.provenance import Journal, Sidecar, file_digest, target_digests
-from eagle.train.data.sampler import Request, Sampler, seed_of
+from eagle.train.data.provenance import Journal, Sidecar, target_digests
+from eagle.train.data.sampler import Request, Sampler
 from eagle.train.data.self_prompts import PromptWriter
 from eagle.train.setup import load_pretrained
 
@@ -39,19 +39,7 @@ WINDOW = 256  # conversations among which similar prompt lengths are put beside 
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError for a number out of range, or where there is nothing to answer."""
-    for value in args.temperature:
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"--temperature {value}; expected 0 or more")
-    for name in ("max_new_tokens", "batch", "limit", "prompt_tokens"):
-        value = getattr(args, name)
-        if value is not None and not 1 <= value <= LARGEST:
-            raise ValueError(f"--{name.replace('_', '-')} {value}; expected 1 .. {LARGEST}")
-    for name in ("seed", "self_prompts"):
-        if not 0 <= getattr(args, name) <= LARGEST:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected 0 .. {LARGEST}")
-    if args.minutes is not None and not args.minutes >= 0:
-        raise ValueError(f"--minutes {args.minutes}; expected 0 or more")
+    """Raise ValueError where there is nothing to answer."""
     if not args.data and not args.self_prompts:
         raise ValueError("nothing to answer: give --data F..., --self-prompts N, or both")
 
@@ -62,8 +50,9 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict:
     return {
         **{key: getattr(args, key) for key in keys},
         "dtype": dtype,
-        "data": [file_digest(path) for path in args.data],
-        "exclude": [file_digest(path) for path in args.exclude],
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "data": [sha256_of_file(path) for path in args.data],
+        "exclude": [sha256_of_file(path) for path in args.exclude],
         "target": target_digests(args.target),
     }
 
@@ -117,8 +106,8 @@ def answer_all(
 
     def request(number: int) -> Request:
         dialogue = dialogues[number]
-        limit, turn = min(args.max_new_tokens, context - len(dialogue.ids)), len(dialogue.spans)
-        seed = seed_of(args.seed, "answer", number, turn)
+        limit = min(args.max_new_tokens, context - len(dialogue.ids))
+        seed = seed_of(args.seed, "answer", number, dialogue.answers)
         return Request(number, list(dialogue.ids), limit, seed, dialogue.temperature)
 
     queue = deque(request(number) for number in in_sampling_order(dialogues, args.seed))
@@ -130,11 +119,11 @@ def answer_all(
             if dialogue.next_prompt() and len(dialogue.ids) < context:
                 queue.appendleft(request(done.key))
                 continue
-            journal.append(done.key, dialogue.record())
+            journal.append(done.key, dialogue.records())
             bar.update()
             bar.set_postfix_str(clock.rate())
             if clock.is_over():
-                started = [item for item in queue if dialogues[item.key].spans]
+                started = [item for item in queue if dialogues[item.key].answers]
                 queue.clear()
                 queue.extend(started)  # conversations begun are finished: short ones are not preferred
 
@@ -148,11 +137,11 @@ def without_overlap(prompts: list[list[dict]], exclude: list[str]) -> Iterator[i
 
 
 def first_prompts(tokenizer, conversations: list, numbers: Iterable[int], args) -> dict[int, Dialogue]:
-    """Dialogues at their first assistant turn; those whose template cannot render one are left out."""
+    """Dialogues at their first assistant turn."""
     found = {}
     for number in numbers:
         temperature = args.temperature[number % len(args.temperature)]
-        dialogue = Dialogue(tokenizer, conversations[number], temperature)
+        dialogue = Dialogue(tokenizer, conversations[number], temperature, args.chat_template_kwargs)
         if dialogue.next_prompt():
             found[number] = dialogue
     return found
@@ -169,21 +158,21 @@ def regenerate(args: argparse.Namespace) -> None:
 
 def _sample(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"auto": "bf16" if has_bf16(device) else "fp32"}.get(args.dtype, args.dtype)
+    dtype = fastest(device) if args.dtype == "auto" else args.dtype
     conversations = read_messages(args.data)[: args.limit]
     sidecar = Sidecar(args.output, settings_of(args, dtype))
     if sidecar.begin():
         print(f"{args.output}: complete; remove it and {sidecar.path.name} to sample again")
         return
     clock, journal = Clock(args.minutes), Journal(f"{args.output}.part")
-    model, tokenizer = load_pretrained(
-        args.target, torch.bfloat16 if dtype == "bf16" else torch.float32, args.device_map
+    model, tokenizer = load_pretrained(args.target, DTYPES[dtype], args.device_map)
+    check_keywords(tokenizer, args.chat_template_kwargs)
+    sampler = Sampler(
+        model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer), len(tokenizer)
     )
-    placed = model if args.device_map else model.to(device)
-    sampler = Sampler(placed, args.batch, end_tokens(model, tokenizer), len(tokenizer))
     prompts = Journal(f"{args.output}.prompts.part")
     if args.self_prompts:
-        writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed)
+        writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed, args.chat_template_kwargs)
         writer.write(args.self_prompts, prompts, clock.is_over)
         clock.tokens += writer.tokens
         if len(prompts.values) < args.self_prompts:
@@ -197,11 +186,11 @@ def _sample(args: argparse.Namespace) -> None:
     begun = len(dialogues)
     if not clock.is_over():
         answer_all(sampler, dialogues, journal, clock, args)
-    records = [journal.values[number] for number in sorted(journal.values)]
-    write_text(args.output, "".join(json_line(record) for record in records))
+    answered = [journal.values[number] for number in sorted(journal.values)]
+    write_text(args.output, "".join(json_line(record) for records in answered for record in records))
     if args.exclude:
         print(f"{len(conversations) - len(kept)} prompts dropped: {RUN} words in a row shared with --exclude files")
-    print(f"{args.output}: {len(records)} of {len(kept)} conversations, {clock.rate()}")
+    print(f"{args.output}: {len(answered)} of {len(kept)} conversations, {clock.rate()}")
     if all(number in journal.values for number in dialogues):
         sidecar.finish()
         for part in (journal.path, prompts.path):
@@ -219,49 +208,54 @@ def parser() -> argparse.ArgumentParser:
     add("--output", required=True)
     add(
         "--temperature",
-        type=float,
+        type=command.TEMPERATURE,
         nargs="+",
         default=[1.0],
         metavar="T",
         help="several: conversation i is answered at the i-th of them, round and round",
     )
-    add("--max-new-tokens", type=int, default=512, help="per answer; the context ends it as well")
-    add("--batch", type=int, default=128, help="conversations in progress at once")
-    add("--limit", type=int, help="only the first conversations of the data")
-    add("--minutes", type=float, help="begin no conversation after this time")
+    add("--max-new-tokens", type=command.COUNT, default=512, help="per answer; the context ends it as well")
+    add("--batch", type=command.COUNT, default=128, help="conversations in progress at once")
+    add("--limit", type=command.COUNT, help="only the first conversations of the data")
+    add("--minutes", type=command.SECONDS, help="begin no conversation after this time")
     add(
         "--self-prompts",
-        type=int,
+        type=command.INDEX,
         default=0,
         metavar="N",
         help="let the target write N prompts itself, and answer them",
     )
-    add("--prompt-tokens", type=int, default=256, help="longest prompt of --self-prompts; longer ones are dropped")
+    add(
+        "--prompt-tokens",
+        type=command.COUNT,
+        default=256,
+        help="longest prompt of --self-prompts; longer ones are dropped",
+    )
     add(
         "--exclude", nargs="+", default=[], metavar="F", help=f"drop prompts that share {RUN} words in a row with these"
     )
     add(
         "--dtype",
-        choices=("auto", "bf16", "fp32"),
+        choices=("auto", "bfloat16", "float32"),
         default="auto",
-        help="auto: bf16 where the device multiplies it in hardware, else fp32",
+        help="auto: bfloat16 where the device multiplies it in hardware, else float32",
     )
     add("--device-map", help="as in transformers, e.g. auto: divide a large target over the GPUs")
-    add("--seed", type=int, default=0)
+    add_flag(found)
+    add("--seed", type=command.SEED, default=0)
     return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Sample as `argv` says and return the exit status."""
-    args = parser().parse_args(argv)
 
-    def kept() -> str:
+    def kept(args: argparse.Namespace) -> str:
         part = Path(f"{args.output}.part")
         if part.exists():
             return f"finished conversations are kept in {part}; the same command continues"
         return "no conversation was finished yet; the same command continues"
 
-    return command.run(lambda: regenerate(args), kept)
+    return command.start(parser(), regenerate, argv, kept)
 
 
 if __name__ == "__main__":

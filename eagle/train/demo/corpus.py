@@ -139,8 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eagle.train.demo.corpus", __doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR")
-    args = parser.parse_args(argv)
-    return command.run(lambda: write_sources(args.data_dir, args.out_dir))
+    return command.start(parser, lambda args: write_sources(args.data_dir, args.out_dir), argv)
 
 
 if __name__ == "__main__":

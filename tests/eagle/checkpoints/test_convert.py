@@ -122,8 +122,8 @@ def test_what_other_engines_need_is_written(tmp_path, target):
 
 def test_errors_name_the_remedy(tmp_path):
     save_head(random_head(), tmp_path / "in", LAYERS)
-    with pytest.raises(ValueError, match="known: safeailab, speculators"):
-        convert(tmp_path / "in", tmp_path / "out", "gguf")
+    with pytest.raises(ValueError, match="known: safeailab, speculators, gguf"):
+        convert(tmp_path / "in", tmp_path / "out", "onnx")
     with pytest.raises(ValueError, match="choose another"):
         convert(tmp_path / "in", tmp_path / "in", "speculators")
     with pytest.raises(ValueError, match="layer count is needed.*--target"):

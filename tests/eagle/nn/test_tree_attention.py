@@ -11,7 +11,7 @@ from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.nn import tree_attention as attention
 from eagle.nn.target import CachedLM
-from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target
+from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target, with_prompts
 
 #  rows of different lengths (one of them empty), 4 heads over 2 key/value heads, a tree of 5 nodes in 6 slots
 LENGTHS = torch.tensor([7, 1, 16, 0])
@@ -71,8 +71,7 @@ def scores(family: str, implementation: str) -> torch.Tensor:
     model = tiny_target(family)
     model.set_attn_implementation(implementation)
     lm = CachedLM(model, (2, 4, 5))
-    lm.reserve(batch=2, scratch=SCRATCH, capacity=40, slack=8)
-    lm.prefill(torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2]))
+    with_prompts(lm, [[3, 1, 4, 1, 9], [2, 6]], scratch=SCRATCH)
     tokens = torch.arange(2 * NODES).view(2, NODES)
     depths = TREE[:, :NODES].sum(-1).sub(1).expand(2, -1)
     return lm.score(tokens, depths, TREE.bool().expand(2, -1, -1)).logits

@@ -61,7 +61,7 @@ def test_the_standard_error_is_that_of_conversations():
     ("changes", "words"),
     [
         ({"--data": "none.jsonl"}, "'none.jsonl': cannot be read"),
-        ({"--steps": "0"}, "--steps 0; expected at least 1"),
+        ({"--steps": "0"}, "--steps 0: expected a whole number, 1 or more"),
         ({"head": "none/such"}, "none/such"),
     ],
 )

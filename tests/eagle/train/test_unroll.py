@@ -70,7 +70,7 @@ def draft_like_a_decoder(head: Eagle3Head, features, tokens, origin: int, steps:
     config = head.config
     cache = [torch.empty(1, config.num_key_value_heads, 0, config.head_dim) for _ in range(2)]
 
-    def attend(q, k, v):
+    def attend(q, k, v, _layer):
         cache[0], cache[1] = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         return scaled_dot_product_attention(q, cache[0], cache[1], enable_gqa=True)
 

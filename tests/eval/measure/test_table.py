@@ -3,7 +3,7 @@
 import json
 import re
 
-from eval import jsonl
+from eagle import jsonl
 from eval.measure import summary, table
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eval import jsonl
+from eagle import jsonl
 
 
 class Full(io.RawIOBase):

@@ -1,32 +1,17 @@
-"""Files that survive a kill: whole-file writes, and JSON lines that are appended one by one.
+"""JSON lines: files that a run appends to and goes on with after a kill, and files that people bring.
 
-A reader never sees half of a report (`eagle.files.write_whole`). A line of an answer file is on disk
-before the next question starts (`append`: one line, fsync); if the process ends inside a line, that line has no
-newline at its end and `recover` drops it. Such a question was not finished: it is asked again.
+A line of a run is on disk before its work goes on (`append`: one line, fsync); if the process ends inside a line, that
+line has no newline at its end, `lines` leaves it out and `recover` drops it: what it held is done again.
 """
 
 import contextlib
-import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from eagle import files
-
-
-def check_writable(path: Path) -> None:
-    """Raise ValueError where `path` cannot be written; called before the work whose result goes there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.exists() and not path.is_file():
-            raise FileExistsError(errno.EEXIST, "there is something other than a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        temporary.unlink()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -41,8 +26,32 @@ def lines(path: Path) -> Iterator[tuple[int, Any]]:
         except ValueError as error:
             raise ValueError(
                 f"{path}, line {number}: not JSON ({error}); expected one record per line. Remove the line and run "
-                "again: its question will be answered again"
+                "again: what it held is done again"
             ) from error
+
+
+def objects(content: Iterable[bytes], source: str, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`SOURCE, line N`, object) of every line that is not blank in a file that somebody brings; `what` it holds.
+
+    Raises ValueError naming the line that is not UTF-8, not JSON or not an object.
+    """
+    for number, line in enumerate(content, start=1):
+        line = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip()
+        if not line:
+            continue
+        place = f"{source}, line {number}"
+        try:
+            value = files.parse_json(line)
+        except UnicodeDecodeError as error:
+            wrong = f"byte {error.object[error.start]:#04x} at place {error.start}"
+            raise ValueError(f"{place}: not UTF-8 ({wrong}); save it as UTF-8") from error
+        except ValueError as error:
+            raise ValueError(f"{place}: not JSON ({error}); expected one JSON object per line") from error
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{place}: {line[:40].decode('utf-8', 'replace')!r} is not a JSON object with {what} in it"
+            )
+        yield place, value
 
 
 def recover(path: Path) -> None:

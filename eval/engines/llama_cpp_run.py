@@ -1,0 +1,68 @@
+"""One job in llama.cpp, for the interpreter of the wheel's own environment: imports nothing of this project.
+
+python llama_cpp_run.py JOB.json RESULT.json      (see eval/engines/jobs.py)
+"""
+
+import json
+import sys
+import time
+
+
+def parameters(job):
+    """The server's settings: one slot, flash attention off, cache in the job's dtype, chains of the job's length."""
+    import xllamacpp as x
+
+    params = x.CommonParams()
+    params.model.path = job["target"]
+    params.n_ctx = job["context"]
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    kind = {"float32": "GGML_TYPE_F32", "bfloat16": "GGML_TYPE_BF16"}[job["dtype"]]
+    params.cache_type_k = params.cache_type_v = getattr(x.ggml_type, kind)
+    params.warmup, params.fit_params, params.port = False, False, 0
+    params.verbosity = job.get("verbosity", 0)
+    if job["draft"]:
+        params.speculative.types = [x.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3]
+        draft = params.speculative.draft
+        draft.mparams.path = job["head"]
+        draft.n_max, draft.n_min, draft.p_min = job["draft"], 0, 0.0
+        draft.cache_type_k = draft.cache_type_v = getattr(x.ggml_type, kind)
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = 1
+    return params
+
+
+def main(job_path: str, result_path: str) -> None:
+    """Answer the job's prompts one after the other; write tokens and counters."""
+    import xllamacpp as x
+
+    with open(job_path) as file:
+        job = json.load(file)
+    server = x.Server(parameters(job))
+    result = {"tokens": [], "drafts": 0, "drafted": 0, "accepted": 0, "timings": []}
+    start = time.time()
+    for prompt in job["prompts"]:
+        request = {
+            "prompt": prompt,
+            "n_predict": job["max_tokens"],
+            "temperature": job["temperature"],
+            "seed": 0,
+            "cache_prompt": False,
+            "return_tokens": True,
+            "samplers": ["temperature"],
+            "ignore_eos": not job["stop"],
+        }
+        answer = server.handle_completions(request)
+        answer = answer[0] if isinstance(answer, list) else answer
+        timings = answer.get("timings", {})
+        result["tokens"].append(answer.get("tokens", []))
+        result["drafted"] += timings.get("draft_n", 0)
+        result["accepted"] += timings.get("draft_n_accepted", 0)
+        result["timings"].append(timings)
+    result["seconds"] = time.time() - start
+    with open(result_path, "w") as file:
+        json.dump(result, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
