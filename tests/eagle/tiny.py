@@ -62,7 +62,9 @@ def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **cha
     return model
 
 
-def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB) -> Eagle3Head:
+def tiny_head(
+    target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB, taps: tuple[int, ...] | None = None
+) -> Eagle3Head:
     torch.manual_seed(seed)
     config = target.config
     head = Eagle3Head(
@@ -74,7 +76,7 @@ def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VO
             head_dim=8,
             vocab_size=config.vocab_size,
             draft_vocab_size=draft_vocab,
-            taps=default_taps(config.num_hidden_layers),
+            taps=taps or default_taps(config.num_hidden_layers),
             target_hidden_size=config.hidden_size,
         )
     )
