@@ -98,7 +98,6 @@ def start(
 ) -> int:
     """Parse the command line, `run` the work on its options; the exit code, also of --help and of refused options."""
     options = argparse.Namespace()
-    open_streams()
     return run(lambda: work(parser.parse_args(argv, options)), kept and (lambda: kept(options)))
 
 
@@ -107,6 +106,7 @@ def run(work: Callable[[], object], kept: Callable[[], str] | None = None) -> in
 
     kept    a sentence for an interrupted command: what is on disk and how to continue
     """
+    open_streams()
     try:
         code = exit_code(work)
         for stream in (sys.stdout, sys.stderr):

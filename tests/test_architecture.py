@@ -33,52 +33,28 @@ ROOMS = {
     # drafting and decoding, from the weights up to what people call
     "eagle.nn": set(),
     "eagle.drafters": {"eagle.nn"},
-    "eagle.trees": {"eagle.drafters"},
+    "eagle.trees": set(),
     "eagle.checkpoints": {"eagle.nn"},
-    "eagle.engine": {"eagle.drafters", "eagle.api.outputs", "eagle.nn", "eagle.trees"},
-    "eagle.api.outputs": set(),
-    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.trees"},
-    "eagle.api": {
-        "eagle.api.outputs",
-        "eagle.checkpoints",
-        "eagle.drafters",
-        "eagle.engine",
-        "eagle.nn",
-        "eagle.trees",
-        "eagle.autotune",
-    },
+    "eagle.engine": {"eagle.drafters", "eagle.nn", "eagle.trees"},
+    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.trees"},
+    "eagle.api": {"eagle.autotune", "eagle.checkpoints", "eagle.drafters", "eagle.engine", "eagle.nn", "eagle.trees"},
     "eagle.model": {"eagle.api", "eagle.autotune"},
-    # training: the drafting engine is used in evaluation/ only
-    "eagle.train": {"eagle.checkpoints", "eagle.nn", "eagle.train.evaluation"},
-    "eagle.train.evaluation": {
-        "eagle.checkpoints",
-        "eagle.api",
-        "eagle.nn",
-        "eagle.train",
-    },
-    "eagle.convert": {"eagle.checkpoints"},
-    "eagle.calibrate": {"eagle.api", "eagle.checkpoints", "eagle.train", "eagle.autotune"},
+    # training: a session samples the answers it learns from; evaluation drafts as users do
+    "eagle.train": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.train.evaluation", "eagle.trees"},
+    "eagle.train.evaluation": {"eagle.api", "eagle.checkpoints", "eagle.nn", "eagle.train"},
+    "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
+    "eagle.calibrate": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.train"},
     # where people talk to a model
-    "eagle.serve": {
-        "eagle.checkpoints",
-        "eagle.engine",
-        "eagle.api",
-        "eagle.trees",
-        "eagle.autotune",
-    },
+    "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.engine", "eagle.trees"},
     "eagle.chat": {"eagle.serve"},
     "eagle.cli": set(),
     # benchmarks
     "eval.provenance": set(),
+    "eval.engines": set(),
     "eval.questions": {"eval.provenance"},
     "eval.run": {"eval.questions"},
     "eval.report": {"eval.questions", "eval.run"},
-    "eval.measure": {
-        "eval.provenance",
-        "eval.questions",
-        "eval.report",
-        "eval.run",
-    },
+    "eval.measure": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
     "eval.reports": {"eval.report"},
     "eval.accuracy": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
     "eval.flags": {"eval.questions", "eval.run"},
@@ -88,6 +64,7 @@ MUTUAL = {("eagle.train.evaluation", "eagle.train")}
 TESTED_IN = {  # folders whose tests lie elsewhere
     "eagle/model": "eagle/api",  # EAGLE's import path
     "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
+    "eval/engines": "eval",  # other engines are asked on their own machines; what they gave is read in eval
     "hsd/audit": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
 }

@@ -27,14 +27,14 @@ TRIED_IN = {
     "hsd.audit": ("hsd/test_hsd_audit.py", "test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy"),
     "eagle.calibrate": ("eagle/autotune/test_calibrate.py", "test_a_calibration_is_written_beside_the_head"),
     "eagle.chat": ("eagle/test_chat.py", "test_piped"),
-    "eagle.checkpoints.convert": ("eagle/checkpoints/test_convert.py", "test_command_line"),
+    "eagle.convert": ("eagle/test_convert.py", "test_command_line"),
     "eagle.checkpoints.fetch": (
         "eagle/checkpoints/test_fetch.py",
         "test_a_target_is_fetched_converted_and_fetched_once",
     ),
     "eagle.serve": ("eagle/serve/test_server.py", "test_ctrl_c_ends_every_process"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
-    "eagle.train.data.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
+    "eagle.train.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),
     "eagle.train.demo.corpus": ("eagle/train/test_corpus.py", "test_the_command_writes_three_files"),
     "eagle.train.evaluation.held_out": ("eagle/train/test_held_out.py", "test_table_and_json"),
@@ -52,7 +52,7 @@ TRIED_IN = {
     "eval.measure.operators": ("eval/measure/test_operators.py", "test_a_table_per_variant"),
     "eval.measure.step_time": ("eval/measure/test_step_time.py", "test_rows_by_variant"),
     "eval.measure.verification": ("eval/measure/test_verification.py", "test_rows_by_draft_vocabulary"),
-    "eval.measure.draw": ("eval/measure/test_draw.py", "test_a_picture_is_written"),
+    "eval.measure.tree_picture": ("eval/measure/test_tree_picture.py", "test_a_picture_is_written"),
     "eval.measure.gains": ("eval/measure/test_gains.py", "test_a_picture_of_two_runs_and_their_table"),
     "eval.measure.optimum": ("eval/measure/test_optimum.py", "test_a_row_per_shape_and_tree"),
     "eval.measure.paths": ("eval/measure/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
@@ -61,8 +61,6 @@ TRIED_IN = {
     "eval.measure.batch": ("eval/measure/test_batch.py", "test_rows_by_batch_size_and_method"),
 }
 SHORT_NAMES = {  # modules that only forward to another command
-    "eagle.convert": "eagle.checkpoints.convert",
-    "eagle.train.regenerate": "eagle.train.data.regenerate",
     "eval.report": "eval.report.report",
     "eval.reports": "eval.report.report",
 }

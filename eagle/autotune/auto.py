@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 from eagle.autotune.acceptance import measure, tables_of
 from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
-from eagle.autotune.candidates import AUTO, Candidate, Fit, is_greedy, kinds_of, nearest
+from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
 from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
 from eagle.autotune.step_cost import StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
+from eagle.engine.distributions import is_greedy
+from eagle.nn import native
 from eagle.trees import greedy_tree
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
@@ -102,6 +104,11 @@ class AutoTree:
             accepted = {} if self.calibration is None else self.calibration.most_accepted(greedy)
             times = costs.measure(model, batch, greedy, accepted, patience)
         return points(table, times, kinds)
+
+    def observe(self, batch: int, temperature: float, candidate: Candidate, milliseconds: float) -> None:
+        """What a step of a generation with the chosen tree really took."""
+        if self._costs is not None:
+            self._costs.observe(batch, is_greedy(temperature), candidate, milliseconds)
 
     def fit(self, temperature: float, brief: bool = False) -> Fit:
         """What the calibration found for hybrid trees, the default where there is none.
@@ -196,6 +203,7 @@ class AutoTree:
                 "drafter": drafter,
                 "dtype": str(model.target.model.dtype),
                 "attention": model.target.attention,
+                "decoder": model.target.decoder_because or native.unavailable() or "native",
                 **machine(model.device),
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)

@@ -34,6 +34,11 @@ from eagle.nn.target import CachedLM
 from eagle.trees import Draft, TreeBatch
 
 T = TypeVar("T")
+FIRST_STEPS, LEAST_ACCEPTED = 200, 0.02  # a head that accepts less per step over these was made for something else
+UNFIT = (
+    "over {steps} steps {accepted:.3f} draft tokens were accepted per step: the tokens are exact, but this drafter "
+    "seems to be made for another target, template or tokenizer; tree='none' is faster"
+)
 RESERVED = 1024  # new tokens that a row has room for at first; the caches grow where it needs more
 REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
@@ -157,6 +162,7 @@ class Session:
         self._rows: list[_Row] = []
         self._draft: Draft | None = None
         self._warned, self._sound = False, True
+        self._tally = [0, 0]  # steps and accepted tokens, until the first ones are judged
         self._pending = torch.zeros(0, plan.depth + 1, dtype=torch.int64, device=self.device)
         self._counts = torch.ones(0, dtype=torch.int64, device=self.device)
         self._aux: Tensor | None = None
@@ -489,6 +495,7 @@ class Session:
         for index, (row, (accepted, expected, _, _, *tokens)) in enumerate(zip(self._rows, values, strict=True)):
             emitted = [int(token) for token in tokens[: int(accepted) + 1]]
             records.append(self._extend(row, index, emitted, expected, nodes))
+        self._judge(records)
         self._hold(before)
         for record in [row.record for row in self._rows if row.record.finished]:
             self.remove(record)
@@ -503,6 +510,16 @@ class Session:
         if self.record_trees and self.trees is not None:
             row.record.trees.append(self.trees.record(index, lambda logits: self.draft_probs(logits, index)))
         return found
+
+    def _judge(self, records: list[StepRecord]) -> None:
+        """Warn once where almost nothing is accepted."""
+        if self.plan.builder is None or self._tally[0] >= FIRST_STEPS:
+            return
+        self._tally[0] += len(records)
+        self._tally[1] += sum(record.accepted for record in records)
+        steps, accepted = self._tally
+        if steps >= FIRST_STEPS and accepted < LEAST_ACCEPTED * steps:
+            warnings.warn(UNFIT.format(steps=steps, accepted=accepted / steps), stacklevel=5)
 
     def _hold(self, before: list[int]) -> None:
         """Lower the host's bounds on cached tokens to what the step really added. `before`: tokens of each row."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from eagle import command
-from eagle.chat_template import add_flag
+from eagle.chat_template import add_flag, warn_of_others
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def load_model(options: argparse.Namespace) -> "EagleModel":
 
     resolve_arguments(drafting, {})
     logging.disable_progress_bar()
+    warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     model = EagleModel.from_pretrained(options.base_model_path, options.ea_model_path, dtype=options.dtype)
     if AUTO in (drafting["tree"], drafting.get("nodes")):
         prepare_auto(model)

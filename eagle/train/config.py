@@ -32,7 +32,8 @@ RANGES: tuple[Range, ...] = (
         f"1 .. {LARGEST}",
         lambda x: 1 <= x <= LARGEST,
         ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep", "max_length", "batch_tokens")
-        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size"),
+        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size")
+        + ("head_layers", "sliding_window"),
     ),
     (f"0 .. {LARGEST}", lambda x: 0 <= x <= LARGEST, ("seed",)),
     ("0 or more", lambda x: x >= 0, ("warmup", "weight_decay", "eval_prompts", "eval_temperature")),
@@ -57,6 +58,9 @@ class TrainConfig:
     draft_vocab_size: int | None = None  # None: the target's whole vocabulary
     taps: list[int] | None = None  # None: layers 2, L // 2, L - 3
     intermediate_size: int | None = None  # None: the target's
+    qk_norm: bool = False  # a Qwen 3 layer: norms of each head's query and key
+    head_layers: int = 1
+    sliding_window: int | None = None  # tokens that the head's layers see; None: all
     init_from: str | None = None  # continue from this head instead of a fresh one
 
     chat_template_kwargs: dict = field(default_factory=dict)  # what the chat template reads beside the messages

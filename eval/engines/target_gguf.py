@@ -68,7 +68,7 @@ def add_plain_tokenizer(writer: Any, size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"<{i}>" for i in range(size)])
     writer.add_token_types([1] * size)
-    writer.add_token_merges([])
+    writer.add_token_merges(["< 0"])
 
 
 def write_target(model: Any, path: str, tokenizer_from: str | None = None, dtype: str = "float32") -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle.train.data.sampler import Request, Sampler, sample_tokens, seed_of
+from eagle.digests import seed_of
+from eagle.train.data.sampler import Request, Sampler, sample_tokens
 
 PROMPTS = [
     [1, 3, 20, 21, 5, 4],
