@@ -32,7 +32,7 @@ TRIED_IN = {
         "eagle/checkpoints/test_fetch.py",
         "test_a_target_is_fetched_converted_and_fetched_once",
     ),
-    "eagle.serve": ("eagle/serve/test_server.py", "test_ctrl_c_ends_every_process"),
+    "eagle.serve": ("eagle/serve/test_server.py", "test_the_command_ends_by_a_signal_and_leaves_nothing"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
     "eagle.train.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),
