@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, silu
 
 from eagle.nn.head import Eagle3Head
-from eagle.nn.packed import Product, version_of
+from eagle.nn.packed import Product
 
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}  # angles depend on the longest position so far, which the host computes
 
@@ -30,11 +30,6 @@ class BeforeAttention(NamedTuple):
     kv: Tensor
 
 
-def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
-    """Changes when a weight is replaced or written to."""
-    return [version_of(tensor) for tensor in head.parameters()]
-
-
 class FusedHead:
     """A head that is bound to its target, to decode with. Reads the weights when made, the rotary angles in `reserve`.
 
@@ -43,7 +38,7 @@ class FusedHead:
 
     @torch.no_grad()
     def __init__(self, head: Eagle3Head, layer: int | None = None):
-        self.head, self.config, self.made_of = head, head.config, _versions(head)
+        self.head, self.config = head, head.config
         self.index = head.config.num_hidden_layers - 1 if layer is None else layer
         self.layer = head.all_layers()[self.index]
         self.window = head.config.window_of(self.index)
@@ -57,8 +52,10 @@ class FusedHead:
         self.angles: Tensor | None = None
 
     def is_current(self) -> bool:
-        """Whether the head's weights are still those this form was made of."""
-        return self.made_of == _versions(self.head)
+        """Whether the head's weights are still those this form was made of. Joining weights moves them, so that their
+        addresses alone say nothing.
+        """
+        return all(product.is_current() for product in (self.qkv, self.gate_up, self.o_proj, self.down_proj))
 
     def state(self) -> list[Tensor]:
         """The tensors of its own, whose addresses recorded steps depend on."""
