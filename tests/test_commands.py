@@ -51,6 +51,7 @@ TRIED_IN = {
     "eval.measure.gpu_check": ("eval/measure/test_gpu_check.py", "test_a_dry_run_of_one_part"),
     "eval.measure.numerics": ("eval/measure/test_numerics.py", "test_a_row_per_dtype"),
     "eval.measure.operators": ("eval/measure/test_operators.py", "test_a_table_per_variant"),
+    "eval.measure.products": ("eval/measure/test_products.py", "test_tables_by_shape_and_rows"),
     "eval.measure.step_time": ("eval/measure/test_step_time.py", "test_rows_by_variant"),
     "eval.measure.verification": ("eval/measure/test_verification.py", "test_rows_by_draft_vocabulary"),
     "eval.measure.draw": ("eval/measure/test_draw.py", "test_a_picture_is_written"),
