@@ -239,12 +239,12 @@ def test_on_a_terminal():
         terminal.enter("And 4?")
         assert "prompt tokens from the cache" in terminal.until(status)
         terminal.enter("/temperature 1.9")
-        terminal.until("temperature 1.9\r?\n")
+        terminal.until("\x1b\\[2mtemperature 1.9")
         os.write(terminal.leader, b"\x1b[200~/tree oak\nis a line of a pasted text\x1b[201~\r")
         assert "no command" not in terminal.until(status), "a pasted text is one message"
         terminal.until(PROMPT)
         terminal.enter("/tree topk")
-        terminal.until("tree topk\r?\n")
+        terminal.until("\x1b\\[2mtree topk")
         terminal.enter("Tell a long story.")
         terminal.until("\x1b\\[3[0-9]m")
         os.write(terminal.leader, b"\x03")
@@ -257,7 +257,7 @@ def test_on_a_terminal():
         terminal.enter("/temperature 0")
         os.write(terminal.leader, b"What is ")
         assert "/temperature" not in terminal.until(status), "what is typed meanwhile is not mixed with the answer"
-        terminal.until("temperature 0")
+        terminal.until("\x1b\\[2mtemperature 0")
         terminal.enter("2 + 3?")
         terminal.until(status)
         terminal.until(PROMPT)
