@@ -87,8 +87,9 @@ def forward_ways(model: nn.Module, tokens: Tensor, rows: int) -> Ways:
     depths, chain = torch.arange(rows)[None], torch.ones(1, rows, rows).tril().bool()
 
     def scoring(lm: CachedLM) -> Callable[[], object]:
-        lm.reserve(1, rows, tokens.shape[1], rows)
-        lm.prefill(tokens, torch.tensor([tokens.shape[1]]))
+        lm.cache.reserve(1, rows, tokens.shape[1], rows)
+        lm.read_prompt(0, tokens[0].tolist())
+        lm.cache.use(1)
         return lambda: lm.score_tree(tokens[:, :rows], depths, chain)
 
     ways = {"stock": CachedLM(model, decoder="stock"), "decoder, torch": CachedLM(model), "decoder": CachedLM(model)}
