@@ -222,7 +222,10 @@ def engine_method(tree: str, verifier: str) -> Method:
 
 
 def verifiers_of(tree: str) -> list[str]:
-    """The verifiers that can be asked for with a kind of tree, lossy ones last; temperature 0 stands for those of one-hot targets."""
+    """The verifiers that can be asked for with a kind of tree, lossy ones last.
+
+    Those of one-hot targets are none of them: temperature 0 stands for those.
+    """
     if tree == AUTO:
         return [VERIFIER]  # it is chosen for this one
     builder = find_tree(tree)
