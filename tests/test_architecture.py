@@ -64,7 +64,6 @@ MUTUAL = {("eagle.train.evaluation", "eagle.train")}
 TESTED_IN = {  # folders whose tests lie elsewhere
     "eagle/model": "eagle/api",  # EAGLE's import path
     "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
-    "eval/engines": "eval",  # other engines are asked on their own machines; what they gave is read in eval
     "hsd/audit": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
 }

@@ -50,6 +50,7 @@ TRIED_IN = {
     "eval.measure.budget": ("eval/measure/test_budget.py", "test_the_command_prints_every_candidate"),
     "eval.measure.numerics": ("eval/measure/test_numerics.py", "test_a_row_per_dtype"),
     "eval.measure.operators": ("eval/measure/test_operators.py", "test_a_table_per_variant"),
+    "eval.measure.products": ("eval/measure/test_products.py", "test_tables_by_shape_and_rows"),
     "eval.measure.step_time": ("eval/measure/test_step_time.py", "test_rows_by_variant"),
     "eval.measure.verification": ("eval/measure/test_verification.py", "test_rows_by_draft_vocabulary"),
     "eval.measure.tree_picture": ("eval/measure/test_tree_picture.py", "test_a_picture_is_written"),

@@ -246,7 +246,7 @@ class Session:
         for index in range(len(self._rows)):
             self._note(index)
         self._rows.clear()
-        if self.graphs is not None:
+        if self.graphs is not None and self._sound:
             kept = self.workspace.tensors
             kept[self._planned] = {name: getattr(self, name) for name in LASTING}
             if len(kept) > MOST_KEPT:
@@ -326,6 +326,11 @@ class Session:
     # --- tensors ---------------------------------------------------------------------------------------------------
 
     @property
+    def verified_on(self) -> torch.device:
+        """Where trees lie and are verified: the drafter's device, which may not be the target's first."""
+        return self.device if self.drafter is None or self.plan.builder is None else self.drafter.device
+
+    @property
     def _planned(self) -> Hashable:
         """What decides the shapes of the tensors that outlive a step."""
         return self.plan, self.vocabulary
@@ -361,8 +366,8 @@ class Session:
         self._aux = None
         if aux is not None:
             self._aux_of(aux)[: len(aux)] = aux
-        self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.device)
-        self._p = RowDistributions(rows, self.device, self.vocabulary)
+        self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.verified_on)
+        self._p = RowDistributions(rows, self.verified_on, self.vocabulary)
         self._q = RowDistributions(rows, self.device if self.drafter is None else self.drafter.device)
 
     def _aux_of(self, like: Tensor) -> Tensor:
@@ -421,8 +426,9 @@ class Session:
 
     @property
     def root(self) -> Tensor:
-        """Int64[B]: the last committed token of each row."""
-        return self._pending[: self.width].gather(1, (self._counts[: self.width] - 1)[:, None])[:, 0]
+        """Int64[B]: the last committed token of each row, where trees lie."""
+        last = self._pending[: self.width].gather(1, (self._counts[: self.width] - 1)[:, None])[:, 0]
+        return last.to(self.verified_on)
 
     def open_draft(self) -> Draft:
         """The draft of the coming step: the drafter reads what was committed, once. Its numbers are the step's."""
@@ -430,8 +436,7 @@ class Session:
         if self._draft is None:
             aux = None if self._aux is None else self._aux[: self.width]
             logits = self.drafter.read(self._pending[: self.width], self._counts[: self.width], aux)
-            numbers = self.uniforms[:, hsd.DRAWS :].to(logits.device)
-            self._draft = Draft(self.drafter, self.root.to(logits.device), logits, self._q, numbers)
+            self._draft = Draft(self.drafter, self.root, logits, self._q, self.uniforms[:, hsd.DRAWS :])
         return self._draft
 
     def none_replaced(self) -> Tensor:

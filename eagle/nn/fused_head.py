@@ -22,7 +22,7 @@ from eagle.nn.grouped_attention import attend_grouped
 from eagle.nn.head import Eagle3Head
 from eagle.nn.kv_cache import CacheWindow
 from eagle.nn.native.calls import LayerShape, LayerStack, Slots, usable
-from eagle.nn.packed import Product, version_of
+from eagle.nn.packed import Product
 
 
 class BeforeAttention(NamedTuple):
@@ -31,11 +31,6 @@ class BeforeAttention(NamedTuple):
     residual: Tensor
     q: Tensor
     kv: Tensor
-
-
-def _versions(head: Eagle3Head) -> list[tuple[int, int]]:
-    """Changes when a weight is replaced or written to."""
-    return [version_of(tensor) for tensor in head.parameters()]
 
 
 def at(rows: Tensor, last: Tensor) -> Tensor:
@@ -66,7 +61,6 @@ class FusedHead:
         self.output: Callable[[Tensor], Tensor] | None = None  # made at the first use: the target may be bound later
         self.angles: Tensor | None = None
         self.native = self._native_layer() if usable(*head.parameters()) else None
-        self.made_of = _versions(head)
 
     def _native_layer(self) -> LayerStack:
         config = self.config
@@ -83,9 +77,11 @@ class FusedHead:
         return (*own, self.output) if isinstance(self.output, Product) else own
 
     def is_current(self) -> bool:
-        """Whether the head's weights are still those this form was made of."""
+        """Whether the head's weights are still those this form was made of. Joining weights moves them, so that their
+        addresses alone say nothing.
+        """
         native_is = self.native is None or self.native.is_current()
-        return native_is and self.made_of == _versions(self.head) and all(one.is_current() for one in self.products)
+        return native_is and all(product.is_current() for product in self.products)
 
     def state(self) -> list[Tensor]:
         """The tensors of its own, whose addresses recorded steps depend on."""

@@ -69,7 +69,7 @@ class Chat:
         row = GeneratedRow([])
         for tokens in (2, PROBE_TOKENS):
             plain: dict[str, Any] = {"tree": "none", "max_new_tokens": tokens, "eos_token_id": [], "temperature": 0}
-            for step in stream_text(self.model, prompt, **plain):
+            for step in stream_text(self.model, prompt, (), **plain):
                 row = step.row
         self.plain_rate = decoding_rate(row)
         return self.plain_rate

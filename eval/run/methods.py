@@ -222,12 +222,16 @@ def engine_method(tree: str, verifier: str) -> Method:
 
 
 def verifiers_of(tree: str) -> list[str]:
-    """The verifiers that can be asked for with a kind of tree; temperature 0 stands for those of one-hot targets."""
+    """The verifiers that can be asked for with a kind of tree, lossy ones last.
+
+    Those of one-hot targets are none of them: temperature 0 stands for those.
+    """
     if tree == AUTO:
         return [VERIFIER]  # it is chosen for this one
     builder = find_tree(tree)
     scopes = ("tree", "path") if builder is not None and builder.single_path else ("tree",)
-    return [name for name, verifier in VERIFIERS.items() if verifier.scope in scopes]
+    found = [name for name, verifier in VERIFIERS.items() if verifier.scope in scopes]
+    return sorted(found, key=lambda name: (not VERIFIERS[name].lossless, name == VERIFIER))  # baselines first
 
 
 METHODS = {

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from eagle.engine.graphs import GraphRunner, Recording
 from eagle.engine.session import Session
-from eagle.nn import decoder, fused_head, kv_cache, packed, target
+from eagle.nn import decoder, kv_cache, packed, target
 from eagle.nn.head import Eagle3Head
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
@@ -366,7 +366,6 @@ def fake_cuda(watch: Watch, granule: int = 32) -> Iterator[None]:
             (FakeTensor, "tolist", tolist),
             (packed, "version_of", version),
             (packed, "copies_fit", lambda weights: True),
-            (fused_head, "version_of", version),
             (target, "known", known),
             (kv_cache, "check_fits", fits),
             (kv_cache, "SMALLEST", {"cpu": 64, "cuda": granule}),

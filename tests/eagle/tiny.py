@@ -32,7 +32,6 @@ FAMILIES = {
     },
     "mixtral": {"sliding_window": None, **MOE},
     "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
-    "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 4, "tie_word_embeddings": True},
     "gpt_oss": {"head_dim": 8, "sliding_window": 4, **MOE},
     "llama4_text": {

@@ -12,6 +12,7 @@ from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.engine.plan import Plan
 from eagle.engine.session import Session
+from eagle.nn import tree_attention
 from eagle.nn.target import CachedLM
 from eagle.trees import TREES, TreeSettings, greedy_tree
 from tests.eagle.fake_cuda import CheckedRunner, Watch, fake_cuda, made_on, replaced
@@ -69,7 +70,8 @@ SETTINGS = [
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: " ".join(map(str, one.values())))
 def test_a_step_waits_once_copies_nothing_and_is_never_stale(watch, settings):
     settings = dict(settings)
-    with fake_cuda(watch):
+    by_torch = lambda device, dtype: tree_attention.by_torch  # what is compiled on a GPU, or installed, is not here
+    with fake_cuda(watch), replaced((tree_attention, "choose", by_torch)):
         engine, runner = engine_of(watch)
         engine.target.model.set_attn_implementation(settings.pop("attention", "sdpa"))
         generation(engine, **settings)
@@ -92,6 +94,19 @@ def test_windows_are_crossed(watch):
         generation(engine, 24, tree="topk")
     assert watch.faults() == []
     assert runner.broken is None and runner.recorded >= 3
+
+
+def test_trees_that_alternate_are_recorded_once(watch):
+    """Their caches and tensors stay: an evaluation that goes from method to method records none of them again."""
+    with fake_cuda(watch):
+        engine, runner = engine_of(watch)
+        for tree in ("topk", "hybrid", "none") * 2:
+            generation(engine, 9, tree=tree)
+        before = runner.log
+        for tree in ("topk", "hybrid", "none"):
+            generation(engine, 9, tree=tree)
+    assert watch.faults() == []
+    assert before["reset"] == runner.log["reset"] and before["record"] == runner.log["record"]
 
 
 def test_rows_that_join_and_leave_with_parameters_of_their_own(watch):
