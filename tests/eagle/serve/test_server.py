@@ -322,6 +322,7 @@ def test_a_refused_option_is_an_error_before_anything_is_loaded(arguments, capsy
     from eagle.serve import __main__ as command
 
     monkeypatch.setattr(EagleModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(command, "interrupt_on_termination", lambda: None)
     try:
         code = command.main(["--pair", "demo", "--port", str(free_port()), *arguments])
     except SystemExit as leaving:
