@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eval import flags, provenance
@@ -129,7 +129,8 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
     )
     assisted = any(method.name == "transformers-assisted" for method in methods)
     assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
-    style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
+    style = prompts.prompt_format(engine.tokenizer, options.base_model_path, options.chat_template_kwargs)
+    chat_template.warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     decoding = Decoding(
         temperature=options.temperature,
         top_p=options.top_p,
@@ -150,7 +151,7 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
 
     runs    filled with the methods and their open answer files; closed when this returns or raises
     """
-    flags.check_numbers(options)
+    flags.check_auto(options)
     chosen = flags.chosen_methods(options)
     methods = [method for method, _ in chosen]
     load_models.resolve_flags(options, head=any(method.name not in NEEDS_NO_DRAFTER for method in methods))
@@ -199,9 +200,12 @@ def report_or_point_to_it(options: argparse.Namespace, finished: runner.Finished
 
 def main(argv: list[str] | None = None, load: Load = load_models.load) -> int:
     """The command; returns the exit code: 0, 1 where a method was left out, 2 for an error, 130 when interrupted."""
-    options = flags.build_parser(__doc__ or "").parse_args(argv)
     runs: list[runner.MethodRun] = []
-    return command.run(lambda: report_or_point_to_it(options, evaluate(options, load, runs)), lambda: kept(runs))
+
+    def work(options: argparse.Namespace) -> int:
+        return report_or_point_to_it(options, evaluate(options, load, runs))
+
+    return command.start(flags.build_parser(__doc__ or ""), work, argv, lambda _: kept(runs))
 
 
 if __name__ == "__main__":

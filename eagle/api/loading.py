@@ -10,10 +10,9 @@ from eagle.checkpoints.checks import check_embeddings
 from eagle.checkpoints.pretrained import read_model
 from eagle.nn import grouped_attention, tree_attention
 from eagle.nn.head import Eagle3Head
-from eagle.nn.precision import has_bf16
+from eagle.nn.precision import DTYPES, fastest
 
 ATTENTION = ("sdpa", grouped_attention.NAME, tree_attention.NAME)  # what reads tree masks correctly
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16)}
 CHECKPOINT_DTYPE = "auto"  # transformers' name for the dtype that the checkpoint is stored in
 SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps that accelerate works out
 
@@ -54,7 +53,7 @@ def resolve_dtype(dtype: torch.dtype | str | None, device: torch.device) -> torc
     if dtype is None:
         return torch.float32 if device.type == "cpu" else CHECKPOINT_DTYPE
     if dtype == "auto":
-        return torch.bfloat16 if has_bf16(device) else torch.float32
+        return DTYPES[fastest(device)]
     if isinstance(dtype, str) and dtype.removeprefix("torch.") in DTYPES:
         return DTYPES[dtype.removeprefix("torch.")]
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

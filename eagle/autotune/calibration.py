@@ -13,14 +13,16 @@
 time, so it is valid on every machine.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from eagle.autotune.candidates import Candidate, Fit, is_greedy, nearest
+from eagle.digests import sha256
 from eagle.files import read_json, write_json
+from eagle.trees import TREES
 
 FORMAT = 3  # 1: of hybrid trees with equal levels; 2: without sharpness
 NAME = "calibration.json"
@@ -111,16 +113,7 @@ class Calibration:
                 f"{path}: format {value.get('format')!r}, expected {FORMAT}; run python -m eagle.calibrate"
             )
         try:
-            tables = tuple(
-                Table(
-                    float(table["temperature"]),
-                    int(table["states"]),
-                    tuple(Expected(**row) for row in table["trees"]),
-                    tuple(Overlap(**row) for row in table["overlaps"]),
-                    Fit(**table["fit"]),
-                )
-                for table in value["tables"]
-            )
+            tables = tuple(_table(table) for table in value["tables"])
             found = cls(value["target"], value["head"], value["prompts"], int(value["seed"]), tables)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -131,6 +124,48 @@ class Calibration:
         return found
 
 
+# What values of a file may be. A value out of range would not fail: every tree would look useless, or none.
+RANGES = {
+    "temperature": (0, 1e3, float),
+    "states": (1, 2**31, int),
+    "nodes": (1, 2**16, int),
+    "depth": (1, 2**16, int),
+    "expected": (0, 2**16, float),
+    "standard_error": (0, 2**16, float),
+    "power": (0, 1e3, float),
+    "overlap": (0, 1 + 1e-6, float),
+    "loss": (-1e6, 1e6, float),
+    "beta": (0, 1, float),
+    "sharpness": (1e-3, 1e3, float),
+}
+
+
+def _table(values: dict[str, Any]) -> Table:
+    """One entry of `tables`. Raises ValueError, KeyError or TypeError for what `calibrate` does not write."""
+    trees, overlaps = ([_checked(row) for row in values[name]] for name in ("trees", "overlaps"))
+    for row in trees:
+        if row["tree"] not in TREES:
+            raise ValueError(f"tree is {row['tree']!r}, expected one of {', '.join(TREES)}")
+    return Table(
+        **_checked({name: values[name] for name in ("temperature", "states")}),
+        trees=tuple(Expected(**row) for row in trees),
+        overlaps=tuple(Overlap(**row) for row in overlaps),
+        fit=Fit(**_checked(values["fit"])),
+    )
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, if its numbers are in range. Raises ValueError naming the first that is not."""
+    for name, value in row.items():
+        if name in RANGES:
+            least, most, kind = RANGES[name]
+            number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                whole = "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} is {value!r}, expected {whole} from {least:g} to {most:g}")
+    return row
+
+
 def digest_of(prompts: Sequence[Sequence[int]]) -> str:
     """SHA-256 of prompts as token ids."""
-    return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()
+    return sha256(json.dumps([list(prompt) for prompt in prompts]))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
+from eagle import command
 from eagle.engine.distributions import is_greedy
 from eagle.trees import TreeSettings, find_tree, greedy_tree
 
@@ -58,7 +59,7 @@ CANDIDATES = (
 
 def count_or_auto(text: str) -> int | str:
     """The value of a command's `--nodes`."""
-    return text if text == AUTO else int(text)
+    return text if text == AUTO else command.NODES(text)
 
 
 def nearest(temperature: float, temperatures: Iterable[float]) -> float:

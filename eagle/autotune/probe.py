@@ -91,17 +91,25 @@ class StateProbe:
         builder = TreeBuilder(_not_drafted, lambda _: limits.grown)
         settings = TreeSettings(max(limits.nodes, together, 2), limits.depth)
         self.plan = Plan("probe", builder, settings, find_verifier("token"))
-        self.space = Workspace.of(model.target, model.drafter)
+        self.session = self._new_session(Workspace.of(model.target, model.drafter))
+
+    def _new_session(self, space: Workspace) -> Session:
+        return Session(self.model.target, self.model.drafter, self.plan, workspace=space)
 
     @torch.inference_mode()
-    def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator) -> None:
-        """Read a prompt and draw the first token, which becomes the root."""
-        self.space.forget()
+    def begin(self, prompt: list[int], max_new_tokens: int, generator: torch.Generator, *, reuse: bool = False) -> None:
+        """Read a prompt and draw the first token, which becomes the root.
+
+        reuse   what was read of this prompt's beginning for the state before is not read again
+        """
+        space = self.session.close()
+        if not reuse:
+            space.forget()
         self.generator = generator
-        self.session = Session(self.model.target, self.model.drafter, self.plan, workspace=self.space)
+        self.session = self._new_session(space)
         self.session.watched = True
         stopping = Stopping(self.model.eos_ids(), max_new_tokens, self.model.context_length)
-        self.row = self.session.add(prompt, self.sampling, generator, stopping=stopping)
+        self.row = self.session.add(prompt, self.sampling, generator, stopping=stopping, reuse=reuse)
 
     @property
     def ended(self) -> bool:
@@ -109,6 +117,7 @@ class StateProbe:
         return self.row.finished
 
     @property
+    @torch.inference_mode()
     def draft_logits(self) -> Tensor:
         """Of the drafter after the root: Float[Vd]."""
         return self.session.open_draft().logits[0][0, 0]
@@ -136,17 +145,20 @@ class StateProbe:
         return builder.build(root.again(numbers.to(root.root.device), to_probs), settings)
 
     @torch.inference_mode()
-    def score(self, trees: list[TreeBatch]) -> Iterator[ScoredTree]:
-        """Trees grown at this state with the target's distributions at their nodes, in as few forwards as they need."""
-        left = iter(trees)
+    def score(self, trees: list[TreeBatch], sampling: SamplingParams | None = None) -> Iterator[ScoredTree]:
+        """Trees grown at this state with the target's distributions at their nodes, in as few forwards as they need.
+
+        sampling   parameters of p, where they should differ from those that the state was sampled with
+        """
+        left, to_probs = iter(trees), SamplingTransform(sampling) if sampling else self.target
         for merged in merge(trees, self.plan.nodes):
-            probs = self._target_probs(merged)
+            probs = to_probs(self._logits(merged))
             yield from (ScoredTree(next(left), probs[places]) for places in merged.places)
 
-    def _target_probs(self, merged: MergedTrees) -> Tensor:
-        """p at every node: Float[N, V]."""
+    def _logits(self, merged: MergedTrees) -> Tensor:
+        """The target's at every node: [N, V]."""
         tokens, depths = torch.tensor([merged.tokens]), torch.tensor([merged.depths])
-        return self.target(self.session.target.score_tree(tokens, depths, merged.ancestors()[None]).logits)[0]
+        return self.session.target.score_tree(tokens, depths, merged.ancestors()[None]).logits[0]
 
     def draft(
         self,

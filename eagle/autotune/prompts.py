@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from eagle.chat_template import render
+
 PROMPTS = (
     "A gardener plants 6 rows of 14 tulips and gives 19 of them away. How many tulips are left?",
     "Explain in three sentences why the sky looks blue during the day and red in the evening.",
@@ -34,7 +36,7 @@ def encode(tokenizer: Any, chats: Sequence[Sequence[dict[str, str]]]) -> list[li
         raise ValueError("the model was made without a tokenizer, so there are no prompts to measure on: name a tree")
     if not getattr(tokenizer, "chat_template", None):
         return [tokenizer(chat[-1]["content"])["input_ids"] for chat in chats]
-    texts = [tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True) for chat in chats]
+    texts = [render(tokenizer, chat) for chat in chats]
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
 
 

@@ -29,6 +29,7 @@ from eagle.checkpoints.checks import (
 )
 from eagle.checkpoints.formats import positive_number, read_config
 from eagle.checkpoints.layouts import safeailab_config
+from eagle.checkpoints.pretrained import CODE_OPTIONS, HUB_OPTIONS
 from eagle.checkpoints.weight_files import read_tensors
 from eagle.files import read_json, write_file, write_json
 from eagle.nn.head import Eagle3Head, HeadConfig, Rotary
@@ -38,15 +39,19 @@ WANTED = ("*.json", "*.safetensors", "*.bin")
 TRAINING_ONLY = {"verifier_lm_head.weight", "verifier_norm.weight"}
 
 
-def locate(path_or_hub_id: str | Path) -> Path:
-    """The local directory of a head: a directory as it is, a hub id downloaded (or taken from the hub's cache)."""
-    path = Path(path_or_hub_id)
+def locate(path_or_hub_id: str | Path, subfolder: str = "", **hub: Any) -> Path:
+    """The local directory of a head: a directory as it is, a hub id downloaded (or taken from the hub's cache).
+
+    hub    of `snapshot_download`: revision, token, cache_dir, local_files_only, ...
+    """
+    path = Path(path_or_hub_id, subfolder)
     if str(path_or_hub_id) and path.is_dir():  # Path("") is the working directory
         return path
     if path.is_file():
         raise ValueError(f"draft head {str(path)!r} is a file; expected its directory, with config.json beside it")
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(WANTED)))
+        patterns = [f"{subfolder}/{name}" if subfolder else name for name in WANTED]
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=patterns, **hub), subfolder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"draft head {str(path_or_hub_id)!r}: neither a directory here nor a repository the hub would give "
@@ -125,14 +130,18 @@ def load_head(
     device: torch.device | str | None = None,
     taps: tuple[int, ...] | None = None,
     rope_theta: float | None = None,
+    **hub: Any,
 ) -> Eagle3Head:
     """Load a draft head of any public family for the target described by `target_config` (its Hugging Face config).
 
     `taps` and `rope_theta` override what config.json says. Bind the target before use (`head.bind(target)`): its
-    embeddings, and its output layer, serve a head that has none of its own. Raises ValueError naming the tensor or key
-    at fault.
+    embeddings, and its output layer, serve a head that has none of its own. `hub` says where a repository's files are:
+    revision, token, cache_dir, subfolder, local_files_only, ... Raises ValueError naming the tensor or key at fault.
     """
-    directory = locate(path_or_hub_id)
+    unknown = sorted(hub.keys() - set(HUB_OPTIONS))
+    if unknown:
+        raise ValueError(f"load_head got {unknown[0]}={hub[unknown[0]]!r}; expected one of {', '.join(HUB_OPTIONS)}")
+    directory = locate(path_or_hub_id, **{name: hub[name] for name in hub if name not in CODE_OPTIONS})
     text_config = target_config.get_text_config() if hasattr(target_config, "get_text_config") else target_config
     with naming(path_or_hub_id):
         config, tensors = read_checkpoint(directory, text_config)

@@ -52,12 +52,13 @@ class CausalLMDrafter:
         return [*self.cache.state(), self.ancestors.mask, self.ancestors.depths]
 
     def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None = None) -> None:  # noqa: ARG002
-        self.lm.read_prompt(row, self._known(torch.tensor(prompt)).tolist(), held)
+        last = self.lm.vocab_size - 1
+        self.lm.read_prompt(row, [min(token, last) for token in prompt], held)
         self.cache.ids[row] = list(prompt)
 
     def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None = None) -> Tensor:  # noqa: ARG002  a head's
         self.ancestors.clear()
-        return self.lm.extend(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]
+        return self._proposed(self.lm.extend(self._known(tokens), counts.to(self.device)).logits[:, 0])
 
     def rewind(self) -> None:
         self.ancestors.clear()
@@ -69,7 +70,11 @@ class CausalLMDrafter:
         first = self.ancestors.filled
         mask, depths = self.ancestors.add(parents)
         # The root is committed, so a node of depth d lies d - 1 positions past the committed length.
-        return self.lm.score(self._known(tokens), depths - 1, mask, start=first).logits[..., : self.columns]
+        return self._proposed(self.lm.score(self._known(tokens), depths - 1, mask, start=first).logits)
+
+    def _proposed(self, logits: Tensor) -> Tensor:
+        """Of an LM spread over devices they come from its last one."""
+        return logits[..., : self.columns].to(self.device)
 
     def _known(self, tokens: Tensor) -> Tensor:
         return tokens.to(self.device).clamp(max=self.lm.vocab_size - 1)

@@ -139,7 +139,9 @@ class RowDistributions:
         """For at most `rows` rows; `set` says which. `vocabulary`: tokens from here on have probability 0."""
         self.device, self.vocabulary = device, vocabulary
         names = ("temperature", "top_k", "top_p", "min_p", "penalty", "greedy")
-        self._values = dict(zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device)))
+        self._values: dict[str, Tensor] = dict(
+            zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device))
+        )
         self._processors: list[tuple[Processor, ...]] = []
         self.signature: tuple[Any, ...] = ()
 

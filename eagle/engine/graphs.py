@@ -89,7 +89,7 @@ class GraphRunner:
         """How many keys have a recording."""
         return sum(any(phases.values()) for phases in self._steps.values())
 
-    def begin(self, key: Hashable, state: Mapping[str, list[Tensor]]) -> None:
+    def begin(self, key: Hashable, state: Mapping[Hashable, list[Tensor]]) -> None:
         """Open a step: phases run from now on belong to `key`. `state`, by owner: the tensors that outlive the step."""
         found = {owner: tuple((x.data_ptr(), x.shape, x.stride()) for x in tensors) for owner, tensors in state.items()}
         if any(self._addresses.get(owner, addresses) != addresses for owner, addresses in found.items()):

@@ -15,7 +15,7 @@ Shapes: B rows in a step, K depth, A width of the auxiliary hidden states, V voc
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,23 +34,35 @@ from eagle.nn.target import CachedLM
 from eagle.trees import Draft, TreeBatch
 
 T = TypeVar("T")
+FIRST_STEPS, LEAST_ACCEPTED = 200, 0.02  # a head that accepts less per step over these was made for something else
+UNFIT = (
+    "over {steps} steps {accepted:.3f} draft tokens were accepted per step: the tokens are exact, but this drafter "
+    "seems to be made for another target, template or tokenizer; tree='none' is faster"
+)
+RESERVED = 1024  # new tokens that a row has room for at first; the caches grow where it needs more
 REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
     "distributed exactly as the target's, but few drafts will be accepted: check the head's weights and its dtype"
 )
+LASTING = ("_pending", "_counts", "_aux", "_uniforms", "_p", "_q")  # tensors of a session that outlive a step
+MOST_KEPT = 16  # plans whose tensors a workspace keeps
 
 
 class Workspace(NamedTuple):
-    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold."""
+    """What sessions of one model may hand on: caches, and recordings with the tensors whose addresses they hold.
+
+    tensors   what steps of a plan leave for the next ones, where steps are recorded
+    """
 
     target: CachedLM
     drafter: Drafter | None
-    graphs: GraphRunner | None = None
+    graphs: GraphRunner | None
+    tensors: dict[Hashable, dict[str, Any]]
 
     @classmethod
     def of(cls, target: CachedLM, drafter: Drafter | None, graphs: GraphRunner | None = None) -> "Workspace":
         """A new one, with nothing allocated."""
-        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs)
+        return cls(target.fork(), None if drafter is None else drafter.fork(), graphs, {})
 
     def forget(self) -> None:
         """Count the caches as empty; their memory stays."""
@@ -92,9 +104,9 @@ class Clock:
         self.seconds, self._last = {}, self._now()
 
     def lap(self, phase: str) -> None:
-        """Seconds since the last reading belong to `phase`."""
+        """Seconds since the last reading belong to `phase`, beside those that it has."""
         now = self._now()
-        self.seconds[phase], self._last = now - self._last, now
+        self.seconds[phase], self._last = self.seconds.get(phase, 0.0) + now - self._last, now
 
     def _now(self) -> float:
         if self.synchronize is not None and self.synchronize.type == "cuda":
@@ -109,6 +121,7 @@ class Session:
     plan       how trees are drafted and verified, the same for all rows
     clock      seconds of the latest step by phase
     trees      what the latest step drafted and decided, with `record_trees` or where `watched` was set
+    first      logits Float[V] that the latest row's first token was drawn from, where `watched` was set
     """
 
     def __init__(
@@ -141,16 +154,23 @@ class Session:
         self.record_trees, self.watched = record_trees, False
         self.vocabulary = vocabulary
         self.trees: StepTrees | None = None
+        self.first: Tensor | None = None
+        self._capacity = 0
         self.target.refresh()
         if self.drafter is not None:
             self.drafter.refresh()
         self._rows: list[_Row] = []
         self._draft: Draft | None = None
         self._warned, self._sound = False, True
+        self._tally = [0, 0]  # steps and accepted tokens, until the first ones are judged
         self._pending = torch.zeros(0, plan.depth + 1, dtype=torch.int64, device=self.device)
         self._counts = torch.ones(0, dtype=torch.int64, device=self.device)
         self._aux: Tensor | None = None
-        self._allocate(1)
+        kept = self.workspace.tensors.pop(self._planned, None) if self.graphs is not None else None
+        if kept is None:
+            self._allocate(1)
+        else:
+            vars(self).update(kept)
 
     @property
     def rows(self) -> list[GeneratedRow]:
@@ -202,10 +222,12 @@ class Session:
         self._sound = True
         return row.record
 
+    @torch.inference_mode()
     def reserve(self, rows: int, tokens: int) -> None:
         """Allocate at once what rows to come are known to need: their number, and the tokens of the longest."""
-        self._reserve(max(rows, len(self._rows)), tokens)
+        self._reserve(self._padded(max(rows, len(self._rows))), tokens)
 
+    @torch.inference_mode()
     def remove(self, record: GeneratedRow) -> None:
         """Take a row out, finished or not; the last row moves to its place. Does nothing for one that has left."""
         found = [index for index, row in enumerate(self._rows) if row.record is record]
@@ -224,6 +246,11 @@ class Session:
         for index in range(len(self._rows)):
             self._note(index)
         self._rows.clear()
+        if self.graphs is not None and self._sound:
+            kept = self.workspace.tensors
+            kept[self._planned] = {name: getattr(self, name) for name in LASTING}
+            if len(kept) > MOST_KEPT:
+                kept.pop(next(iter(kept)))
         if not self._sound:
             self.workspace.release()
         return self.workspace
@@ -231,13 +258,14 @@ class Session:
     def _read(self, row: _Row, reuse: bool) -> None:
         record, place = row.record, len(self._rows)
         prompt = record.prompt
-        self._reserve(place + 1, len(prompt) + max(row.stopping.room(record), 1))
+        self._reserve(self._padded(place + 1), len(prompt) + min(max(row.stopping.room(record), 1), RESERVED))
         held = self._find_held(prompt, place) if reuse else 0
         record.reused_tokens = held
         scores = self.target.read_prompt(place, prompt, held)
         if self.drafter is not None and self.plan.builder is not None:
             self.drafter.read_prompt(place, prompt, held, scores.aux_states)
         probs = self._first_probs(row, scores.logits)
+        self.first = scores.logits[0, -1] if self.watched else None
         check_finite(probs[..., 0].isfinite().flatten(1).all(1).tolist(), "after the prompt", [row.sampling])
         token = hsd.draw(probs[:, 0], row.numbers(1).to(probs.device))
         row.stopping.emit(record, token.tolist())
@@ -289,7 +317,7 @@ class Session:
         if source == goal:
             return
         self.target.cache.move(source, goal)
-        if self.drafter is not None:
+        if self.drafter is not None and self.plan.builder is not None:  # else its cache may have fewer rows
             self.drafter.cache.move(source, goal)
         for tensor in (self._pending, self._counts, self._aux):
             if tensor is not None:
@@ -298,18 +326,36 @@ class Session:
     # --- tensors ---------------------------------------------------------------------------------------------------
 
     @property
+    def verified_on(self) -> torch.device:
+        """Where trees lie and are verified: the drafter's device, which may not be the target's first."""
+        return self.device if self.drafter is None or self.plan.builder is None else self.drafter.device
+
+    @property
+    def _planned(self) -> Hashable:
+        """What decides the shapes of the tensors that outlive a step."""
+        return self.plan, self.vocabulary
+
+    @property
     def _ahead(self) -> int:
         """A head caches a pair per token but the first, an ordinary LM a key per token."""
         return self.drafter.ahead if self.drafter is not None else 0
 
     def _reserve(self, rows: int, capacity: int) -> None:
         slack, allocated = self.plan.depth + 1, len(self._counts)
+        self._capacity = capacity = max(capacity, self._capacity)
         self.target.cache.reserve(rows, self.plan.nodes, capacity, slack)
         if self.drafter is not None and self.plan.builder is not None:
             self.drafter.reserve(rows, self.plan.grown_by(rows), capacity, slack)
         if rows > allocated:
             self._allocate(max(rows, 2 * allocated))
             self._arrange()
+
+    def _grow(self) -> None:
+        """Room for the coming step: a row's limit can be the whole context, so not all of it is reserved at once."""
+        lengths = [row.record.prompt_tokens + len(row.record.new_tokens) for row in self._rows]
+        needed = max(lengths) + self.plan.depth + 1
+        if needed > self._capacity:
+            self._reserve(self.width, needed + max(needed // 2, RESERVED))
 
     def _allocate(self, rows: int) -> None:
         """Tensors that one step leaves for the next, for this many rows; what they hold stays."""
@@ -320,8 +366,8 @@ class Session:
         self._aux = None
         if aux is not None:
             self._aux_of(aux)[: len(aux)] = aux
-        self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.device)
-        self._p = RowDistributions(rows, self.device, self.vocabulary)
+        self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.verified_on)
+        self._p = RowDistributions(rows, self.verified_on, self.vocabulary)
         self._q = RowDistributions(rows, self.device if self.drafter is None else self.drafter.device)
 
     def _aux_of(self, like: Tensor) -> Tensor:
@@ -330,13 +376,15 @@ class Session:
             self._aux = torch.zeros(shape, dtype=like.dtype, device=like.device)
         return self._aux
 
+    def _padded(self, rows: int) -> int:
+        """Rows of a step that is about this many."""
+        return rows if follows_rows(self.device) else 1 << max(rows - 1, 0).bit_length()
+
     def _arrange(self) -> None:
         """The rows in use have changed."""
         rows = [row.sampling for row in self._rows]
-        self.width = len(rows) if follows_rows(self.device) else 1 << max(len(rows) - 1, 0).bit_length()
+        self.width = self._padded(len(rows))
         rows += [Sampling(SamplingParams(0.0 if self.plan.greedy else 1.0))] * (self.width - len(rows))
-        if self.width > len(self._counts):
-            self._reserve(self.width, 1)
         self._p.set([row.target for row in rows], [row.processors for row in rows])
         self._q.set([row.of_draft for row in rows])
         self.target.cache.use(self.width)
@@ -358,7 +406,7 @@ class Session:
 
     def begin_step(self, recordable: bool = True) -> None:
         """Draw the step's random numbers, and open its recording where steps are recorded."""
-        self._sound = False
+        self._grow()
         self.clock.start()
         self.draw_numbers()
         self._replays = self.graphs is not None and recordable and self._draft is None
@@ -378,8 +426,9 @@ class Session:
 
     @property
     def root(self) -> Tensor:
-        """Int64[B]: the last committed token of each row."""
-        return self._pending[: self.width].gather(1, (self._counts[: self.width] - 1)[:, None])[:, 0]
+        """Int64[B]: the last committed token of each row, where trees lie."""
+        last = self._pending[: self.width].gather(1, (self._counts[: self.width] - 1)[:, None])[:, 0]
+        return last.to(self.verified_on)
 
     def open_draft(self) -> Draft:
         """The draft of the coming step: the drafter reads what was committed, once. Its numbers are the step's."""
@@ -387,8 +436,7 @@ class Session:
         if self._draft is None:
             aux = None if self._aux is None else self._aux[: self.width]
             logits = self.drafter.read(self._pending[: self.width], self._counts[: self.width], aux)
-            numbers = self.uniforms[:, hsd.DRAWS :].to(logits.device)
-            self._draft = Draft(self.drafter, self.root.to(logits.device), logits, self._q, numbers)
+            self._draft = Draft(self.drafter, self.root, logits, self._q, self.uniforms[:, hsd.DRAWS :])
         return self._draft
 
     def none_replaced(self) -> Tensor:
@@ -411,10 +459,10 @@ class Session:
         base = row_prefixes([row.record.ids for row in self._rows], tree.tokens.device)
         return node_prefixes(base, tree.tokens, tree.depths, tree.ancestors())
 
-    def keep_trees(self, tree: TreeBatch, probs: Tensor, kept: hsd.Decision) -> None:
+    def keep_trees(self, tree: TreeBatch, logits: Tensor, probs: Tensor, kept: hsd.Decision) -> None:
         """References to what the step drafted and decided, where somebody looks at them."""
         if self.record_trees or self.watched:
-            self.trees = StepTrees(self._draft, tree, probs, kept)
+            self.trees = StepTrees(self._draft, tree, logits, probs, kept)
 
     def store_pending(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None, path: Tensor) -> None:
         """What the next draft reads: the emitted tokens Int64[B, K+1] and the auxiliary hidden states before each."""
@@ -442,6 +490,7 @@ class Session:
         values, records = packed.tolist(), []
         self.clock.lap("commit")
         values = values[: len(self._rows)]
+        self._sound = False
         check_finite([bool(finite) for _, _, finite, *_ in values], "in a step", [row.sampling for row in self._rows])
         self._sound = not any(replaced for _, _, _, replaced, *_ in values)
         if not self._sound and not self._warned:
@@ -451,6 +500,7 @@ class Session:
         for index, (row, (accepted, expected, _, _, *tokens)) in enumerate(zip(self._rows, values, strict=True)):
             emitted = [int(token) for token in tokens[: int(accepted) + 1]]
             records.append(self._extend(row, index, emitted, expected, nodes))
+        self._judge(records)
         self._hold(before)
         for record in [row.record for row in self._rows if row.record.finished]:
             self.remove(record)
@@ -466,6 +516,16 @@ class Session:
             row.record.trees.append(self.trees.record(index, lambda logits: self.draft_probs(logits, index)))
         return found
 
+    def _judge(self, records: list[StepRecord]) -> None:
+        """Warn once where almost nothing is accepted."""
+        if self.plan.builder is None or self._tally[0] >= FIRST_STEPS:
+            return
+        self._tally[0] += len(records)
+        self._tally[1] += sum(record.accepted for record in records)
+        steps, accepted = self._tally
+        if steps >= FIRST_STEPS and accepted < LEAST_ACCEPTED * steps:
+            warnings.warn(UNFIT.format(steps=steps, accepted=accepted / steps), stacklevel=5)
+
     def _hold(self, before: list[int]) -> None:
         """Lower the host's bounds on cached tokens to what the step really added. `before`: tokens of each row."""
         idle = [1] * (self.width - len(before))
@@ -478,12 +538,13 @@ class Session:
         drafter = self.drafter if self.plan.builder is not None else None
         windows = (self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1]))
         signatures = (self._p.signature, self._q.signature)
-        return (self.plan, self.width, windows, self.target.attention, *signatures)
+        return (self._planned, self.width, windows, self.target.attention, *signatures)
 
-    def _outlives(self) -> dict[str, list[Tensor]]:
+    def _outlives(self) -> dict[Hashable, list[Tensor]]:
         """The tensors that outlive a step, by owner."""
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
-        found = {"target": self.target.state(), "session": own + ([] if self._aux is None else [self._aux])}
+        found: dict[Hashable, list[Tensor]] = {"target": self.target.state()}
+        found[self._planned] = own + ([] if self._aux is None else [self._aux])
         if self.drafter is not None and self.plan.builder is not None:
             found["drafter"] = self.drafter.state()
         return found

@@ -130,9 +130,17 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-def cache_keyword(forward: Callable) -> str:
-    """The name of the cache argument of a model's forward: "cache" from transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+def cache_keyword(*forwards: Callable) -> str:
+    """The name of the cache argument in the first of these forwards that names it: "cache" from transformers 5.24,
+    "past_key_values" before.
+    """
+    for forward in forwards:
+        names = inspect.signature(forward).parameters
+        if "cache" in names:
+            return "cache"
+        if "past_key_values" in names:
+            break
+    return "past_key_values"
 
 
 class CachedLM:
@@ -152,7 +160,7 @@ class CachedLM:
             raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        self._cache_keyword = cache_keyword(model.model.forward)
+        self._cache_keyword = cache_keyword(model.forward, model.model.forward)
         self.taps = taps
         self.reach = reach_of(self.config)
         layers = model.model.layers
@@ -234,7 +242,10 @@ class CachedLM:
     ) -> Scores:
         if self.decoder is None:
             return self._stock_forward(tokens, positions, mask, cache, logits_at, **options)
-        hidden, aux = self.decoder(tokens, positions, mask, cache, self.taps, **options)
+        hidden, aux = self.decoder(tokens, positions, mask, cache, sorted(self.taps), **options)
+        if aux is not None and list(self.taps) != sorted(self.taps):
+            parts = dict(zip(sorted(self.taps), aux.chunk(len(self.taps), dim=-1)))
+            aux = torch.cat([parts[tap] for tap in self.taps], dim=-1)
         if logits_at is not None:
             hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
         assert self._output is not None

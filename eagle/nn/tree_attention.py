@@ -14,6 +14,7 @@ so that stock models select it by name; prompts go through SDPA as always.
 Shapes: B batch, H heads, G key/value heads, n nodes, S scratch slots, C committed slots, E head size.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "split_prefix"
+SMALLEST_HEAD = 16  # that FlexAttention takes on a GPU
 
 
 class Part(NamedTuple):
@@ -79,7 +81,9 @@ def by_flex(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale:
 @cache
 def _flex(compiled: bool) -> tuple[Any, Any]:
     """The operator, and what to ask it for beside the output."""
-    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+    with warnings.catch_warnings():  # torch's own, on the way to what it compiles with
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
     return torch.compile(flex_attention) if compiled else flex_attention, AuxRequest(lse=True)
 
@@ -95,6 +99,7 @@ def by_flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale
         causal=False,
         return_softmax_lse=True,
     )
+    lse = lse.masked_fill((lengths == 0)[:, None, None], torch.finfo(lse.dtype).min)  # of no keys it gives +inf
     return Part(output.transpose(1, 2), lse)
 
 
@@ -127,6 +132,8 @@ def split_prefix(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     nodes = attention_mask.shape[-1]
     attend = choose(query.device.type, query.dtype)
+    if attend is by_flex and query.is_cuda and query.shape[-1] < SMALLEST_HEAD:
+        attend = by_torch
     prefix = attend(query, key[:, :, nodes:], value[:, :, nodes:], prefix_lengths.to(query.device), scale)
     tree = dense(query, key[:, :, :nodes], value[:, :, :nodes], attention_mask.float(), scale)
     return merge(prefix, tree).transpose(1, 2).contiguous(), None

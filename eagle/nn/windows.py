@@ -45,9 +45,9 @@ class Reach(NamedTuple):
 
         None for all.
         """
-        if kind == "sliding_attention":
+        if kind == "sliding_attention" and self.window is not None:
             return distances < self.window
-        if kind == "chunked_attention":
+        if kind == "chunked_attention" and self.chunk is not None:
             return distances <= positions[:, :, None] % self.chunk
         return None
 

@@ -30,6 +30,7 @@ TYPICAL = ((0.9, 0.05), (0.7, 0.15), (0.5, 0.20), (0.3, 0.15), (0.07, 0.45))
 CHILDREN = 12  # top-k children of a node that are looked at
 STEP, STEPS = 0.1, 64  # grid of F: x = exp(0), exp(STEP), ...
 TINY = 1e-30
+RECURSIONS = 100
 
 
 def child_gains(top_q: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -43,9 +44,15 @@ def child_gains(top_q: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Te
     return 1 - missed[..., 0], (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
 
 
-@lru_cache
 def expected_subtree_size(beta: float, below: int) -> Tensor:
     """F_below on its grid: Float[STEPS]."""
+    for level in range(0, below, RECURSIONS):  # each is a step from the one before it, however deep the tree is
+        _subtree_size(beta, level)
+    return _subtree_size(beta, below)
+
+
+@lru_cache(2**16)
+def _subtree_size(beta: float, below: int) -> Tensor:
     if below == 0:
         return torch.ones(STEPS)
     ratio, share = torch.tensor(TYPICAL).T
@@ -53,7 +60,7 @@ def expected_subtree_size(beta: float, below: int) -> Tensor:
     sampled, topk = child_gains(top_q, (1 - ratio) / (1 + ratio), beta)
     gains = torch.cat([sampled[:, None], topk], 1).clamp(min=TINY)  # [types, CHILDREN + 1]
     place = torch.arange(STEPS)[:, None, None] + (gains.log() / STEP)
-    taken = expected_subtree_size(beta, below - 1)[place.clamp(0, STEPS - 1).long()].masked_fill(place < 0, 0)
+    taken = _subtree_size(beta, below - 1)[place.clamp(0, STEPS - 1).long()].masked_fill(place < 0, 0)
     return 1 + taken.sum(-1) @ share
 
 

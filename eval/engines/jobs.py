@@ -1,7 +1,7 @@
 """Other engines beside this project: a job as JSON, run by an engine in its own environment, counters read back.
 
     scripts/engines.sh                      makes the environments, under $HSD_ENGINES
-    python -m eval.engines.jobs vllm JOB.json RESULT.json          (or llama.cpp; see the keys below)
+    run_job("vllm", job, folder)           (or llama.cpp; see the keys below)
 
 A job      target, head (paths), draft (length of the chains; 0: none), prompts (token ids), stop (ids that end an
            answer), max_tokens, temperature, context, dtype
@@ -20,14 +20,20 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 RUNNERS = {"vllm": HERE / "vllm_run.py", "llama.cpp": HERE / "llama_cpp_run.py"}
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "0",
-    "OMP_NUM_THREADS": "1",
-}
+LOCAL = ("ours", "transformers")  # run in this environment, by local_run.py
 CANDIDATE = re.compile(r"draft candidate\s+0, pos\s+(\d+):\s+(\d+) \(")
 DRAFTED = re.compile(r"generate_draft: id=(\d+), #tokens=(\d+)")
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables of an engine that computes with this many threads."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}" if threads > 1 else "0",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(HERE.parents[1]),
+    }
 
 
 class Chain(NamedTuple):
@@ -40,6 +46,8 @@ class Chain(NamedTuple):
 
 def interpreter(engine: str) -> Path | None:
     """The engine's Python, or None where scripts/engines.sh has not made its environment."""
+    if engine in LOCAL:
+        return Path(sys.executable)
     root = os.environ.get("HSD_ENGINES") or Path.home() / ".cache" / "eagle3-hsd" / "engines"
     place = Path(root) / engine
     return place / "bin" / "python" if (place / "complete").is_file() else None
@@ -55,13 +63,14 @@ def run_job(engine: str, job: dict[str, Any], folder: str | Path, timeout: float
     paths[0].write_text(json.dumps(job))
     paths[1].unlink(missing_ok=True)
     with open(paths[2], "wb") as log:
-        command = [str(python), str(RUNNERS[engine]), str(paths[0]), str(paths[1])]
-        subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ENVIRONMENT}, timeout=timeout, check=False)
+        command = [str(python), str(RUNNERS.get(engine, HERE / "local_run.py")), str(paths[0]), str(paths[1])]
+        env = {**os.environ, **environment(job.get("threads", 1))}
+        subprocess.run(command, stdout=log, stderr=log, env=env, timeout=timeout, check=False)
     text = paths[2].read_text(errors="replace")
     if not paths[1].is_file():
         raise ValueError(f"{engine} ended without a result: ...{text[-2000:]}")
     result = json.loads(paths[1].read_text())
-    if engine == "llama.cpp":
+    if engine == "llama.cpp" and job.get("chains", True):
         result["chains"] = [chain._asdict() for chain in read_chains(text)]
         result["drafts"] = len(result["chains"])
     return result
@@ -69,7 +78,8 @@ def run_job(engine: str, job: dict[str, Any], folder: str | Path, timeout: float
 
 def read_chains(log: str) -> list[Chain]:
     """Every chain in llama.cpp's debug log, in order."""
-    found, tokens = [], []
+    found: list[Chain] = []
+    tokens: list[int] = []
     for line in log.splitlines():
         if match := CANDIDATE.search(line):
             tokens = [*tokens[: int(match[1])], int(match[2])]
@@ -77,16 +87,3 @@ def read_chains(log: str) -> list[Chain]:
             found.append(Chain(int(match[1]), int(match[2]), tuple(tokens)))
             tokens = []
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one job given as a file, print its counters."""
-    engine, job, result = sys.argv[1:] if argv is None else argv
-    found = run_job(engine, json.loads(Path(job).read_text()), Path(result).parent)
-    Path(result).write_text(json.dumps(found))
-    print({key: found[key] for key in ("drafts", "drafted", "accepted")})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

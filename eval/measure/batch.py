@@ -17,15 +17,12 @@ from typing import Any, NamedTuple
 
 from eagle import command
 from eagle.checkpoints.pairs import DEMO
-from eagle.files import write_whole
-from eval.clock import synchronize
-from eval.jsonl import check_writable
+from eagle.files import check_writable, write_whole
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.report.markdown import markdown_table
-from eval.run.batches import answer_batch
 from eval.run.load_models import add_model_flags, load_from_flags
-from eval.run.methods import PLAIN, Decoding, resolve, resolve_own
+from eval.run.methods import PLAIN, Decoding, answer_batch, resolve, resolve_own, synchronize
 
 
 class Answered(NamedTuple):
@@ -108,33 +105,28 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown_table(["batch", "method", "tau", "tok/s", "speedup"], cells)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command's flags, checked."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = command.parser("eval.measure.batch", __doc__)
     add_model_flags(parser, default_pair=DEMO)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--batch", type=command.COUNT, nargs="+", default=[1, 4, 16])
     parser.add_argument("--methods", nargs="+", default=[PLAIN, "hybrid+hsd"], metavar="M", help="plain must be one")
-    parser.add_argument("--problems", type=int, default=16, help="answered per repeat, method and batch size")
-    parser.add_argument("--tokens", type=int, default=128, help="per answer at most")
-    parser.add_argument("--nodes", type=int, default=21)
-    parser.add_argument("--depth", type=int, default=5)
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--problems", type=command.COUNT, default=16, help="answered per repeat, method and batch size")
+    parser.add_argument("--tokens", type=command.COUNT, default=128, help="per answer at most")
+    parser.add_argument("--nodes", type=command.NODES, default=21)
+    parser.add_argument("--depth", type=command.COUNT, default=5)
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
+    parser.add_argument("--repeats", type=command.COUNT, default=3)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the rows and their origin as JSON")
-    args = parser.parse_args(argv)
-    if PLAIN not in args.methods:
-        parser.error(f"--methods {' '.join(args.methods)}: {PLAIN} is missing, which speedups are over")
-    for name in ("batch", "problems", "tokens", "repeats"):
-        values = getattr(args, name) if name == "batch" else [getattr(args, name)]
-        if min(values) < 1:
-            parser.error(f"--{name} {min(values)}: expected at least 1")
-    return args
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write the rows."""
     resolve_own(args.methods)
+    if PLAIN not in args.methods:
+        raise ValueError(f"--methods {' '.join(args.methods)}: {PLAIN} is missing, which speedups are over")
     if args.output:
         check_writable(args.output)
     rows = measure(load_from_flags(args), args)
@@ -146,8 +138,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = parse(argv)
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

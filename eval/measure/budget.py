@@ -41,24 +41,21 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command.parser("eval.measure.budget", __doc__)
     add_model_flags(parser)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
     parser.add_argument("--tree", default=AUTO, choices=[AUTO, *KINDS], help="one kind of tree instead of all")
-    parser.add_argument("--batch", type=int, default=1, help="rows that are decoded at once")
+    parser.add_argument("--batch", type=command.COUNT, default=1, help="rows that are decoded at once")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure what is not known and print the table."""
-    if options.batch < 1 or options.temperature < 0:
-        raise ValueError(f"--batch {options.batch}, --temperature {options.temperature:g}: expected at least 1 and 0")
     model = load_from_flags(options)
     print(table(model.auto.points(model, options.temperature, options.batch, options.tree)))
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: run(options))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
+from eagle.autotune.step_timer import step_seconds
+from eagle.engine.plan import Plan
 from eagle.files import write_json
+from eagle.trees import TreeSettings
 
 CANDIDATES = ("float32", "bfloat16")
 TOKENS, REPEATS = 24, 3
@@ -22,12 +25,10 @@ TOKENS, REPEATS = 24, 3
 def seconds_per_token(engine: Any) -> float:
     """Median seconds of a plain decoding step behind a short random prompt."""
     random = torch.Generator().manual_seed(0)
-    prompt = torch.randint(engine.target.vocab_size, (1, 64), generator=random).to(engine.device)
-    seconds = []
-    for _ in range(REPEATS):
-        *_, rows = engine.stream(prompt, TOKENS, temperature=0.0, tree="none", eos_token_id=[])
-        seconds += [sum(step.seconds.values()) for step in rows[0].steps]
-    return statistics.median(seconds)
+    prompt = torch.randint(engine.target.vocab_size, (64,), generator=random).tolist()
+    plan = Plan.resolve("none", "hsd", TreeSettings(), 0.0)
+    steps = [one for _ in range(REPEATS) for one in step_seconds(engine, plan, [prompt], 0.0, TOKENS)]
+    return statistics.median(sum(one.values()) for one in steps)
 
 
 def measure(load: Callable[[str], Any]) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from eagle import command
 from eagle.files import read_json, write_file, write_json
-from eval.measure.summary import ALL, INTERVALS, budget_axis
+from eval.measure.ladder import ALL, INTERVALS, budget_axis
 from eval.report.markdown import Table, percent
 
 Run = dict[str, Any]  # a table.json
@@ -122,8 +122,7 @@ def draw(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: draw(options))
+    return command.start(build_parser(), draw, argv)
 
 
 if __name__ == "__main__":

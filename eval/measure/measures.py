@@ -1,15 +1,17 @@
-"""What is measured on one state's sampled draft: E[accepted] of each verifier, and what the released rule emits.
+"""What is measured on one state's sampled paths: E[accepted] of each verifier, and what the released rule emits.
 
 Shapes: N nodes, K depth, V vocabulary.
 """
 
+import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import hsd
-from eval.measure.states import Drafts
+from eagle.autotune.probe import ScoredTree
 
 AGREE = 1e-6  # block and hsd on one path, in float64
 
@@ -23,13 +25,10 @@ def counted(tree: hsd.DraftTree, stops: frozenset[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def expected(drafts: Drafts, verifiers: tuple[str, ...], stops: frozenset[int]) -> dict[str, float]:
+def expected(drafted: ScoredTree, verifiers: Iterable[str], stops: frozenset[int]) -> dict[str, float]:
     """E[accepted] of each verifier on one state's tree."""
-    tree, depth = drafts.batch.row(0), counted(drafts.batch.row(0), stops)
-    found = {}
-    for verifier in verifiers:
-        law = hsd.stopping_law(tree, drafts.target_probs[0], verifier, check=False)
-        found[verifier] = float((law.stop.double() * depth).sum())
+    depth = counted(drafted.tree, stops)
+    found = {name: float((drafted.stopping_law(name).stop.double() * depth).sum()) for name in verifiers}
     if "block" in found and abs(found["block"] - found["hsd"]) > AGREE:
         raise ValueError(f"block and hsd accept {found['block']} and {found['hsd']} on one path: expected the same")
     return found
@@ -73,11 +72,42 @@ def emitted_at_full_draft(target: Tensor, draft_probs: Tensor, tokens: list[int]
     return Emitted(capped, mass, float((emitted / mass - p / p.sum()).abs().sum()) / 2)
 
 
-def released_rule(drafts: Drafts) -> list[float]:
+def released_rule(drafted: ScoredTree) -> list[float]:
     """`emitted_at_full_draft` of a state's path, with q on the target's vocabulary."""
-    batch, p = drafts.batch, drafts.target_probs[0]
+    batch, p = drafted.batch, drafted.target_probs
     assert batch.proposals is not None
     q = batch.proposals[0]
     if batch.support is not None:
         q = torch.zeros_like(p[:-1]).index_copy(1, batch.support, q)
     return [round(value, 6) for value in emitted_at_full_draft(p[:-1], q, batch.tokens[0, 1:-1].tolist())]
+
+
+def cut(drafted: ScoredTree, before: int, paths: int, depth: int) -> ScoredTree:
+    """The first `paths` of `before` sampled paths to `depth`: what the same draws give with these limits."""
+    batch = drafted.batch
+    nodes = torch.arange(batch.tokens.shape[1])
+    level, path = (nodes + before - 1) // before, (nodes - 1) % before
+    keep = ((level <= depth) & ((path < paths) | (nodes == 0))).nonzero()[:, 0]
+    inner = keep[level[keep] < depth]  # row i of the proposals is node i's
+    parents = torch.searchsorted(keep, batch.parents[:, keep].clamp(min=0))  # a first path with a token is kept too
+    parents[:, 0] = -1
+    assert batch.proposals is not None
+    smaller = hsd.TreeBatch(
+        batch.tokens[:, keep],
+        parents,
+        batch.depths[:, keep],
+        parents,
+        batch.proposals[:, inner],
+        batch.support,
+        hsd.Layout.infer(parents[0].tolist(), (parents[0] >= 0).tolist()),  # one state's: no node is looked at twice
+    )
+    return ScoredTree(smaller, drafted.target_probs[keep])
+
+
+def in_float64(drafted: ScoredTree) -> ScoredTree:
+    """p and q in float64, every row renormalized."""
+    batch = drafted.batch
+    assert batch.proposals is not None
+    p, q = drafted.target_probs.double(), batch.proposals.double()
+    raised = dataclasses.replace(batch, proposals=q / q.sum(-1, keepdim=True))
+    return ScoredTree(raised, p / p.sum(-1, keepdim=True))

@@ -25,27 +25,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eagle import EagleModel, command
-from eagle.files import write_whole
+from eagle.files import check_writable, write_whole
+from eagle.nn.precision import DTYPES
 from eagle.nn.target import CachedLM
-from eval.jsonl import check_writable
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.report.markdown import markdown_table
-from eval.run.load_models import DTYPES, add_model_flags, load_from_flags
+from eval.run.load_models import add_model_flags, load_from_flags
 
 
 @torch.inference_mode()
 def read(target: CachedLM, prompt: list[int], answer: list[int], rows: int) -> Tensor:
     """Logits Float32[n, V] before each of the n tokens of an answer, read `rows` tokens per forward."""
-    target.reserve(1, rows, len(prompt) + len(answer), rows)
-    ids = torch.tensor([prompt], device=target.device)
-    found = [target.prefill(ids, torch.tensor([len(prompt)], device=target.device)).logits[0]]
+    target = target.fork()
+    target.cache.reserve(1, rows, len(prompt) + len(answer), rows)
+    found = [target.read_prompt(0, prompt).logits[0]]
+    target.cache.use(1)
     for start in range(0, len(answer) - 1, rows):
         part = torch.tensor([answer[start : min(start + rows, len(answer) - 1)]], device=target.device)
         places = torch.arange(part.shape[1], device=target.device)
         found.append(target.score_tree(part, places[None], (places <= places[:, None])[None]).logits[0])
         target.commit(places[None], torch.tensor([len(places)], device=target.device))
-        target.set_length_bound(len(prompt) + start + len(places))
+        target.cache.set_held([len(prompt) + start + len(places)])
     return torch.cat(found).float()
 
 
@@ -142,38 +143,34 @@ def measure(args: argparse.Namespace) -> Iterable[dict[str, Any]]:
         del model  # its memory is free for the next one
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command's flags, checked."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = command.parser("eval.measure.numerics", __doc__)
     add_model_flags(parser, default_pair="demo")
     add = parser.add_argument
     add("--dtypes", nargs="+", choices=list(DTYPES), default=["float32", "bfloat16"], help="instead of --dtype")
-    add("--num-questions", type=int, default=10, metavar="N")
-    add("--max-new-tokens", type=int, default=160, metavar="N")
-    add("--rows", type=int, default=16, metavar="N", help="rows of one forward, and nodes of the tree")
+    add("--num-questions", type=command.COUNT, default=10, metavar="N")
+    add("--max-new-tokens", type=command.COUNT, default=160, metavar="N")
+    add("--rows", type=command.NODES, default=16, metavar="N", help="rows of one forward, and nodes of the tree")
     add("--output", type=Path, metavar="F", help="also write the rows as JSON")
-    args = parser.parse_args(argv)
-    for flag, least in (("num_questions", 1), ("max_new_tokens", 1), ("rows", 2)):
-        if getattr(args, flag) < least:
-            parser.error(f"--{flag.replace('_', '-')} {getattr(args, flag)}: expected at least {least}")
-    return args
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table, write the rows."""
+    if args.output:
+        check_writable(args.output)
+    rows = list(measure(args))
+    print(table(rows))
+    if args.output:
+        settings = {name: value for name, value in vars(args).items() if name not in ("output", "dtype")}
+        content = {"rows": rows, "settings": settings, "origin": provenance()}
+        write_whole(args.output, json.dumps(content, indent=1, default=str) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = parse(argv)
-
-    def work() -> None:
-        if args.output:
-            check_writable(args.output)
-        rows = list(measure(args))
-        print(table(rows))
-        if args.output:
-            settings = {name: value for name, value in vars(args).items() if name not in ("output", "dtype")}
-            content = {"rows": rows, "settings": settings, "origin": provenance()}
-            write_whole(args.output, json.dumps(content, indent=1, default=str) + "\n")
-
-    return command.run(work)
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

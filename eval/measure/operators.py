@@ -25,6 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eagle import EagleModel, command
 from eagle.checkpoints.pairs import DEMO
+from eagle.engine.distributions import SamplingParams
+from eagle.engine.plan import Plan
+from eagle.engine.session import Session
+from eagle.trees import TreeSettings
 from eval.report.markdown import markdown_table
 from eval.run.load_models import add_model_flags, load_from_flags
 
@@ -83,10 +87,10 @@ def with_marks(call: Callable, marks: PhaseMarks, name: str) -> Callable:
 
 
 @contextmanager
-def marked(model: EagleModel, marks: PhaseMarks, drafts: bool) -> Iterator[None]:
+def marked(session: Session, marks: PhaseMarks) -> Iterator[None]:
     """Mark the calls that one step makes to the target and, where it drafts, to the drafter."""
-    places: list[tuple[Any, str]] = [(model.target, "score"), (model.target, "commit")]
-    places += [(model.drafter, "read"), (model.drafter, "grow")] if drafts else []
+    places: list[tuple[Any, str]] = [(session.target, "score"), (session.target, "commit")]
+    places += [(session.drafter, "read"), (session.drafter, "grow")] if session.plan.builder else []
     for owner, name in places:
         setattr(owner, name, with_marks(getattr(owner, name), marks, name))
     try:
@@ -102,33 +106,21 @@ class RepeatedSteps:
 
     def __init__(self, model: EagleModel, tree: str, options: argparse.Namespace):
         """The context is drawn from `--seed`; nothing is decoded yet."""
-        self.model, self.drafts = model, tree != "none"
         random = torch.Generator().manual_seed(options.seed)
-        self.prompt = torch.randint(model.target.vocab_size, (1, options.context), generator=random).to(model.device)
-        self.settings = {
-            "temperature": options.temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "tree": tree,
-            "verifier": options.verifier,
-            "nodes": options.nodes,
-            "depth": options.depth,
-            "eos_token_id": [],
-            "graphs": False,
-            "generator": torch.Generator(model.device).manual_seed(options.seed),
-        }
-        self.rows: Iterator[list[Any]] = iter(())
+        self.prompt = torch.randint(model.target.vocab_size, (options.context,), generator=random).tolist()
+        settings = TreeSettings(options.nodes, options.depth)
+        plan = Plan.resolve(tree, options.verifier, settings, options.temperature)
+        self.session = Session(model.target, model.drafter, plan)
+        self.params, self.random = SamplingParams(options.temperature), random
 
     def step(self, now: Callable[[], float]) -> dict[str, float]:
         """What each part of one step took by the clock `now`."""
+        if not self.session.rows:
+            self.session.add(self.prompt, self.params, self.random, max_new_tokens=NEW_TOKENS)
         marks = PhaseMarks(now)
-        with marked(self.model, marks, self.drafts):
-            ended = next(self.rows, None) is None
-        if not ended:
-            return marks.parts
-        self.rows = iter(self.model.stream(self.prompt, NEW_TOKENS, **self.settings))
-        next(self.rows)  # the prompt
-        return self.step(now)
+        with marked(self.session, marks):
+            self.session.step()
+        return marks.parts
 
     def operators(self) -> dict[str, float]:
         """Dispatched operators per part of one step."""
@@ -158,12 +150,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_model_flags(parser, default_pair=DEMO)
     parser.add_argument("--tree", help="default: hybrid, and topk at temperature 0")
     parser.add_argument("--verifier", default="hsd")
-    parser.add_argument("--nodes", type=int, default=9)
-    parser.add_argument("--depth", type=int, default=4)
-    parser.add_argument("--context", type=int, default=256, help="tokens before the first step")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--nodes", type=command.NODES, default=9)
+    parser.add_argument("--depth", type=command.COUNT, default=4)
+    parser.add_argument("--context", type=command.COUNT, default=256, help="tokens before the first step")
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
+    parser.add_argument("--steps", type=command.COUNT, default=200)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     return parser
 
 
@@ -183,8 +175,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(lambda: measure(options))
+    return command.start(build_parser(), measure, argv)
 
 
 if __name__ == "__main__":

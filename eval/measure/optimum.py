@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle import command
-from eagle.trees import TREES, DraftProbs, TreeSettings, find_tree
+from eagle import command, trees
+from eagle.trees import TREES, TreeSettings, find_tree
 from eval.report.markdown import markdown_table
 from hsd.audit.optimum import optimum
 from hsd.audit.worlds import Dice, Draft, World, random_world
@@ -43,19 +43,18 @@ KINDS = [name for name, builder in TREES.items() if builder]
 
 
 class WorldDrafter:
-    """A world's draft model as a `Drafter` of one row; logits are log-probabilities."""
+    """A world's draft model as what a `Draft` grows with, one row; logits are log-probabilities."""
 
-    support = None
+    support: Tensor | None = None
 
     def __init__(self, world: World):
         """A drafter of one world."""
         self.world = world
         self.prefixes: list[tuple[int, ...]] = [()]
 
-    def root_logits(self) -> Tensor:
-        """Logits [1, V] at the root; drafting starts over."""
+    def rewind(self) -> None:
+        """Drafting starts over at the root."""
         self.prefixes = [()]
-        return self.world.draft[()].log()[None]
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
         """Logits [1, n, V] after new nodes; `parents` counts the root as 0."""
@@ -64,19 +63,21 @@ class WorldDrafter:
         return torch.stack([self.world.draft[prefix].log() for prefix in new])[None]
 
 
-class DiceDraw:
-    """`Draw` by dice whose every roll can be replayed; one row."""
+class DiceDraft(trees.Draft):
+    """A `Draft` of one row whose samples are rolls of dice, which can be replayed."""
 
-    def __init__(self, dice: Dice):
-        """Draws by `dice`."""
+    def __init__(self, world: World, dice: Dice):
+        """At the root of a world."""
+        root, logits = torch.zeros(1, dtype=torch.int64), world.draft[()].log()[None]
+        super().__init__(WorldDrafter(world), root, logits, lambda x: x.softmax(-1), torch.zeros(1, 0))
         self.dice = dice
 
-    def __call__(self, probs: Tensor) -> Tensor:
-        """As `Draw`."""
+    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:  # noqa: ARG002  the dice need no numbers
+        """As `Draft`."""
         return torch.tensor([[self.dice.roll(law) for law in probs[0]]])
 
-    def distinct(self, probs: Tensor, count: int) -> Tensor:
-        """As `Draw`."""
+    def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
+        """As `Draft`."""
         return torch.tensor([[self._several(law, count) for law in probs[0]]])
 
     def _several(self, law: Tensor, count: int) -> list[int]:
@@ -89,14 +90,11 @@ def drafts(world: World, settings: TreeSettings, tree: str) -> Iterator[Draft]:
     builder = find_tree(tree)
     if builder is None:
         raise ValueError(f"tree {tree!r} drafts nothing; known: {', '.join(KINDS)}")
-    drafter: Any = WorldDrafter(world)  # the builder calls nothing else of a `Drafter`
-    root = torch.zeros(1, dtype=torch.int64)
     scripts: list[list[int]] = [[]]
     while scripts:
         dice = Dice(scripts.pop())
         known = len(dice.script)
-        probs, logits = DraftProbs(lambda x: x.softmax(-1)), drafter.root_logits()
-        drafted = builder.build(drafter, root, logits, settings, probs, DiceDraw(dice)).row(0)
+        drafted = builder.build(DiceDraft(world, dice), settings).row(0)
         prefixes: list[tuple[int, ...]] = [()]
         for token, parent in zip(drafted.tokens.tolist()[1:], drafted.parents.tolist()[1:]):
             prefixes.append((*prefixes[parent], token))
@@ -146,11 +144,11 @@ def compare(vocabulary: int, settings: TreeSettings, seed: int, tree: str) -> di
     return {**found, "optimum": best, "all-seeing": float(np.mean(values))}
 
 
-def table(worlds: int, seed: int, trees: list[str]) -> str:
+def table(worlds: int, seed: int, kinds: list[str]) -> str:
     """Markdown: one row per shape and kind of tree."""
     header = ["tokens", "nodes", "depth", "beta", "tree", "token-wise", "HSD", "optimum", "all-seeing", "HSD / optimum"]
     lines = []
-    for (vocabulary, settings), tree in itertools.product(SHAPES, trees):
+    for (vocabulary, settings), tree in itertools.product(SHAPES, kinds):
         rows = [row for k in range(worlds) if (row := compare(vocabulary, settings, seed + k, tree))]
         if not rows:
             continue
@@ -163,17 +161,10 @@ def table(worlds: int, seed: int, trees: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = command.parser("eval.measure.optimum", __doc__)
-    parser.add_argument("--worlds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worlds", type=command.COUNT, default=10)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     parser.add_argument("--trees", nargs="+", default=["hybrid"], choices=KINDS)
-    options = parser.parse_args(argv)
-
-    def work() -> None:
-        if options.worlds < 1:
-            raise ValueError(f"--worlds {options.worlds}: expected at least 1")
-        print(table(options.worlds, options.seed, options.trees))
-
-    return command.run(work)
+    return command.start(parser, lambda given: print(table(given.worlds, given.seed, given.trees)), argv)
 
 
 if __name__ == "__main__":

@@ -18,27 +18,30 @@ import argparse
 import functools
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import command, jsonl
 from eagle.api.eagle_model import EagleModel
+from eagle.autotune.probe import ScoredTree, StateProbe, TreeLimits
 from eagle.checkpoints.fingerprint import weights_fingerprint
-from eagle.engine.distributions import SamplingParams, SamplingTransform
-from eagle.engine.step import common_prefix
-from eagle.nn.target import CachedLM
-from eval import jsonl, provenance
-from eval.measure.forest import Forest, ForestDrafter
-from eval.measure.measures import expected, released_rule
-from eval.measure.states import Answer, Drafts, Pair, State, cut, draft, in_float64, sample_answers, scored, states_of
-from eval.questions import accuracy, benchmarks, prompts
-from eval.run.load_models import DTYPES, add_model_flags, resolve_flags
+from eagle.engine.distributions import SamplingParams
+from eagle.engine.plan import Plan
+from eagle.engine.records import GeneratedRow
+from eagle.engine.stopping import Stopping
+from eagle.files import check_writable
+from eagle.nn.precision import DTYPES
+from eagle.trees import TreeSettings
+from eval import provenance
+from eval.measure.measures import cut, expected, in_float64, released_rule
+from eval.questions import benchmarks, grading, prompts
+from eval.run.load_models import add_model_flags, resolve_flags
+from eval.run.methods import verifiers_of
 
-CHAIN = ("token", "block", "hsd", "published")
-SEVERAL = ("token", "hsd")
+ONE, SEVERAL = verifiers_of("chain"), verifiers_of("multi")
 
 
 class Shape(NamedTuple):
@@ -50,201 +53,169 @@ class Shape(NamedTuple):
     stride: int
     max_new_tokens: int
 
-    def slots(self, questions: int) -> int:
-        """Nodes of the drafts that are in a forest at one time, for so many questions."""
-        several = 1 + max(self.paths, default=0) * self.paths_depth
-        states = -(-self.max_new_tokens // self.stride)
-        return questions * max(states * (1 + max(self.depths)), several)
+    @property
+    def one(self) -> tuple[str, TreeSettings]:
+        """The longest path."""
+        return "chain", TreeSettings(1 + max(self.depths), max(self.depths))
+
+    @property
+    def several(self) -> tuple[str, TreeSettings]:
+        """Most paths."""
+        count = max(self.paths)
+        return "multi", TreeSettings(1 + count * self.paths_depth, self.paths_depth, count)
 
 
 # --- one state --------------------------------------------------------------------------------------------------------
 
 
-def one_path(pair: Pair, state: State, drafts: Drafts, depths: tuple[int, ...]) -> dict[str, Any]:
+def one_path(drafted: ScoredTree, root: int, depths: tuple[int, ...], stops: frozenset[int]) -> dict[str, Any]:
     """E[accepted] by depth and verifier, and the released rule at the full draft by depth."""
-    drafts = in_float64(drafts)
-    record: dict[str, Any] = {"root": state.root, "expected": {}, "released": {}}
+    drafted = in_float64(drafted)
+    record: dict[str, Any] = {"root": root, "expected": {}, "released": {}}
     for depth in depths:
-        shorter = cut(drafts, 1, depth)
-        record["expected"][str(depth)] = expected(shorter, CHAIN, pair.stops)
+        shorter = cut(drafted, 1, 1, depth)
+        record["expected"][str(depth)] = expected(shorter, ONE, stops)
         record["released"][str(depth)] = released_rule(shorter)
-    assert drafts.batch.proposals is not None
-    p, q = drafts.target_probs[0, 0], drafts.batch.proposals[0, 0]
-    known = p if drafts.batch.support is None else p[drafts.batch.support]
+    assert drafted.batch.proposals is not None
+    p, q = drafted.target_probs[0], drafted.batch.proposals[0, 0]
+    known = p if drafted.batch.support is None else p[drafted.batch.support]
     record["overlap"] = round(float(torch.minimum(known, q).sum()), 6)
     return record
 
 
-def several_paths(pair: Pair, state: State, drafts: Drafts, shape: Shape) -> dict[str, Any]:
+def several_paths(drafted: ScoredTree, root: int, shape: Shape, stops: frozenset[int]) -> dict[str, Any]:
     """E[accepted] by number of paths and verifier."""
-    parts = {str(count): cut(drafts, count, shape.paths_depth) for count in shape.paths}
-    found = {count: expected(part, SEVERAL, pair.stops) for count, part in parts.items()}
-    return {"root": state.root, "expected": found}
+    parts = {str(count): cut(drafted, max(shape.paths), count, shape.paths_depth) for count in shape.paths}
+    return {"root": root, "expected": {count: expected(part, SEVERAL, stops) for count, part in parts.items()}}
+
+
+def roots(length: int, stride: int, generator: torch.Generator) -> list[int]:
+    """Places of an answer that are states: every `stride`-th from a drawn one on, never that of the last token."""
+    offset = int(torch.randint(stride, (1,), generator=generator))
+    return list(range(offset % max(length - 1, 1), length - 1, stride))
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 
 
-def generator_of(seed: int, question: int, purpose: int) -> int:
-    """The seed of a question's answer (0) or of its drafts (1): the same whatever was measured before."""
-    return (1_000_003 * seed + question) * 2 + purpose
+def generator_of(seed: int, question: int, purpose: int) -> torch.Generator:
+    """Of a question's answer (0), of its states (1) or of one of them: the same whatever was measured before."""
+    return torch.Generator().manual_seed((1_000_003 * seed + question) * 2 + purpose)
 
 
-def load_pair(options: argparse.Namespace) -> tuple[EagleModel, CachedLM]:
-    """The target, and the draft model's `CachedLM`."""
+def load_model(options: argparse.Namespace) -> EagleModel:
+    """The target and the draft model."""
     if not options.draft_model_path:
         raise ValueError("sampled paths come from an ordinary draft model: pass --draft-model-path")
-    model = EagleModel.from_pretrained(
+    return EagleModel.from_pretrained(
         options.base_model_path,
         draft_model_path=options.draft_model_path,
         dtype=DTYPES[options.dtype],
     )
-    return model, model.drafter.lm  # type: ignore[union-attr]
 
 
 class Work(NamedTuple):
-    """The pair, the questions with their prompts behind the shared prefix, and what is measured."""
+    """The models, the questions with their prompts, and what is measured."""
 
-    pair: Pair
+    model: EagleModel
     questions: list[benchmarks.Question]
     prompts: list[list[int]]
     shape: Shape
     seed: int
-    tokenizer: Any
     say: Callable[[str], None]
 
+    def answers(self, places: list[int], rows: int) -> Iterator[tuple[int, GeneratedRow]]:
+        """The target's own answers to some questions, in the order in which they end, `rows` of them at once."""
+        stopping = Stopping(self.model.eos_ids(), self.shape.max_new_tokens, self.model.context_length)
+        waiting = list(places)
+        growing: dict[int, GeneratedRow] = {}
+        with self.model.session(Plan.resolve("none", "hsd", TreeSettings()), reuse=True) as session:
+            while waiting or growing:
+                while waiting and len(growing) < rows:
+                    place = waiting.pop(0)
+                    generator = generator_of(self.seed, self.questions[place].question_id, 0)
+                    growing[place] = session.add(self.prompts[place], None, generator, stopping=stopping, reuse=True)
+                session.step()
+                for place in [place for place, row in growing.items() if row.finished]:
+                    yield place, growing.pop(place)
 
-def read_or_sample(work: Work, places: list[int], path: Path, head: dict[str, Any]) -> list[Answer]:
-    """The answers to some questions, from `path` or sampled now and appended to it; all are in the target's forest."""
+
+def read_or_sample(work: Work, rows: int, path: Path, head: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The record of every answer by question id, from `path` or sampled now and appended to it."""
     with opened(path, head) as (file, records):
         known = {record["question_id"]: record for record in records}
-        wave = [place for place in places if work.questions[place].question_id not in known]
-        found: dict[int, Answer] = {}
-        forest = work.pair.target
-        for place in places:
-            if place not in wave:
-                record, prompt = known[work.questions[place].question_id], work.prompts[place]
-                first = forest.filled
-                forest.chain([*prompt, *record["tokens"][:-1]])
-                nodes = list(range(first, forest.filled))
-                ends = len(prompt)
-                found[place] = Answer(record["tokens"], record["ended"], nodes[:ends], nodes[ends:])
-        if wave:
-            seeds = [generator_of(work.seed, work.questions[place].question_id, 0) for place in wave]
-            generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-            probs = SamplingTransform(SamplingParams(1.0))
-            prompts = [work.prompts[place] for place in wave]
-            sampled = sample_answers(work.pair, prompts, probs, generators, work.shape.max_new_tokens)
-            for place, answer in zip(wave, sampled, strict=True):
-                found[place] = answer
-                jsonl.append(file, answer_record(work, place, answer), path)
-            work.say(f"{len(wave)} answers")
-    return [found[place] for place in places]
+        missing = [place for place, asked in enumerate(work.questions) if asked.question_id not in known]
+        for place, row in work.answers(missing, rows):
+            record = answer_record(work, place, row)
+            known[record["question_id"]] = record
+            jsonl.append(file, record, path)
+        if missing:
+            work.say(f"{len(missing)} answers")
+    return known
 
 
-def answer_record(work: Work, place: int, answer: Answer) -> dict[str, Any]:
+def answer_record(work: Work, place: int, row: GeneratedRow) -> dict[str, Any]:
     """One line of answers.jsonl."""
-    question = work.questions[place]
-    text = work.tokenizer.decode(answer.tokens, skip_special_tokens=True) if work.tokenizer else ""
+    question, tokenizer = work.questions[place], work.model.tokenizer
+    text = tokenizer.decode(row.new_tokens, skip_special_tokens=True) if tokenizer else ""
     return {
         "question_id": question.question_id,
-        "prompt_tokens": work.pair.target.length + len(work.prompts[place]),
-        "tokens": answer.tokens,
-        "ended": answer.ended,
-        "correct": accuracy.is_correct(text, question.reference) if accuracy.has_number(question.reference) else None,
+        "prompt_tokens": row.prompt_tokens,
+        "tokens": row.new_tokens,
+        "ended": row.stop_reason == "eos",
+        "correct": grading.is_correct(text, question.reference) if grading.has_number(question.reference) else None,
     }
 
 
-def measure(work: Work, states: list[State], temperature: float, several: bool) -> dict[int, dict[str, Any]]:
-    """By question: what is measured at its states, and with `several` paths at one of them."""
-    pair, shape = work.pair, work.shape
-    records: dict[int, dict[str, Any]] = {}
-    if not states:
-        return records
-    trees = draft(pair, states, temperature, 1, max(shape.depths))
-    for state, drafts in scored(pair, states, trees, temperature, 1):
-        record = records.setdefault(state.question, {"states": [], "several": None})
-        record["states"].append(one_path(pair, state, drafts, shape.depths))
-    if several:
-        by_question: dict[int, list[State]] = {}
-        for state in states:
-            by_question.setdefault(state.question, []).append(state)
-        for own in by_question.values():
-            state = own[own[0].seed % len(own)]  # the same whatever is asked beside it
-            trees = draft(pair, [state], temperature, max(shape.paths), shape.paths_depth)
-            ((_, drafts),) = scored(pair, [state], trees, temperature, max(shape.paths))
-            records[state.question]["several"] = several_paths(pair, state, drafts, shape)
-    return records
+def measure(work: Work, probe: StateProbe, place: int, tokens: list[int], temperature: float, several: bool) -> Any:
+    """What is measured at the states of one answer, and with `several` paths at one of them."""
+    shape, stops, question = work.shape, work.model.eos_ids(), work.questions[place].question_id
+    sampling = SamplingParams(temperature)
+    found: dict[str, Any] = {"states": [], "several": None}
+    generator = generator_of(work.seed, question, 1)
+    places = roots(len(tokens), shape.stride, generator)
+    chosen = int(torch.randint(max(len(places), 1), (1,), generator=generator))
+    for index, root in enumerate(places):
+        own = generator_of(work.seed, question, 2 * 7919 * (root + 1) + 1)
+        probe.begin([*work.prompts[place], *tokens[:root]], 2, own, reuse=True)
+        if probe.ended:  # the answer could have ended here
+            continue
+        (drafted,) = probe.score([probe.grow(*shape.one, draft_sampling=sampling)], sampling)
+        found["states"].append(one_path(drafted, root, shape.depths, stops))
+        if several and index == chosen:
+            (drafted,) = probe.score([probe.grow(*shape.several, draft_sampling=sampling)], sampling)
+            found["several"] = several_paths(drafted, root, shape, stops)
+    return found
 
 
+@torch.inference_mode()
 def run(options: argparse.Namespace) -> None:
-    """Measure `--rows` questions at a time, at every temperature."""
+    """Sample the answers, then measure at every temperature what its file does not have yet."""
     output = Path(options.output)
     shape = Shape(
         tuple(options.depths), tuple(options.paths), options.paths_depth, options.stride, options.max_new_tokens
     )
-    jsonl.check_writable(output / "paths.json")
+    check_writable(output / "paths.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
-    model, draft_lm = load_pair(options)
+    model = load_model(options)
     rows = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
-    shared = min(min(common_prefix(rows[0], row), len(row) - 1) for row in rows)  # each row keeps a token of its own
-    prefix, rows = rows[0][:shared], [row[shared:] for row in rows]
-    slots = options.rows * (max(map(len, rows)) + shape.max_new_tokens) + shape.slots(options.rows)
-    columns = min(draft_lm.vocab_size, model.target.vocab_size)
-    pair = Pair(
-        Forest(model.target, prefix, slots),
-        ForestDrafter(Forest(draft_lm, prefix, slots), columns, model.target.vocab_size),
-        model.eos_ids(),
-    )
-    say = (
-        (lambda _text: None)
-        if options.quiet
-        else (lambda text: print(f"{text}, {time.process_time():.0f} s", flush=True))
-    )
-    work = Work(pair, asked.questions, rows, shape, options.seed, model.tokenizer, say)
-    for first in range(0, len(rows), options.rows):
-        measure_questions(work, list(range(first, min(first + options.rows, len(rows)))), options, asked, output)
-
-
-def measure_questions(
-    work: Work, places: list[int], options: argparse.Namespace, asked: benchmarks.QuestionSet, output: Path
-) -> None:
-    """Answer some questions and measure those that a temperature's file does not have yet."""
-    pair, shape = work.pair, work.shape
-    ids = {work.questions[place].question_id for place in places}
-    missing = {
-        temperature: path
-        for temperature in options.temperatures
-        if not ids
-        <= finished(path := output / f"paths_T{temperature:g}.jsonl", header(options, asked, shape, temperature))
-    }
-    if not missing:
-        return
-    answers = read_or_sample(work, places, output / "answers.jsonl", header(options, asked, None, 1.0))
-    seeds = [generator_of(work.seed, work.questions[place].question_id, 1) for place in places]
-    states = states_of(pair, [work.prompts[place] for place in places], answers, seeds, shape.stride)
-    work.say(f"{len(states)} states")
-    for temperature, path in missing.items():
+    say = lambda text: None if options.quiet else print(f"{text}, {time.process_time():.0f} s", flush=True)
+    work = Work(model, asked.questions, rows, shape, options.seed, say)
+    answers = read_or_sample(work, options.rows, output / "answers.jsonl", header(options, asked, None, 1.0))
+    limits = TreeLimits.of([shape.one, *([shape.several] if shape.paths else [])])
+    probe = StateProbe(model, SamplingParams(1.0), limits)
+    for temperature in options.temperatures:
+        path = output / f"paths_T{temperature:g}.jsonl"
         several = bool(shape.paths) and temperature == options.temperatures[0]
         with opened(path, header(options, asked, shape, temperature)) as (file, records):
             done = {record["question_id"] for record in records}
-            left = {row for row, place in enumerate(places) if work.questions[place].question_id not in done}
-            found = measure(work, [state for state in states if state.question in left], temperature, several)
-            for row in sorted(left):
-                record = found.get(row, {"states": [], "several": None})
-                jsonl.append(file, {**answer_record(work, places[row], answers[row]), **record}, path)
-        work.say(f"temperature {temperature:g}: {len(left)} questions")
-    pair.target.truncate(0)
-    pair.drafter.forest.truncate(0)
-
-
-def finished(path: Path, head: dict[str, Any]) -> set[int]:
-    """The questions that a file has."""
-    if not path.exists():
-        return set()
-    with opened(path, head) as (_, records):
-        return {record["question_id"] for record in records}
+            for place, question in enumerate(work.questions):
+                if question.question_id not in done:
+                    record = answers[question.question_id]
+                    found = measure(work, probe, place, record["tokens"], temperature, several)
+                    jsonl.append(file, {**record, **found}, path)
+        say(f"temperature {temperature:g}")
 
 
 # A file of this command, claimed, and its records; the session in its head is not compared.
@@ -291,14 +262,21 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     benchmarks.add_flags(parser, 40)
     add_model_flags(parser)
-    add("--temperatures", type=float, nargs="+", default=[1.0], metavar="T")
-    add("--depths", type=int, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
-    add("--paths", type=int, nargs="*", default=[4, 11], metavar="N", help="numbers of i.i.d. paths; none: leave out")
-    add("--paths-depth", type=int, default=10, metavar="K", help="draft length of several paths")
-    add("--stride", type=int, default=24, help="tokens from one state to the next")
-    add("--rows", type=int, default=16, help="answers sampled together (memory: their caches)")
-    add("--max-new-tokens", type=int, default=320, metavar="N")
-    add("--seed", type=int, default=0)
+    add("--temperatures", type=command.TEMPERATURE, nargs="+", default=[1.0], metavar="T")
+    add("--depths", type=command.COUNT, nargs="+", default=[5, 10, 15], metavar="K", help="draft lengths of one path")
+    add(
+        "--paths",
+        type=command.COUNT,
+        nargs="*",
+        default=[4, 11],
+        metavar="N",
+        help="numbers of i.i.d. paths; none: leave out",
+    )
+    add("--paths-depth", type=command.COUNT, default=10, metavar="K", help="draft length of several paths")
+    add("--stride", type=command.COUNT, default=24, help="tokens from one state to the next")
+    add("--rows", type=command.COUNT, default=16, help="answers sampled together")
+    add("--max-new-tokens", type=command.COUNT, default=320, metavar="N")
+    add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
     return parser
@@ -306,14 +284,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-
-    def work() -> None:
-        with torch.inference_mode():
-            run(options)
-
-    return command.run(
-        work, lambda: f"The finished questions are kept in {options.output}; the same command goes on there."
+    return command.start(
+        build_parser(),
+        run,
+        argv,
+        lambda options: f"The finished questions are kept in {options.output}; the same command goes on there.",
     )
 
 

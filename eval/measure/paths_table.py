@@ -9,6 +9,7 @@ can be compared is the order of the methods and their distances. Writes DIR/path
 into documents, and prints it.
 """
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eagle import command
+from eagle import command, jsonl
 from eagle.files import write_whole
-from eval import jsonl
 from eval.report.estimates import Estimate, bootstrap
 from eval.report.markdown import Table, number
 from eval.run.load_models import model_name
@@ -294,8 +294,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eval.measure.paths_table", __doc__)
     parser.add_argument("folder", type=Path, nargs="+", help="what eval.measure.paths wrote; several: compared")
     parser.add_argument("--output", type=Path, metavar="F", help="default: paths.json in the first folder")
-    options = parser.parse_args(argv)
-    return command.run(lambda: print(write(options.folder, options.output or options.folder[0] / "paths.json")))
+
+    def work(options: argparse.Namespace) -> None:
+        print(write(options.folder, options.output or options.folder[0] / "paths.json"))
+
+    return command.start(parser, work, argv)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 
 from eagle import EagleModel
 from eagle.drafters import Eagle3Drafter
-from eval.clock import seconds_of
+from eval.run.methods import seconds_of
 
 
 class Rates(NamedTuple):

@@ -12,29 +12,26 @@ ends with a wait, and steps are replayed as CUDA graphs unless `--no-graphs`.
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from eagle import EagleModel, command
-from eagle.engine.capturable import graph_blocker
-from eagle.engine.distributions import SamplingParams, SamplingTransform
+from eagle.api.loading import ATTENTION
+from eagle.autotune.step_timer import HOST, step_seconds
 from eagle.engine.plan import Plan
-from eagle.engine.sequence import DecodingState, PhaseClock
-from eagle.engine.step import Decoder
-from eagle.files import write_whole
+from eagle.files import check_writable, write_whole
+from eagle.nn.precision import DTYPES
 from eagle.trees import TreeSettings
-from eval.jsonl import check_writable
 from eval.measure.roofline import Floor, measure_rates, step_floor
 from eval.measure.shapes import SHAPES, random_pair
 from eval.provenance import provenance
 from eval.report.markdown import markdown_table
 from eval.run.answers import PHASES
-from eval.run.load_models import DTYPES, add_model_flags, load_from_flags
+from eval.run.load_models import add_model_flags, load_from_flags
 
-COLUMNS = (*PHASES, "host")
+COLUMNS = (*PHASES, HOST)
 WARM_UP = 4  # steps after a prompt: the first has other shapes, then a graph is prepared and recorded
 ROOM = 128  # tokens generated behind the prompt before the variant starts over
 
@@ -64,46 +61,32 @@ class VariantSteps:
 
     def __init__(self, model: EagleModel, variant: Variant, options: argparse.Namespace):
         """Raises ValueError for a context too short for the prompt."""
-        self.variant, vocabulary, length = variant, model.target.vocab_size, variant.context - ROOM // 2
+        self.model, self.variant, self.options, length = model, variant, options, variant.context - ROOM // 2
         if length < 1:
             raise ValueError(f"--context {variant.context}: expected more than {ROOM // 2} tokens")
         self.passes = 0 if variant.tree == "none" else min(options.depth, max(variant.nodes - 1, 1))
-        self.prompt = torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-        transform = SamplingTransform(SamplingParams(options.temperature))
-        plan = Plan.resolve(variant.tree, variant.verifier, TreeSettings(variant.nodes, options.depth), transform)
-        drafter = model.drafter if plan.builder else None
-        graphs = model.captured if options.graphs and not graph_blocker(model.target, drafter, plan) else None
-        generator = torch.Generator(model.device).manual_seed(options.seed)
-        self.decoder = Decoder(model.target, drafter, plan, generator, graphs)
-        self.synchronize = model.device.type == "cuda"
-        self.state: DecodingState | None = None
+        random = torch.Generator().manual_seed(0)
+        self.prompt = torch.randint(model.target.vocab_size, (length,), generator=random).tolist()
+        settings = TreeSettings(variant.nodes, options.depth)
+        self.plan = Plan.resolve(variant.tree, variant.verifier, settings, options.temperature)
 
-    def start(self) -> DecodingState:
-        """Read the prompt and do the steps that warm up."""
-        graphs = self.decoder.graphs
-        self.state = self.decoder.prefill([self.prompt], ROOM, graphs.buffers if graphs else None)
-        self.state.clock = PhaseClock(synchronize=self.synchronize)
-        self.state.rows[0].new_tokens += self.state.step.root.tolist()
-        for _ in range(WARM_UP):
-            self.state.rows[0].new_tokens += self.decoder.step(self.state)[0].tokens
-        return self.state
-
-    def round(self, count: int) -> list[dict[str, float]]:
-        """Seconds by phase of `count` steps."""
-        self.state = None
-        return [self.one() for _ in range(count)]
-
-    def one(self) -> dict[str, float]:
-        """Seconds by phase of the next step, and of the host between them."""
-        state = self.state
-        if state is None or len(state.rows[0].new_tokens) > ROOM - self.decoder.plan.depth - 2:
-            state = self.start()
-        began = time.perf_counter()
-        results = self.decoder.step(state)
-        whole = time.perf_counter() - began
-        state.rows[0].new_tokens += results[0].tokens
-        seconds = state.clock.seconds
-        return {**seconds, "host": max(whole - sum(seconds.values()), 0.0)}
+    def round(self) -> list[dict[str, float]]:
+        """Seconds by phase of some steps behind the prompt."""
+        options = self.options
+        return list(
+            step_seconds(
+                self.model,
+                self.plan,
+                [self.prompt],
+                options.temperature,
+                options.steps,
+                warm_up=WARM_UP,
+                room=ROOM,
+                graphs=options.graphs,
+                synchronize=True,
+                seed=options.seed,
+            )
+        )
 
 
 def measure(model: EagleModel, args: argparse.Namespace) -> list[dict]:
@@ -112,7 +95,7 @@ def measure(model: EagleModel, args: argparse.Namespace) -> list[dict]:
     times: dict[Variant, list[dict[str, float]]] = {steps.variant: [] for steps in measured}
     for _ in range(args.rounds):
         for steps in measured:
-            times[steps.variant] += steps.round(args.steps)
+            times[steps.variant] += steps.round()
     rates = measure_rates(model.device, model.target.model.dtype)
     rows = []
     for steps in measured:
@@ -165,7 +148,7 @@ def picture(rows: list[dict]) -> bytes:
     from eval.report.plots import PHASE_COLORS, png, pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 1 + 0.4 * len(rows)), layout="constrained")
-    colors = {**PHASE_COLORS, "host": "#444444"}
+    colors = {**PHASE_COLORS, HOST: "#444444"}
     left = [0.0] * len(rows)
     for name in COLUMNS:
         widths = [row[name] for row in rows]
@@ -179,39 +162,43 @@ def picture(rows: list[dict]) -> bytes:
     return png(figure)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command's flags, checked."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = command.parser("eval.measure.step_time", __doc__)
     add_model_flags(parser)
     parser.add_argument("--shape", choices=list(SHAPES), help="random weights in this shape, instead of a checkpoint")
-    parser.add_argument("--layers", type=int, help="with --shape: a target of only this many layers")
+    parser.add_argument("--layers", type=command.COUNT, help="with --shape: a target of only this many layers")
+    parser.add_argument("--attention", choices=ATTENTION, help="the target's, instead of the device's own")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[8, 16, 32, 60], help="rows scored per step")
-    parser.add_argument("--context", type=int, nargs="+", default=[256], help="tokens committed before the step")
+    parser.add_argument("--nodes", type=command.NODES, nargs="+", default=[8, 16, 32, 60], help="rows scored per step")
+    parser.add_argument(
+        "--context", type=command.COUNT, nargs="+", default=[256], help="tokens committed before the step"
+    )
     parser.add_argument("--trees", nargs="+", default=["topk", "hybrid"])
     parser.add_argument("--verifier", default="hsd")
-    parser.add_argument("--depth", type=int, default=7)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--depth", type=command.COUNT, default=7)
+    parser.add_argument("--temperature", type=command.TEMPERATURE, default=1.0)
     parser.add_argument("--no-graphs", dest="graphs", action="store_false", help="on a GPU: run every step as it is")
-    parser.add_argument("--steps", type=int, default=10, help="steps per variant and round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=command.COUNT, default=10, help="steps per variant and round")
+    parser.add_argument("--rounds", type=command.COUNT, default=3)
+    parser.add_argument("--seed", type=command.SEED, default=0)
     parser.add_argument("--output", metavar="DIR", help="write step_time.json and step_time.png there")
-    args = parser.parse_args(argv)
-    if bool(args.shape) == bool(args.pair or args.base_model_path):
-        parser.error("give --shape, --pair, or --base-model-path and --ea-model-path")
-    return args
+    return parser
 
 
 def load_pair(args: argparse.Namespace) -> EagleModel:
     """The pair of a checkpoint, or of random weights with `--shape`."""
-    if args.shape:
-        return random_pair(args.shape, DTYPES[args.dtype], torch.device(args.device), args.layers)
-    return load_from_flags(args)
+    random = args.shape and random_pair(args.shape, DTYPES[args.dtype], torch.device(args.device), args.layers)
+    model = random or load_from_flags(args)
+    if args.attention:
+        model.target.model.set_attn_implementation(args.attention)
+    return model
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print the table, write rows and picture."""
+    if bool(args.shape) == bool(args.pair or args.base_model_path):
+        raise ValueError("give --shape, --pair, or --base-model-path and --ea-model-path")
     if args.output:
         check_writable(Path(args.output, "step_time.json"))
     rows = measure(load_pair(args), args)
@@ -224,8 +211,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = parse(argv)
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from eagle import command
+from eagle import command, jsonl
 from eagle.autotune.probe import NODES_PER_FORWARD, StateProbe, TreeLimits
 from eagle.engine.distributions import SamplingParams
-from eagle.files import write_whole
+from eagle.files import check_writable, write_whole
 from eagle.trees import TreeSettings, find_tree, greedy_tree, is_sampled
-from eval import jsonl, provenance
-from eval.measure.summary import NATS, Values, name, plot, summarise, tables
+from eval import provenance
+from eval.measure.ladder import NATS, Values, name, plot, summarise, tables
 from eval.questions import benchmarks, prompts
 from eval.run.load_models import add_model_flags, load_from_flags, model_name, resolve_flags, weights_of
 
@@ -101,27 +101,33 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["topk+token", "chain+hsd", "hybrid+token", "hybrid+hsd"],
         metavar="M",
-        help="tree+verifier; gains are over the first",
+        help="tree+verifier; gains are those of the last one over each of the others",
     )
-    add("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0], metavar="T")
-    add("--budgets", type=int, nargs="+", default=[8, 16, 32, 60], metavar="N")
-    add("--depth", type=int, default=7)
-    add("--states", type=int, default=4, help="states per question")
-    add("--stride", type=int, default=16, help="tokens from one to the next")
-    add("--draws", type=int, default=1, help="trees drafted at each state where trees are sampled; their mean counts")
-    add("--seed", type=int, default=0)
+    add("--temperatures", type=command.TEMPERATURE, nargs="+", default=[0.0, 0.5, 1.0], metavar="T")
+    add("--budgets", type=command.NODES, nargs="+", default=[8, 16, 32, 60], metavar="N")
+    add("--depth", type=command.COUNT, default=7)
+    add("--states", type=command.COUNT, default=4, help="states per question")
+    add("--stride", type=command.COUNT, default=16, help="tokens from one to the next")
+    add(
+        "--draws",
+        type=command.COUNT,
+        default=1,
+        help="trees drafted at each state where trees are sampled; their mean counts",
+    )
+    add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true")
     return parser
 
 
+@torch.inference_mode()
 def run(options: argparse.Namespace) -> None:
     """Measure every temperature, write the table."""
     for method in options.methods:
         if find_tree(method.partition("+")[0]) is None or "+" not in method:
             raise ValueError(f"--methods {method!r}: expected tree+verifier, such as hybrid+hsd")
     output = Path(options.output)
-    jsonl.check_writable(output / "table.json")
+    check_writable(output / "table.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
@@ -134,6 +140,7 @@ def run(options: argparse.Namespace) -> None:
         values = one_temperature(model, questions, temperature, cells, options, output)
         found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
     write(found, fits, asked, options, output)
+    print((output / "table.md").read_text(encoding="utf-8"))
 
 
 def one_temperature(
@@ -234,15 +241,11 @@ def write(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-
-    def work() -> None:
-        with torch.inference_mode():
-            run(options)
-        print(Path(options.output, "table.md").read_text(encoding="utf-8"))
-
-    return command.run(
-        work, lambda: f"The finished states are kept in {options.output}; the same command goes on there."
+    return command.start(
+        build_parser(),
+        run,
+        argv,
+        lambda options: f"The finished states are kept in {options.output}; the same command goes on there.",
     )
 
 

@@ -27,10 +27,9 @@ import torch
 
 import hsd
 from eagle import command
-from eagle.files import write_whole
-from eval.clock import seconds_of
-from eval.jsonl import check_writable
+from eagle.files import check_writable, write_whole
 from eval.report.markdown import markdown_table
+from eval.run.methods import seconds_of
 
 SIZES = (9, 9, 9, 8, 8, 8, 8)
 
@@ -55,7 +54,7 @@ def hybrid_tree(
         for v in sampling:
             d = draft[v].index_fill(0, torch.tensor(top_k.get(v, []), dtype=torch.int64), 0)
             d = d / d.sum()
-            tokens.append(int(hsd.draw(d, generator)))
+            tokens.append(int(hsd.draw(d, torch.rand((), dtype=torch.float64, generator=generator))))
             parents.append(v)
             rows.append(len(proposals))
             proposals.append(d)
@@ -159,8 +158,14 @@ def captured(action: Callable[[], object]) -> Callable[[], None]:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        action()
-    return graph.replay
+        found = action()
+    reads = (action, found)  # a replay reads and writes their memory: it must not be anybody else's before the last one
+
+    def replay() -> None:
+        assert reads
+        graph.replay()
+
+    return replay
 
 
 def timed_actions(
@@ -168,12 +173,13 @@ def timed_actions(
 ) -> dict[str, Callable[[], object]]:
     """Name -> what is timed."""
     probs, batch = logits.softmax(-1), hsd.TreeBatch.of_one(tree)
-    generator = torch.Generator(args.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(1, hsd.DRAWS, dtype=torch.float64, generator=generator).to(args.device)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
-    for name in ("hsd", "token", "greedy"):
+    for name in (name for name, verifier in hsd.VERIFIERS.items() if verifier.scope != "path"):
         actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
-            actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name))
+            actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name, uniforms))
     if tree.support is None:
         actions["tensor loop"] = lambda: tensor_loop(tree, probs)
     if args.scalar:
@@ -198,11 +204,11 @@ def measure(actions: dict[str, Callable[[], object]], args: argparse.Namespace) 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command.parser("eval.measure.verification", __doc__)
-    parser.add_argument("--vocabulary", type=int, default=128_256)
-    parser.add_argument("--draft-vocabulary", type=int, nargs="+", default=[128_256, 32_000])
+    parser.add_argument("--vocabulary", type=command.COUNT, default=128_256)
+    parser.add_argument("--draft-vocabulary", type=command.COUNT, nargs="+", default=[128_256, 32_000])
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--graph", action="store_true", help="also time hsd.decide from a CUDA graph")
-    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--repeats", type=command.COUNT, default=21)
     parser.add_argument("--no-scalar", dest="scalar", action="store_false", help="leave the scalar loop out")
     parser.add_argument("--output", "--json", type=Path, metavar="FILE", help="write medians and the machine to FILE")
     return parser
@@ -262,8 +268,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    args = build_parser().parse_args(argv)
-    return command.run(lambda: run(args))
+    return command.start(build_parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eval.report.embed", __doc__)
     parser.add_argument("documents", nargs="+", type=Path)
     parser.add_argument("--check", action="store_true")
-    args = parser.parse_args(argv)
-    return command.run(lambda: rewrite(args.documents, args.check))
+    return command.start(parser, lambda args: rewrite(args.documents, args.check), argv)
 
 
 def rewrite(documents: list[Path], check: bool) -> int:

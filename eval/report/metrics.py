@@ -6,7 +6,7 @@
                       draw that decides a step
     tok/s             generated tokens / wall seconds of generation, prompt included, device idle at both ends
     speedup           tok/s over the tok/s of `plain`: same engine, same target, same run, same questions
-    accuracy          GSM8K: share of answers whose final number equals the reference's (eval/questions/accuracy.py)
+    accuracy          GSM8K: share of answers whose final number equals the reference's (eval/questions/grading.py)
     against plain     accuracy minus that of `plain`, paired over the questions both answered
 
 A *step* is one target call that scores a tree. The prompt's own forward yields the first token and is not a step, so
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.questions.accuracy import has_number, is_correct
+from eval.questions.grading import has_number, is_correct
 from eval.report.estimates import Estimate, bootstrap, ratio, wilson
 from eval.run.answers import PHASES, Answers, Record
 

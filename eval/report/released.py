@@ -108,9 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eval.report.released", __doc__)
     parser.add_argument("first", help="answer file in EAGLE's format")
     parser.add_argument("second", nargs="?", help="another one, to compare with the first")
-    parser.add_argument("--limit", type=int, default=512, help="tokens from which an answer counts as cut (512)")
-    options = parser.parse_args(argv)
-    return command.run(lambda: print_tables(options))
+    parser.add_argument(
+        "--limit", type=command.COUNT, default=512, help="tokens from which an answer counts as cut (512)"
+    )
+    return command.start(parser, print_tables, argv)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ Methods with equal settings are compared in one section. DIR also gets model_ans
 FastChat's layout (shards joined, failed questions left out), for its MT-Bench judge.
 """
 
+import argparse
 import json
 import re
 from pathlib import Path
 
 from eagle import command
-from eagle.files import write_whole
-from eval.jsonl import check_writable
+from eagle.files import check_writable, write_whole
 from eval.report import metrics
 from eval.report.html import page
 from eval.report.markdown import markdown_table
@@ -65,14 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eval.report", __doc__)
     parser.add_argument("answers", nargs="+", help="answer files, or directories of them")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: beside the first answer file)")
-    options = parser.parse_args(argv)
-    first = Path(options.answers[0])
-    output = Path(options.output) if options.output else first if first.is_dir() else first.parent
 
-    def work() -> None:
-        write(options.answers, output)
+    def work(options: argparse.Namespace) -> None:
+        first = Path(options.answers[0])
+        write(options.answers, Path(options.output or (first if first.is_dir() else first.parent)))
 
-    return command.run(work, lambda: "The answers are untouched; run the command again.")
+    return command.start(parser, work, argv, lambda _: "The answers are untouched; run the command again.")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ import uuid
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eagle import jsonl
 from eagle.files import parse_json, write_whole
-from eval import jsonl
 from eval.questions.benchmarks import Question, shown
 from eval.run.methods import SAMPLING, Turn
 
@@ -234,6 +234,12 @@ def read_meta(path: Path) -> Record:
     sessions = meta.get("sessions")
     if not isinstance(sessions, list) or not all(isinstance(session, dict) for session in sessions):
         raise ValueError(f"{path}: expected `sessions`, a list of JSON objects; {remedy}")
+    if type(meta.get("schema")) is not int or not 1 <= meta["schema"] <= SCHEMA:
+        newer = "update this program, or " if _is_count(meta.get("schema"), SCHEMA + 1) else ""
+        raise ValueError(
+            f"{path}: schema is {shown(meta.get('schema'))}; expected 1 to {SCHEMA}, which this version reads; "
+            f"{newer}{remedy}"
+        )
     return meta
 
 

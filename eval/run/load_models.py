@@ -13,8 +13,8 @@ from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.checkpoints.known import KNOWN
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair, find_target
 from eagle.checkpoints.pretrained import read_model
+from eagle.nn.precision import DTYPES
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 AUTO_DTYPE = "auto"
 
 

@@ -15,9 +15,9 @@ import torch
 from transformers import GenerationConfig
 
 from eagle.api.outputs import PlanRecord
-from eagle.autotune.candidates import AUTO
-from eagle.trees import TREES, TreeSettings
-from eval.clock import synchronize
+from eagle.autotune.candidates import AUTO, VERIFIER
+from eagle.trees import TREES, TreeSettings, find_tree
+from hsd import VERIFIERS
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -121,6 +121,20 @@ def engine_rows(
     ).rows
 
 
+def padded(rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids Int64[B, L] padded with 0 on the right, and their attention mask Int64[B, L]."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+
+
+def answer_batch(engine: Any, method: Method, rows: list[list[int]], decoding: Decoding, seed: int) -> list[Any]:
+    """The engine's record of each row of a batch, in order; every row draws from one generator, seeded here."""
+    ids, mask = padded(rows)
+    generator = torch.Generator(device=engine.device).manual_seed(seed)
+    return engine_rows(engine, method, ids, decoding, generator, mask)
+
+
 def by_engine(
     models: Models, method: Method, input_ids: torch.Tensor, decoding: Decoding, generator: torch.Generator
 ) -> Turn:
@@ -135,6 +149,21 @@ def by_engine(
         row.prefill_seconds,
         row.plan,
     )
+
+
+def synchronize(device: torch.device | str) -> None:
+    """Wait until a GPU has done what was queued; a CPU has nothing queued."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device | str) -> float:
+    """Wall seconds of one call, the device synchronized at both ends."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
 
 
 def library_config(engine: Any, decoding: Decoding) -> GenerationConfig:
@@ -189,11 +218,22 @@ def by_transformers(
 
 def engine_method(tree: str, verifier: str) -> Method:
     """The method `tree+verifier` on this project's engine."""
-    return Method(f"{tree}+{verifier}", tree, verifier, by_engine, lossy=verifier == "published")
+    return Method(f"{tree}+{verifier}", tree, verifier, by_engine, lossy=not VERIFIERS[verifier].lossless)
 
 
-EVERY = ("token", "hsd")  # verifiers of every tree
-VERIFIERS_OF = {"chain": ("token", "block", "hsd", "published"), AUTO: ("hsd",)}  # one path; chosen for one verifier
+def verifiers_of(tree: str) -> list[str]:
+    """The verifiers that can be asked for with a kind of tree, lossy ones last.
+
+    Those of one-hot targets are none of them: temperature 0 stands for those.
+    """
+    if tree == AUTO:
+        return [VERIFIER]  # it is chosen for this one
+    builder = find_tree(tree)
+    scopes = ("tree", "path") if builder is not None and builder.single_path else ("tree",)
+    found = [name for name, verifier in VERIFIERS.items() if verifier.scope in scopes]
+    return sorted(found, key=lambda name: (not VERIFIERS[name].lossless, name == VERIFIER))  # baselines first
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -205,7 +245,7 @@ METHODS = {
             engine_method(tree, verifier)
             for tree in [*TREES, AUTO]
             if tree != "none"
-            for verifier in VERIFIERS_OF.get(tree, EVERY)
+            for verifier in verifiers_of(tree)
         ),
     )
 }

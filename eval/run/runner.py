@@ -6,7 +6,6 @@ methods, on a resumed run, or on which shard asked. A question that fails is wri
 fails before the first question is left out. Both are said on stderr in one line.
 """
 
-import hashlib
 import sys
 from collections import Counter
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from eagle.command import one_line
+from eagle.digests import seed_of
 from eval.questions import prompts
 from eval.questions.benchmarks import Question
 from eval.run.answers import AnswerFile, Record, answer_record, measured
@@ -47,11 +47,6 @@ class Finished(NamedTuple):
 
     files: list[Path]
     left_out: dict[str, str]
-
-
-def seed_of(seed: int, question: int, turn: int) -> int:
-    """A generator's seed for one turn of one question (its index in the whole benchmark, not in a shard)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{question}/{turn}".encode()).digest()[:8], "big") >> 1
 
 
 def shard(count: int, rank: int, world: int) -> list[int]:

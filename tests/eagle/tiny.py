@@ -24,9 +24,14 @@ FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 1.5,
+    },
     "mixtral": {"sliding_window": None, **MOE},
     "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
-    "granite": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 4, "tie_word_embeddings": True},
     "gpt_oss": {"head_dim": 8, "sliding_window": 4, **MOE},
     "llama4_text": {
@@ -56,7 +61,9 @@ def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **cha
     return model
 
 
-def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB) -> Eagle3Head:
+def tiny_head(
+    target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB, taps: tuple[int, ...] | None = None
+) -> Eagle3Head:
     torch.manual_seed(seed)
     config = target.config
     head = Eagle3Head(
@@ -68,7 +75,7 @@ def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VO
             head_dim=8,
             vocab_size=config.vocab_size,
             draft_vocab_size=draft_vocab,
-            taps=default_taps(config.num_hidden_layers),
+            taps=taps or default_taps(config.num_hidden_layers),
             target_hidden_size=config.hidden_size,
         )
     )
@@ -81,3 +88,12 @@ def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VO
         head.d2t.copy_(kept - torch.arange(draft_vocab))
         head.t2d[kept] = True
     return head
+
+
+def with_prompts(lm, prompts: list[list[int]], scratch: int, capacity: int = 40, slack: int = 8):
+    """The `CachedLM`, with these prompts read into its first rows, which are in use."""
+    lm.cache.reserve(len(prompts), scratch, capacity, slack)
+    for row, prompt in enumerate(prompts):
+        lm.read_prompt(row, prompt)
+    lm.cache.use(len(prompts))
+    return lm

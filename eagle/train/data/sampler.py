@@ -4,7 +4,6 @@ Every request has random numbers and sampling parameters of its own, so its answ
 nor the order of requests, up to the rounding of products of another shape.
 """
 
-import hashlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,11 +29,6 @@ class Request:
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
-
-
-def seed_of(*parts: int | str) -> int:
-    """A 63-bit seed from several values."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 class Sampler:

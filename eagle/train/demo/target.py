@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.trainer_utils import get_last_checkpoint
 
 from eagle import command
-from eagle.files import sole_writer, write_text
+from eagle.files import sole_writer, write_whole
 from eagle.nn.precision import has_bf16
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
 
@@ -91,29 +91,33 @@ def export(model: LlamaForCausalLM, tokenizer: Any, curve: list[dict], output: s
     """Write a bf16 copy in the Hugging Face layout, with the tokenizer and the curve."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_text(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in curve))
+    write_whole(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in curve))
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.parser("eagle.train.demo.target", __doc__)
     parser.add_argument("data_dir")
     parser.add_argument("--output", default="checkpoints/demo/target")
     parser.add_argument("--work", default="results/train_demo/target", help="checkpoints to resume from")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--vocab-size", type=int, default=4096)
-    parser.add_argument("--context", type=int, default=2048, help="max_position_embeddings written to the config")
-    parser.add_argument("--length", type=int, default=512, help="tokens per training row")
-    parser.add_argument("--batch", type=int, default=8, help="rows per step")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--warmup", type=int, default=50, help="steps")
-    parser.add_argument("--decay", type=float, default=0.35, help="share of the steps with a falling learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=10)
-    parser.add_argument("--save-every", type=int, default=100)
-    return parser.parse_args(argv)
+    parser.add_argument("--steps", type=command.COUNT, default=1000)
+    parser.add_argument("--layers", type=command.COUNT, default=16)
+    parser.add_argument("--width", type=command.COUNT, default=256)
+    parser.add_argument("--vocab-size", type=command.COUNT, default=4096)
+    parser.add_argument(
+        "--context", type=command.COUNT, default=2048, help="max_position_embeddings written to the config"
+    )
+    parser.add_argument("--length", type=command.COUNT, default=512, help="tokens per training row")
+    parser.add_argument("--batch", type=command.COUNT, default=8, help="rows per step")
+    parser.add_argument("--lr", type=command.POSITIVE, default=1.5e-3)
+    parser.add_argument("--warmup", type=command.INDEX, default=50, help="steps")
+    parser.add_argument(
+        "--decay", type=command.SHARE, default=0.35, help="share of the steps with a falling learning rate"
+    )
+    parser.add_argument("--seed", type=command.SEED, default=0)
+    parser.add_argument("--log-every", type=command.COUNT, default=10)
+    parser.add_argument("--save-every", type=command.COUNT, default=100)
+    return parser
 
 
 def build_and_train(args: argparse.Namespace) -> None:
@@ -133,16 +137,15 @@ def build_and_train(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Train as `argv` says and return the exit status."""
-    args = parse(argv)
 
-    def kept() -> str:
-        return f"the checkpoint in {args.work}, if any, is kept; the same command continues from it"
-
-    def work() -> None:
+    def work(args: argparse.Namespace) -> None:
         with sole_writer(args.work), sole_writer(args.output):
             build_and_train(args)
 
-    return command.run(work, kept)
+    def kept(args: argparse.Namespace) -> str:
+        return f"the checkpoint in {args.work}, if any, is kept; the same command continues from it"
+
+    return command.start(build_parser(), work, argv, kept)
 
 
 if __name__ == "__main__":

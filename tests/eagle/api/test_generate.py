@@ -6,6 +6,7 @@ from transformers import TextStreamer
 
 from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
+from eagle.nn.target import CachedLM
 from eagle.trees import TREES
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -129,9 +130,9 @@ def test_finished_rows_leave_the_batch(target, drafter, monkeypatch):
     alone = [rows_of(prompt[None])[0] for prompt in ids]
     ends = sorted(len(row.steps) for row in alone)
     assert ends[2] < ends[8] < ends[-1], "the rows end together: choose other prompts"
-    score, sizes = model.target.score_tree, []
+    score, sizes = CachedLM.score_tree, []
     monkeypatch.setattr(
-        model.target, "score_tree", lambda tokens, *rest: sizes.append(len(tokens)) or score(tokens, *rest)
+        CachedLM, "score_tree", lambda lm, tokens, *rest: sizes.append(len(tokens)) or score(lm, tokens, *rest)
     )
     for row, single in zip(rows_of(ids), alone, strict=True):
         assert row.new_tokens == single.new_tokens and row.stop_reason == single.stop_reason
@@ -161,9 +162,10 @@ def test_expected_accepted_is_the_mean_of_accepted(model):
 
 def test_caches_are_reused(model):
     model.generate(PROMPT, 30)
-    first = model.target.buffer.stores[0].data_ptr()
+    store = lambda: model._idle[0].target.cache.store
+    first = store()
     model.generate(PROMPT[:, :5], 20)
-    assert model.target.buffer.stores[0].data_ptr() == first
+    assert store() is first
 
 
 def test_streamer_gets_prompt_and_tokens_in_order(model):

@@ -6,8 +6,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from eagle import EagleModel, load_head, save_head
+from eagle.api import loading
 from eagle.api.loading import load_options, main_device, resolve_attention, resolve_device_map, resolve_dtype
-from eagle.model import loading
+from eagle.nn import precision
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -59,7 +60,7 @@ def test_the_device_that_computes(device_map, cuda, want):
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_dtypes(monkeypatch, hardware):
-    monkeypatch.setattr(loading, "has_bf16", lambda device: hardware)
+    monkeypatch.setattr(precision, "has_bf16", lambda device: hardware)
     fastest = torch.bfloat16 if hardware else torch.float32
     assert resolve_dtype("auto", CPU) == resolve_dtype("auto", GPU) == fastest
     assert resolve_dtype(None, CPU) == torch.float32

@@ -202,16 +202,17 @@ def test_one_node_is_plain_decoding(model, tree):
     assert row.new_tokens == plain.new_tokens and {step.nodes for step in row.steps} == {1}
 
 
-def test_a_second_generation_is_refused_until_the_first_ends(model):
-    want = model.generate(PROMPT, 20, seed=0, **SMALL)
-    first, second = (model.stream(PROMPT, 20, seed=0, **SMALL) for _ in range(2))
-    next(first)
-    for other in (lambda: next(second), lambda: model.generate(PROMPT, 5)):
-        with pytest.raises(RuntimeError, match="another generation of this model is unfinished"):
-            other()
-    *_, found = first
-    assert found[0].new_tokens == want[0, 8:].tolist()
-    assert torch.equal(model.generate(PROMPT, 20, seed=0, **SMALL), want)
+def test_generations_of_one_model_may_be_unfinished_at_once(model):
+    """Two streams, step by step in turn, and a whole generation between: the tokens they give alone."""
+    settings = [{"seed": 0, **SMALL}, {"seed": 1, "temperature": 0.5, **SMALL, "tree": "topk", "nodes": 12}]
+    want = [model.generate(PROMPT, 20, **one)[0, 8:].tolist() for one in settings]
+    streams, found = [model.stream(PROMPT, 20, **one) for one in settings], [None, None]
+    for turn in range(40):
+        for index, stream in enumerate(streams):
+            found[index] = next(stream, found[index])
+        if turn == 2:
+            assert model.generate(PROMPT, 20, **settings[0])[0, 8:].tolist() == want[0]
+    assert [rows[0].new_tokens for rows in found] == want and all(rows[0].finished for rows in found)
 
 
 @pytest.mark.parametrize("end", ["close", "drop", "fail"])

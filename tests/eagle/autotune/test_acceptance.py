@@ -11,7 +11,7 @@ from eagle.autotune.acceptance import Measured, best_beta, measure, path_expecte
 from eagle.autotune.candidates import candidates_at
 from eagle.autotune.probe import StateProbe, TreeLimits
 from eagle.autotune.sharpness import POWERS
-from eagle.trees import TreeSettings
+from eagle.trees import Draft, TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2]]
@@ -38,13 +38,16 @@ def test_a_mean_of_states_with_the_error_of_prompts():
     assert acceptance.mean_and_error([[1.0, 2.0]]) == (1.5, 0.0)
 
 
-def test_the_beginning_of_a_path_is_a_path(probe):
+def test_the_beginning_of_a_path_is_a_path(probe, monkeypatch):
     """Of a path of 7 the first 3 tokens accept what a path of 3, drawn alike, accepts."""
-    drawn = iter(range(100))
-    draw = lambda probs: torch.full(probs.shape[:-1], next(drawn) % probs.shape[-1])
-    long = probe.draft("chain", TreeSettings(8, 7), draw=draw)
-    drawn = iter(range(100))
-    short = probe.draft("chain", TreeSettings(4, 3), draw=draw)
+
+    def drafted(settings):
+        drawn = iter(range(100))
+        draw = lambda _, probs: torch.full(probs.shape[:-1], next(drawn) % probs.shape[-1])
+        monkeypatch.setattr(Draft, "sample", draw)
+        return probe.draft("chain", settings)
+
+    long, short = drafted(TreeSettings(8, 7)), drafted(TreeSettings(4, 3))
     assert path_expected(long, 4, "hsd") == pytest.approx(short.expected("hsd"), abs=1e-5)
     assert path_expected(long, 8, "hsd") == pytest.approx(long.expected("hsd"), abs=1e-6)
 
@@ -64,9 +67,9 @@ def test_a_table_of_a_tiny_pair(model, temperature):
 def test_at_a_state_all_trees_draw_with_the_same_seeds(model, monkeypatch):
     grow, seeds = StateProbe.grow, []
 
-    def recorded(probe, tree, settings, draw):
-        seeds.append((len(probe.sequence), tree, draw.generator.initial_seed()))
-        return grow(probe, tree, settings, draw=draw)
+    def recorded(probe, tree, settings, generator):
+        seeds.append((len(probe.row.ids), tree, generator.initial_seed()))
+        return grow(probe, tree, settings, generator=generator)
 
     monkeypatch.setattr(StateProbe, "grow", recorded)
     measure(model, PROMPTS[:1], 1.0, states=3)

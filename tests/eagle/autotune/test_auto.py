@@ -22,7 +22,7 @@ DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 
-def cheap(model, batch, greedy, accepted):
+def cheap(model, batch, greedy, accepted, shown):
     """A machine on which a node costs a hundredth of a step: trees pay, unless a batch is large."""
     return {one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}
 
@@ -154,21 +154,21 @@ def test_a_model_without_a_drafter_or_a_tokenizer(tiny):
         tiny.generate(IDS, 4, tree="auto")
 
 
-def test_nothing_is_measured_while_another_generation_is_unfinished(tiny, monkeypatch):
+def test_measuring_while_another_generation_is_unfinished_changes_nothing_for_it(tiny, monkeypatch):
     monkeypatch.setattr(auto, "bundled_prompts", lambda _: [[3, 1, 4]])
     monkeypatch.setattr(auto, "BRIEF_STATES", 1)
+    want = tiny.generate(IDS, 8, tree="none", seed=0)[0, IDS.shape[1] :].tolist()
     steps = tiny.stream(IDS, 8, tree="none", seed=0)
     next(steps)
-    with pytest.raises(RuntimeError, match="unfinished"):
-        tiny.stream(IDS, 4, tree="auto")
-    steps.close()
     tiny.generate(IDS, 4, tree="auto")
+    *_, [row] = steps
+    assert row.new_tokens == want
 
 
 def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, monkeypatch, copied):
     asked = []
 
-    def measured(model, prompts, temperature, states):
+    def measured(model, prompts, temperature, states, shown):
         asked.append((temperature, states, len(prompts)))
         found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants(1)}
         return Measured(temperature, 1, found, ())
@@ -185,6 +185,25 @@ def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, m
         "calibration",
         "step-costs",
     }
+
+
+def test_what_takes_too_long_is_taken_from_what_is_shipped(monkeypatch, copied):
+    """A machine on which a minute is over at once: one warning, then the device's usual tree for every temperature."""
+
+    def slow(model, prompts, temperature, states, shown):
+        for _ in shown(prompts):
+            monkeypatch.setattr(auto.time, "monotonic", lambda: 1e12)
+
+    model = EagleModel.from_pretrained(*copied)
+    monkeypatch.setattr(auto, "measure", slow)
+    with pytest.warns(UserWarning, match="more than 60 s here"):
+        model.auto.prepare(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.auto.choose(model, 1.0).candidate == Candidate("hybrid", 8, 4)
+        assert model.auto.choose(model, 0.0).candidate == Candidate("topk", 8, 4)
+        assert model.auto.choose(model, 1.0, 1, "chain").candidate == Candidate("chain", 5, 4)
+    assert auto.shipped("cuda", "auto", 1.0) == Candidate("hybrid", 60, 7)
 
 
 @pytest.fixture

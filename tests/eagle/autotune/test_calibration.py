@@ -64,6 +64,38 @@ def test_a_damaged_file_is_named(tmp_path, content):
         Calibration.load(tmp_path / "calibration.json", "aa", "bb")
 
 
+BAD = [
+    ({"beta": "0.7", "sharpness": 1.0}, "beta is '0.7', expected a number from 0 to 1"),
+    ({"beta": 5, "sharpness": 1.0}, "beta is 5"),
+    ({"beta": 0.7, "sharpness": 1e9}, "sharpness is 1000000000.0"),
+    ({"beta": float("nan"), "sharpness": 1.0}, "beta is nan"),
+    ({"beta": True, "sharpness": 1.0}, "beta is True"),
+    ({"nodes": 2.5}, "nodes is 2.5, expected a whole number"),
+    ({"depth": 0}, "depth is 0"),
+    ({"tree": "oak"}, "tree is 'oak', expected one of"),
+    ({"expected": -1.0}, "expected is -1.0"),
+    ({"expected": float("inf")}, "expected is inf"),
+    ({"standard_error": None}, "standard_error is None"),
+    ({"temperature": "x"}, "temperature is 'x'"),
+    ({"temperature": -0.5}, "temperature is -0.5"),
+    ({"states": 0}, "states is 0"),
+    ({"overlap": 1.5}, "overlap is 1.5"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD)
+def test_values_that_nobody_measured_are_refused(tmp_path, changes, words):
+    path = tmp_path / "calibration.json"
+    FOUND.save(path)
+    value = json.loads(path.read_text())
+    table = value["tables"][1]
+    for part in (table, table["trees"][0], table["overlaps"][0], table["fit"]):
+        part.update({name: changes[name] for name in changes.keys() & part.keys()})
+    path.write_text(json.dumps(value))
+    with pytest.raises(ValueError, match=f"calibration.json: not a calibration .*{words}"):
+        Calibration.load(path, "aa", "bb")
+
+
 def test_whole_or_not_at_all(tmp_path, monkeypatch):
     """A process that dies before the rename leaves the file that was there, and no other."""
     path = tmp_path / "calibration.json"

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eagle import EagleModel, SamplingParams
-from eagle.autotune.probe import StateProbe, TreeLimits
 from eagle.autotune.merged import merge
+from eagle.autotune.probe import StateProbe, TreeLimits
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
 

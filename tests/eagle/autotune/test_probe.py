@@ -6,6 +6,8 @@ import torch
 import hsd
 from eagle import EagleModel, SamplingParams
 from eagle.autotune.probe import StateProbe, TreeLimits
+from eagle.engine.plan import Plan
+from eagle.engine.session import Session
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -24,46 +26,60 @@ def probe_of(model, *plans, temperature=1.0):
 
 
 def steps(model, seed=0, count=30):
-    probe = probe_of(model)
-    follow = lambda probe: (probe.draft("hybrid", SETTINGS), "hsd")
-    for _ in probe.states(PROMPT, count, torch.Generator().manual_seed(seed), follow):
+    probe, generator = probe_of(model), torch.Generator().manual_seed(seed)
+    follow = as_generated(generator)
+    for _ in probe.states(PROMPT, count, generator, follow):
         yield probe
 
 
+def as_generated(generator):
+    """How a walk moves on with the numbers that a generation's step takes: the decision's, then those of the tree. The
+    probe draws a tree before it moves on, so the generator is put back between the two.
+    """
+    after = []
+
+    def follow(probe):
+        if after:
+            generator.set_state(after.pop())
+        before = generator.get_state()
+        torch.rand(hsd.DRAWS, dtype=torch.float64, generator=generator)
+        drafted = probe.draft("hybrid", SETTINGS)
+        after.append(generator.get_state())
+        generator.set_state(before)
+        return drafted, "hsd"
+
+    return follow
+
+
 def generated(model, count, seed):
-    """The row that generation gives with the walk's tree."""
-    found = model.generate(
-        torch.tensor([PROMPT]),
-        count,
-        tree="hybrid",
-        nodes=SETTINGS.nodes,
-        depth=SETTINGS.depth,
-        verifier="hsd",
-        generator=torch.Generator().manual_seed(seed),
-        return_dict_in_generate=True,
-    )
-    return found.rows[0]
+    """The row that a session gives with the walk's tree."""
+    session = Session(model.target, model.drafter, Plan.resolve("hybrid", "hsd", SETTINGS))
+    row = session.add(PROMPT, SamplingParams(1.0), seed, max_new_tokens=count)
+    while session.rows:
+        session.step()
+    return row
 
 
 def test_a_walk_along_a_method_is_its_generation(model):
     *_, probe = steps(model)
     out = generated(model, 30, 0)
-    assert probe.sequence[: 5 + 30] == PROMPT + out.new_tokens
+    assert probe.row.ids == out.ids
 
 
 def test_the_walk_expects_what_generation_expects(model):
     found = []
-    probe = probe_of(model)
+    probe, generator = probe_of(model), torch.Generator().manual_seed(3)
+    move = as_generated(generator)
 
     def follow(probe):
-        drafted = probe.draft("hybrid", SETTINGS)
+        drafted, verifier = move(probe)
         found.append(drafted.expected("hsd"))
-        return drafted, "hsd"
+        return drafted, verifier
 
-    for _ in probe.states(PROMPT, 20, torch.Generator().manual_seed(3), follow):
+    for _ in probe.states(PROMPT, 20, generator, follow):
         pass
     out = generated(model, 20, 3)
-    assert found[: len(out.steps)] == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
+    assert found == pytest.approx([step.expected_accepted for step in out.steps], abs=1e-4)
 
 
 def test_looking_at_trees_changes_nothing(model):

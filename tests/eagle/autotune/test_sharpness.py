@@ -7,7 +7,7 @@ from eagle import EagleModel, SamplingParams
 from eagle.autotune.calibration import Overlap
 from eagle.autotune.probe import StateProbe, TreeLimits
 from eagle.autotune.sharpness import POWERS, compare, measure_overlaps, sharpness_of
-from eagle.trees import TreeSettings
+from eagle.trees import Draft, TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
 
 PROMPTS = [[3, 1, 4], [1, 5, 9, 2]]
@@ -42,7 +42,7 @@ def test_a_head_that_is_right_as_often_as_it_says():
     assert min(total, key=total.get) == 0.6
 
 
-def test_the_overlap_is_what_one_sampled_token_accepts():
+def test_the_overlap_is_what_one_sampled_token_accepts(monkeypatch):
     """Averaged over the token, E[accepted] of a path of one is sum min(p, q): every token is drawn once."""
     target = tiny_target()
     model = EagleModel.from_head(target, tiny_head(target, draft_vocab=40))
@@ -50,11 +50,11 @@ def test_the_overlap_is_what_one_sampled_token_accepts():
     probe = StateProbe(model, SamplingParams(1.0), TreeLimits.of([("chain", settings)]))
     probe.begin(PROMPTS[0], 20, torch.Generator().manual_seed(0))
     found = 0.0
-    for column, weight in enumerate(probe.root_probs.tolist()):
-        draw = lambda probs, column=column: torch.full(probs.shape[:-1], column)
-        drafted = probe.draft("chain", settings, draw=draw)
+    for column, weight in enumerate(probe.draft_logits.softmax(-1).tolist()):
+        monkeypatch.setattr(Draft, "sample", lambda _, probs, column=column: torch.full(probs.shape[:-1], column))
+        drafted = probe.draft("chain", settings)
         found += weight * drafted.expected("hsd")
-    compared = compare(drafted.target_probs[0], probe.logits[0], probe.drafter.support, 1.0)
+    compared = compare(drafted.target_probs[0], probe.draft_logits, probe.drafter.support, 1.0)
     assert dict(zip(POWERS, compared))[1.0][0] == pytest.approx(found, abs=1e-5)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from eagle.autotune import step_cost
 from eagle.autotune.candidates import PLAIN, Candidate
-from eagle.autotune.step_cost import StepCosts, can_gain
+from eagle.autotune.step_cost import StepCosts, Times, can_gain
 
 TIMES = {PLAIN: 10.0, Candidate("hybrid", 16, 6): 25.0}
 KEY = {"target": "aa", "drafter": "bb", "threads": 2}
@@ -18,7 +18,9 @@ def measured(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        step_cost, "measure", lambda model, batch, greedy, accepted: calls.append((batch, greedy)) or TIMES
+        step_cost,
+        "measure",
+        lambda model, batch, greedy, accepted, shown: calls.append((batch, greedy)) or Times(TIMES, 1.1),
     )
     return calls
 
@@ -46,7 +48,7 @@ def test_models_without_a_path_are_measured_in_memory(measured, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1, "milliseconds": {"batch 1, sampling": [[1]]}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 2, "milliseconds": {"batch 1, sampling": [[1]]}}'])
 def test_a_damaged_file_is_measured_again(measured, content):
     costs = StepCosts(KEY)
     costs.path.parent.mkdir(parents=True)
@@ -95,7 +97,30 @@ def test_a_tree_that_loses_in_the_first_round_is_not_timed_again(monkeypatch):
     monkeypatch.setattr(step_cost, "candidates_at", lambda _: [small, middle, large, chain])
     model = type("Model", (), {"tokenizer": None})
     times = step_cost.measure(model, 8, False, {small: 1.5, middle: 2.0, large: 2.5, chain: 1.5})
-    assert times == {PLAIN: 10.0, small: 40.0, chain: 20.0}
+    assert times == Times({PLAIN: 10.0, small: 40.0, chain: 20.0}, 1.0)
     rounds = step_cost.ROUNDS
     assert [one for one, _ in timed] == [PLAIN, small, chain] + [PLAIN, chain] * (rounds - 1)
     assert {length for _, length in timed} == {32}  # of 256 tokens, 8 rows
+
+
+@pytest.mark.parametrize(("found", "kept"), [([1.1], True), ([2.0, 1.1], True), ([2.0, 1.8], False)])
+def test_times_of_a_busy_machine_are_taken_again_and_not_kept(tmp_path, monkeypatch, recwarn, found, kept):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    left = iter(found)
+    monkeypatch.setattr(step_cost, "measure", lambda *_: Times(TIMES, next(left)))
+    costs = StepCosts(KEY)
+    assert costs.measure(None, 1, False, {}) == TIMES and costs.known(1, False) == TIMES
+    assert (StepCosts(KEY).known(1, False) == TIMES) == kept
+    assert any("the machine is busy" in str(one.message) for one in recwarn) != kept
+
+
+def test_times_that_a_generation_contradicts_are_measured_again_once(measured):
+    costs, tree = StepCosts(KEY), Candidate("hybrid", 16, 6)
+    costs.measure(None, 1, False, {})
+    costs.observe(1, False, tree, 30.0)
+    assert costs.known(1, False) == TIMES
+    costs.observe(1, False, tree, 60.0)
+    assert costs.known(1, False) is None
+    costs.measure(None, 1, False, {})
+    costs.observe(1, False, tree, 60.0)
+    assert costs.known(1, False) == TIMES

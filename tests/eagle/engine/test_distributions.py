@@ -7,10 +7,12 @@ from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
 from eagle.api.eagle_model import EagleModel
 from eagle.engine.distributions import (
     LIKELIEST,
-    Nucleus,
+    Prefixes,
+    RowDistributions,
     SamplingParams,
     SamplingTransform,
     node_prefixes,
+    nucleus,
     row_prefixes,
 )
 from tests.eagle.tiny import tiny_head, tiny_target
@@ -47,7 +49,7 @@ def test_the_nucleus_is_that_of_transformers(top_p):
     rows[4, 40:] = -torch.inf
     rows[5, 3] = torch.nan
     rows[6, 7] = torch.inf
-    found, wanted = Nucleus(top_p)(None, rows), TopPLogitsWarper(top_p)(None, rows)
+    found, wanted = nucleus(rows[None], torch.full((1, 1, 1), top_p))[0], TopPLogitsWarper(top_p)(None, rows)
     assert torch.equal(found[:5], wanted[:5])
     assert torch.equal(found.softmax(-1).isnan(), wanted.softmax(-1).isnan())
     kept = (found[:5] > -torch.inf).sum(-1)
@@ -154,11 +156,44 @@ def test_a_processor_that_masks_a_fault_does_not_mend_it(temperature, fault):
     assert found[1].isnan().all() and found[0].isfinite().all()
 
 
-def test_equal_transforms():
-    assert SamplingTransform(SamplingParams(0.5)) == SamplingTransform(SamplingParams(0.5))
-    assert SamplingTransform(SamplingParams(0.5)) != SamplingTransform(SamplingParams(0.6))
-    assert SamplingTransform(SamplingParams(), [halve_even]) == SamplingTransform(SamplingParams(), [halve_even])
-    assert SamplingTransform(SamplingParams(), [halve_even]) != SamplingTransform(SamplingParams())
+ROWS = [
+    SamplingParams(0.0),
+    SamplingParams(),
+    SamplingParams(0.7, top_k=4, top_p=0.9, min_p=0.02, repetition_penalty=1.3),
+    SamplingParams(1.4, top_p=0.5),
+    SamplingParams(top_k=2),
+    SamplingParams(0.0, repetition_penalty=2.0),
+    SamplingParams(0.9, min_p=0.3),
+]
+
+
+def test_every_row_of_a_batch_is_under_its_own_parameters():
+    """The distributions of each row are those that it has alone, bit for bit, over few tokens and over many."""
+    generator = torch.Generator().manual_seed(1)
+    processors = [(halve_even,) if index % 3 == 1 else () for index in range(len(ROWS))]
+    prefixes = row_prefixes([[1 + index, 2, 3] for index in range(len(ROWS))], torch.device("cpu"))
+    prefixes = Prefixes(prefixes.tokens[:, None].expand(-1, 2, -1), prefixes.lengths[:, None].expand(-1, 2))
+    for vocabulary in (30, 2 * LIKELIEST):
+        logits = 3 * torch.randn(len(ROWS), 2, vocabulary, generator=generator)
+        together = RowDistributions(len(ROWS), torch.device("cpu"))
+        together.set(ROWS, processors)
+        found = together(logits, prefixes)
+        for index, params in enumerate(ROWS):
+            alone = SamplingTransform(params, processors[index])
+            own = Prefixes(prefixes.tokens[index], prefixes.lengths[index])
+            assert torch.equal(found[index], alone(logits[index], own))
+
+
+def test_rows_that_leave_and_join_change_the_parameters_in_place():
+    rows = RowDistributions(4, torch.device("cpu"))
+    places = [tensor.data_ptr() for tensor in rows.state()]
+    logits = torch.randn(4, 1, 9, generator=torch.Generator().manual_seed(0))
+    for some in (ROWS[:2], ROWS[1:2], [ROWS[1], ROWS[3], ROWS[4], ROWS[6]]):
+        rows.set(some)
+        found = rows(logits[: len(some)])
+        for index, params in enumerate(some):
+            assert torch.equal(found[index], SamplingTransform(params)(logits[index]))
+    assert [tensor.data_ptr() for tensor in rows.state()] == places
 
 
 @pytest.mark.parametrize("tree", ["none", "topk", "chain", "hybrid"])

@@ -8,7 +8,7 @@ from eagle.drafters import CausalLMDrafter
 from eagle.engine import session
 from eagle.engine.distributions import Sampling
 from eagle.engine.graphs import GraphRunner, graph_blocker
-from eagle.nn import kv_cache
+from eagle.nn import kv_cache, native
 from eagle.nn import tree_attention as attention
 from eagle.nn.target import CachedLM
 from eagle.trees import hybrid
@@ -26,6 +26,7 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(session, "follows_rows", lambda _: False)
+    monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")
 
 
 def with_head(**changes) -> EagleModel:

@@ -4,10 +4,9 @@ import functools
 import warnings
 
 import pytest
-import torch
 
 from eagle.nn.target import CachedLM, cache_keyword
-from tests.eagle.tiny import FAMILIES, tiny_target
+from tests.eagle.tiny import FAMILIES, tiny_target, with_prompts
 
 
 def old(input_ids=None, past_key_values=None, **kwargs):
@@ -31,7 +30,7 @@ def test_by_signature(forward, name):
 @pytest.mark.parametrize("old_name", [True, False])
 def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
     target = tiny_target()
-    seen, original = [], target.model.forward
+    seen, original = [], target.forward
 
     def forward_before(input_ids=None, past_key_values=None, **kwargs):
         seen.append("past_key_values")
@@ -41,18 +40,15 @@ def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
         seen.append("cache")
         return original(input_ids=input_ids, **{cache_keyword(original): cache}, **kwargs)
 
-    monkeypatch.setattr(target.model, "forward", forward_before if old_name else forward_after)
-    lm = CachedLM(target)
-    lm.reserve(1, 1, 8, 1)
-    lm.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+    monkeypatch.setattr(target, "forward", forward_before if old_name else forward_after)
+    lm = with_prompts(CachedLM(target, decoder="stock"), [[1, 2, 3]], scratch=1)
     assert seen == ["past_key_values" if old_name else "cache"]
-    assert lm.buffer.stores[0].abs().sum() > 0
+    assert lm.cache.store.stores[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_warns(family):
-    lm = CachedLM(tiny_target(family))
-    lm.reserve(1, 1, 8, 1)
+    lm = CachedLM(tiny_target(family), decoder="stock")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        lm.prefill(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+        with_prompts(lm, [[1, 2, 3]], scratch=1)

@@ -58,7 +58,7 @@ def test_equals_the_head(changes, dtype):
 def test_a_weight_written_to_is_noticed(name):
     """Training evaluates a copy of its head whose weights are loaded anew before every trial."""
     drafter = Eagle3Drafter(random_head({}))
-    drafter.reserve(1, 4, 16, 4)
+    drafter.refresh()
     before = drafter.fused
     drafter.refresh()
     assert drafter.fused is before

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from eagle.api.eagle_model import EagleModel
 from eagle.nn import grouped_attention as attention
 from eagle.nn.target import CachedLM
-from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target
+from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target, with_prompts
 
 CHAIN = torch.ones(3, 3).tril().bool().expand(2, -1, -1)  # which earlier node each of three sees
 PROMPT, COUNTS = torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2])
@@ -30,9 +30,9 @@ def test_it_is_masked_attention(heads, groups, rows, masks):
 def scores(family: str, name: str) -> torch.Tensor:
     model = tiny_target(family)
     model.set_attn_implementation(name)
-    lm = CachedLM(model, (2, 4, 5))
-    lm.reserve(batch=2, scratch=3, capacity=140, slack=80)
-    lm.prefill(PROMPT, COUNTS)
+    lm = CachedLM(model, (2, 4, 5), decoder="stock")
+    prompts = [row[:count] for row, count in zip(PROMPT.tolist(), COUNTS.tolist())]
+    with_prompts(lm, prompts, scratch=3, capacity=140, slack=80)
     lm.extend(torch.arange(40).view(2, 20) % VOCAB, torch.tensor([20, 18]))  # more rows than are grouped
     depths = torch.arange(3).expand(2, -1)
     return lm.score(torch.tensor([[5, 6, 7], [8, 9, 3]]), depths, CHAIN).logits

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle.nn.target import CachedLM
-from tests.eagle.tiny import FAMILIES, LAYERS, tiny_target
+from tests.eagle.tiny import FAMILIES, LAYERS, tiny_target, with_prompts
 
 #            0          the tree of eagle/nn/target.py
 #          1   2
@@ -43,10 +43,7 @@ def loaded(name: str, prompt: list[int]) -> CachedLM:
     assert model.config.num_key_value_heads < model.config.num_attention_heads  # grouped queries
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     assert tied == (name in {"qwen2", "qwen3", "llama tied"})
-    lm = CachedLM(model, TAPS)
-    lm.reserve(batch=1, scratch=len(TREE) + 2, capacity=40, slack=8)
-    lm.prefill(torch.tensor([prompt]), torch.tensor([len(prompt)]))
-    return lm
+    return with_prompts(CachedLM(model, TAPS), [prompt], scratch=len(TREE) + 2)
 
 
 @torch.no_grad()
@@ -66,7 +63,7 @@ def test_tree_scores_equal_token_by_token(family):
     for node in range(len(TREE)):
         logits, features = sequential(lm.model, prompt + [TREE[i] for i in path_to(node)])
         assert torch.allclose(scores.logits[0, node], logits, atol=1e-4)
-        assert torch.allclose(scores.aux[0, node], features, atol=1e-4)
+        assert torch.allclose(scores.aux_states[0, node], features, atol=1e-4)
 
 
 @torch.no_grad()
@@ -77,8 +74,8 @@ def test_committed_path_is_as_if_read_in_order(family):
     lm.score(torch.tensor([TREE]), torch.tensor([DEPTHS]), torch.nn.functional.pad(ancestors(), (0, 2)))
     path = path_to(node)
     lm.commit(torch.tensor([path + [0, 0, 0]]), torch.tensor([len(path)]))
-    lm.set_length_bound(len(prompt) + len(path))
-    one = torch.ones(1, 1, lm.buffer.shape.scratch, dtype=torch.bool) & (torch.arange(9) == 0)
+    lm.cache.set_held([len(prompt) + len(path)])
+    one = torch.ones(1, 1, lm.cache.scratch, dtype=torch.bool) & (torch.arange(9) == 0)
     scores = lm.score(torch.tensor([[7]]), torch.tensor([[0]]), one)
     logits, _ = sequential(lm.model, prompt + [TREE[i] for i in path] + [7])
     assert torch.allclose(scores.logits[0, 0], logits, atol=1e-4)
@@ -88,10 +85,7 @@ def test_committed_path_is_as_if_read_in_order(family):
 def test_rows_of_different_lengths_do_not_see_each_other():
     prompts = [[3, 1, 4, 1, 9, 2], [8, 7], [5, 6, 7, 8]]
     model = tiny_target()
-    lm = CachedLM(model)
-    lm.reserve(batch=3, scratch=1, capacity=20, slack=4)
-    counts = torch.tensor([len(prompt) for prompt in prompts])
-    lm.prefill(torch.tensor([prompt + [0] * (6 - len(prompt)) for prompt in prompts]), counts)
+    lm = with_prompts(CachedLM(model), prompts, scratch=1, capacity=20, slack=4)
     more = [[10, 11, 12], [13], [14, 15]]
     scores = lm.extend(torch.tensor([row + [0] * (3 - len(row)) for row in more]), torch.tensor([3, 1, 2]))
     for row, (prompt, rest) in enumerate(zip(prompts, more)):
@@ -100,7 +94,7 @@ def test_rows_of_different_lengths_do_not_see_each_other():
 
 
 def test_unknown_architectures_and_taps_are_refused():
-    with pytest.raises(ValueError, match="gpt2.*known: llama"):
+    with pytest.raises(ValueError, match="gpt2.*known: .*llama, mistral"):
         CachedLM(type("M", (), {"config": type("C", (), {"model_type": "gpt2"})})())
     with pytest.raises(ValueError, match=rf"\[99\].*0 .. {LAYERS - 1}"):
         CachedLM(tiny_target(), taps=(2, 4, 99))

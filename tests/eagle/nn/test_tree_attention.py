@@ -11,7 +11,7 @@ from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.nn import tree_attention as attention
 from eagle.nn.target import CachedLM
-from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target
+from tests.eagle.tiny import FAMILIES, VOCAB, tiny_head, tiny_target, with_prompts
 
 #  rows of different lengths (one of them empty), 4 heads over 2 key/value heads, a tree of 5 nodes in 6 slots
 LENGTHS = torch.tensor([7, 1, 16, 0])
@@ -47,7 +47,8 @@ def fake_flash(query, keys, values, cache_seqlens, softmax_scale, causal, return
     assert query.shape == (BATCH, NODES, HEADS, SIZE) and keys.shape == (BATCH, WINDOW, GROUPS, SIZE)
     assert keys.stride(-1) == 1
     part = attention.by_torch(*(x.transpose(1, 2) for x in (query, keys, values)), cache_seqlens, softmax_scale)
-    return part.output.transpose(1, 2), part.lse
+    lse = part.lse.masked_fill((cache_seqlens == 0)[:, None, None], torch.inf)  # what flash-attn says of no keys
+    return part.output.transpose(1, 2), lse
 
 
 @pytest.mark.parametrize("prefix", [attention.by_torch, attention.by_flex, attention.by_flash])
@@ -71,8 +72,7 @@ def scores(family: str, implementation: str) -> torch.Tensor:
     model = tiny_target(family)
     model.set_attn_implementation(implementation)
     lm = CachedLM(model, (2, 4, 5))
-    lm.reserve(batch=2, scratch=SCRATCH, capacity=40, slack=8)
-    lm.prefill(torch.tensor([[3, 1, 4, 1, 9], [2, 6, 0, 0, 0]]), torch.tensor([5, 2]))
+    with_prompts(lm, [[3, 1, 4, 1, 9], [2, 6]], scratch=SCRATCH)
     tokens = torch.arange(2 * NODES).view(2, NODES)
     depths = TREE[:, :NODES].sum(-1).sub(1).expand(2, -1)
     return lm.score(tokens, depths, TREE.bool().expand(2, -1, -1)).logits

@@ -60,3 +60,11 @@ def test_a_slot_depends_on_better_candidates_only(values, left, below, beta):
         other = falling.clone()
         other[:, place + 1 :] *= 0.5
         assert (level_sizes(other, [left], below, beta)[0] > place) == (found > place)
+
+
+def test_a_tree_may_be_deeper_than_python_recurses():
+    import sys
+
+    deep = expected_subtree_size(0.65, sys.getrecursionlimit() + 99)
+    assert deep.shape == expected_subtree_size(0.65, 3).shape
+    assert (deep >= expected_subtree_size(0.65, 3)).all()

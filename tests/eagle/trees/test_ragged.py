@@ -24,7 +24,11 @@ CASES = [  # settings, the tables of two rows
     (TreeSettings(5, 2, None, 0.2), MoodyTable(2, seed=4), Table(2, seed=9, sharpness=4.0)),
     (TreeSettings(6, 3, None, 0.3), MoodyTable(2, seed=6), Table(2, seed=2, sharpness=5.0)),
     (TreeSettings(9, 3, 2, 0.2), MoodyTable(2, seed=6), Table(2, seed=2)),  # the first row needs padding
-    (TreeSettings(6, 3, None, 0.3, sharpness=0.9), Table(3, seed=2, sharpness=6.0, zeros=0.3), MoodyTable(3, seed=4, zeros=0.3)),
+    (
+        TreeSettings(6, 3, None, 0.3, sharpness=0.9),
+        Table(3, seed=2, sharpness=6.0, zeros=0.3),
+        MoodyTable(3, seed=4, zeros=0.3),
+    ),
 ]
 LAWS = 40  # pairs of a case whose laws are compared, too
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from eval.measure import batch
-from eval.run.batches import padded
 from eval.run.load_models import resolve_flags
+from eval.run.methods import padded
 
 
 def test_rows_by_batch_size_and_method(pair_flags, tmp_path, capsys):
@@ -32,9 +32,8 @@ def test_rows_by_batch_size_and_method(pair_flags, tmp_path, capsys):
 
 
 def test_sizes_below_one_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        batch.main(["--batch", "4", "0"])
-    assert "--batch 0: expected at least 1" in capsys.readouterr().err
+    assert batch.main(["--batch", "4", "0"]) == 2
+    assert "--batch 0: expected a whole number, 1 or more" in capsys.readouterr().err
 
 
 def test_padding_is_on_the_right():
@@ -44,15 +43,14 @@ def test_padding_is_on_the_right():
 
 
 def test_the_demo_pair_is_the_default():
-    options = batch.parse([])
+    options = batch.build_parser().parse_args([])
     resolve_flags(options)
     assert options.base_model_path.endswith("checkpoints/demo/target")
     assert options.ea_model_path.endswith("checkpoints/demo/eagle3")
 
 
 def test_methods_are_of_this_engine_and_plain_is_among_them(pair_flags, capsys):
-    with pytest.raises(SystemExit):
-        batch.main(["--methods", "hybrid+hsd"])
+    assert batch.main(["--methods", "hybrid+hsd"]) == 2
     assert "plain is missing" in capsys.readouterr().err
     assert batch.main([*pair_flags, "--methods", "plain", "transformers"]) == 2
     assert "--methods transformers: expected methods of this engine" in capsys.readouterr().err

@@ -25,5 +25,5 @@ def test_counts_repeat_and_the_model_is_left_as_it_was(pair):
     assert second == third
     assert set(first) == set(second)
     assert all(count > 0 for count in second.values())
-    assert not {"score", "commit"} & set(vars(model.target))
-    assert not {"read", "grow"} & set(vars(model.drafter))
+    assert not {"score", "commit"} & set(vars(steps.session.target))
+    assert not {"read", "grow"} & set(vars(steps.session.drafter))

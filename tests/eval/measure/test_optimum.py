@@ -23,7 +23,7 @@ def test_a_row_per_shape_and_tree(monkeypatch, capsys):
 
 def test_no_world_is_refused(capsys):
     assert optimum.main(["--worlds", "0"]) == 2
-    assert "--worlds 0: expected at least 1" in capsys.readouterr().err
+    assert "--worlds 0: expected a whole number, 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

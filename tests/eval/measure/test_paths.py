@@ -1,5 +1,5 @@
-"""`python -m eval.measure.paths`: a forest's logits, cut drafts, what the released rule emits, and a resumed run with
-its tables (`python -m eval.measure.paths_table`).
+"""`python -m eval.measure.paths`: cut drafts, what the released rule emits, and a resumed run with its tables
+(`python -m eval.measure.paths_table`).
 """
 
 import json
@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import hsd
-from eagle.engine.distributions import SamplingParams, SamplingTransform
-from eagle.nn.target import CachedLM
-from eval.measure import measures, paths, paths_table, states
-from eval.measure.forest import Forest, ForestDrafter
+from eagle import EagleModel
+from eagle.autotune.probe import StateProbe, TreeLimits
+from eagle.drafters import CausalLMDrafter
+from eagle.engine.distributions import SamplingParams
+from eagle.trees import TreeSettings
+from eval.measure import measures, paths, paths_table
 from tests.eagle.tiny import VOCAB, tiny_target
 
-PREFIX = [7, 3, 9, 1]
+PROMPT = [7, 3, 9, 1, 11, 12]
 
 
 @pytest.fixture(scope="module")
@@ -22,51 +24,45 @@ def models():
     return tiny_target("qwen2", seed=1), tiny_target("qwen2", seed=2)
 
 
-def two_forests(models, slots=80):
-    target, drafter = (Forest(CachedLM(model), PREFIX, slots) for model in models)
-    return states.Pair(target, ForestDrafter(drafter, VOCAB, VOCAB), frozenset({5}))
-
-
 def after(model, tokens):
-    return model(torch.tensor([PREFIX + tokens])).logits[0, -1]
-
-
-@torch.inference_mode()
-def test_a_node_sees_the_prefix_and_its_ancestors_alone(models):
-    forest = Forest(CachedLM(models[0]), PREFIX, 20)
-    #  11 - 12 - 13, 11 - 12 - 14, 21 - 22: added in two forwards, then the last branch forgotten and replaced
-    first = forest.grow([11, 12, 13, 21, 22], [-1, 0, 1, -1, 3])
-    second = forest.grow([14], [1])
-    for logits, text in ((first[2], [11, 12, 13]), (first[4], [21, 22]), (second[0], [11, 12, 14])):
-        torch.testing.assert_close(logits, after(models[0], text), atol=1e-4, rtol=1e-4)
-    forest.truncate(3)
-    torch.testing.assert_close(forest.chain([31, 32], 0), after(models[0], [11, 31, 32]), atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="node 5 has the parent 6"):
-        forest.grow([1], [6])
-    with pytest.raises(ValueError, match="room for 20"):
-        forest.grow([1] * 16, [-1] * 16)
+    return model(torch.tensor([PROMPT + tokens])).logits[0, -1]
 
 
 @torch.inference_mode()
 def test_a_cut_draft_is_a_shorter_draft_with_the_same_tokens(models):
-    pair = two_forests(models)
-    for forest in (pair.target, pair.drafter.forest):
-        forest.chain([11, 12])
-    places = [states.State(0, 1, 13, 1, 1, 5), states.State(1, 0, 14, 0, 0, 6)]
-    batch = states.draft(pair, places, 1.0, 3, 4)
-    assert torch.equal(states.draft(pair, places[1:], 1.0, 3, 4).tokens, batch.tokens[1:])  # whatever is beside it
-    (_, drafts), _ = states.scored(pair, places, batch, 1.0, 3)
-    assert pair.target.filled == pair.drafter.forest.filled == 2
-    smaller = states.cut(drafts, 2, 3)
-    tree = smaller.batch.row(0)
+    target, drafter = models
+    settings, sampling = TreeSettings(13, 4, 3), SamplingParams(0.5)
+    probe = StateProbe(
+        EagleModel(target, CausalLMDrafter(drafter, VOCAB)), SamplingParams(1.0), TreeLimits.of([("multi", settings)])
+    )
+    probe.begin(PROMPT, 2, torch.Generator().manual_seed(4))
+    (drafted,) = probe.score([probe.grow("multi", settings, draft_sampling=sampling)], sampling)
+    smaller = measures.cut(drafted, 3, 2, 3)
+    tree, long = smaller.tree, drafted.batch.tokens[0].tolist()
     assert (smaller.batch.depths[0].tolist(), tree.parents.tolist()) == ([0, 1, 1, 2, 2, 3, 3], [-1, 0, 0, 1, 2, 3, 4])
-    long = batch.tokens[0].tolist()
     assert tree.tokens.tolist() == [long[0], *long[1:3], *long[4:6], *long[7:9]]
-    second_path = [11, 12, 13, *(tree.tokens.tolist()[place] for place in (2, 4))]
-    p, q = (after(model, second_path).softmax(-1) for model in models)
-    torch.testing.assert_close(smaller.target_probs[0, 4], p, atol=1e-4, rtol=1e-3)
+    second_path = [tree.tokens.tolist()[place] for place in (0, 2, 4)]
+    p, q = ((after(model, second_path) / 0.5).softmax(-1) for model in models)
+    torch.testing.assert_close(smaller.target_probs[4], p, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(tree.proposals[int(tree.proposal_rows[6])], q, atol=1e-4, rtol=1e-3)
-    hsd.stopping_law(tree, smaller.target_probs[0])  # its checks pass
+    hsd.stopping_law(tree, smaller.target_probs)  # its checks pass
+
+
+@torch.inference_mode()
+def test_a_state_is_the_same_whatever_was_read_before(models):
+    target, drafter = models
+    settings = TreeSettings(4, 3)
+    model = EagleModel(target, CausalLMDrafter(drafter, VOCAB))
+    found = []
+    for before in ([], [PROMPT[:3]], [PROMPT[:5], [*PROMPT, 8, 9]]):
+        probe = StateProbe(model, SamplingParams(1.0), TreeLimits.of([("chain", settings)]))
+        for prompt in [*before, PROMPT]:
+            probe.begin(prompt, 2, torch.Generator().manual_seed(4), reuse=True)
+            drafted = probe.draft("chain", settings)
+        found.append((drafted.batch.tokens.tolist(), drafted.expected("hsd")))
+    assert probe.row.reused_tokens == 5  # all but the last
+    assert [tokens for tokens, _ in found] == [found[0][0]] * 3
+    assert [value for _, value in found] == pytest.approx([found[0][1]] * 3, abs=1e-4)
 
 
 def test_nothing_behind_an_end_of_answer_token_is_counted():
@@ -94,20 +90,6 @@ def test_what_the_released_rule_emits_by_enumeration():
     lossless = measures.emitted_at_full_draft(p[:2], q[:2], [1])  # a ratio below 1: nothing was capped
     assert lossless.distance == pytest.approx(0, abs=1e-12)
     assert lossless.mass == pytest.approx(lossless.kept)
-
-
-@torch.inference_mode()
-def test_answers_are_the_target_s_own_samples(models):
-    pair, rows = two_forests(models), [[11, 12], [13]]
-    probs = SamplingTransform(SamplingParams(1.0))
-    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-    answers = states.sample_answers(pair, rows, probs, generators, 6)
-    for row, answer, seed in zip(rows, answers, (1, 2), strict=True):
-        generator, tokens = torch.Generator().manual_seed(seed), []
-        while len(tokens) < 6 and 5 not in tokens:
-            tokens.append(int(hsd.draw(probs(after(models[0], row + tokens))[None], generator)))
-        assert answer.tokens == tokens
-        assert answer.ended == (5 in tokens)
 
 
 def flags(pair, output, *more, questions=("--protocol", "sample")):

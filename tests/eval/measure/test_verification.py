@@ -1,8 +1,12 @@
 """`python -m eval.measure.verification` on a tiny vocabulary; its loops verify what `hsd` verifies."""
 
+import contextlib
+import gc
 import json
 import random
 import statistics
+import types
+import weakref
 
 import pytest
 import torch
@@ -44,3 +48,32 @@ def test_the_loops_stop_where_the_stopping_distribution_says(tree_and_probs, loo
     expected = hsd.stopping_law(tree, probs).expected_accepted.item()
     error = statistics.stdev(found) / len(found) ** 0.5
     assert abs(statistics.fmean(found) - expected) < 4 * error
+
+
+def test_what_a_graph_reads_outlives_its_replays(monkeypatch):
+    """A graph has addresses alone: tensors that nobody else holds would be freed before the replays."""
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    stand_ins = {
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "CUDAGraph": lambda: types.SimpleNamespace(replay=lambda: None),
+        "graph": lambda _: contextlib.nullcontext(),
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    reads, writes = torch.ones(3), []
+
+    def action(x=reads):
+        found = x + 1
+        writes.append(weakref.ref(found))
+        return found
+
+    replay, read = verification.captured(action), weakref.ref(reads)
+    del action, reads
+    gc.collect()
+    assert read() is not None and writes[-1]() is not None
+    replay()
+    del replay
+    gc.collect()
+    assert read() is None and writes[-1]() is None

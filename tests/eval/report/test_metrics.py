@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from eval.questions.accuracy import final_number, is_correct, reference_number
 from eval.report import estimates, metrics
 from eval.run.answers import Answers
 from tests.eval.helpers import entry, turn
@@ -93,31 +92,3 @@ def test_wilson_by_hand():
     assert estimates.wilson(0, 16) == pytest.approx((0.0, 0.0, 0.1936), abs=1e-3)
     assert estimates.wilson(8, 16) == pytest.approx((0.5, 0.2800, 0.7200), abs=1e-3)
     assert estimates.wilson(0, 0) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("She has 3.\n#### 18", 18),
-        ("#### 1,234", 1234),
-        ("#### $70,000.00", 70000),
-        ("So the answer is $5.50.", 5.5),
-        ("The answer is: **12** apples", 12),
-        ("Thus \\boxed{42}.", 42),
-        ("first 3, then 4, so 7.", 7),
-        ("#### -3", -3),
-        ("The answer is 6.\n\nQuestion: There are 9 cars. The answer is 9.", 6),
-        ("no idea", None),
-        ("", None),
-    ],
-)
-def test_final_number(text, number):
-    assert final_number(text) == number
-
-
-def test_correctness():
-    assert is_correct("#### 18.0", "so\n#### 18")
-    assert not is_correct("#### 19", "#### 18")
-    assert not is_correct("", "#### 18")
-    with pytest.raises(ValueError, match="expected `#### n`"):
-        reference_number("eighteen")

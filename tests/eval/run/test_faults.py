@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eagle import files
-from eval import jsonl
+from eagle import files, jsonl
 from eval.__main__ import main
 from eval.report import report
 from eval.run import answers
@@ -202,7 +201,11 @@ def test_a_damaged_line_is_named(unbroken, tmp_path, capsys, change, message):
         ("[]", "expected a JSON object with `settings`"),
         ('{"settings": {}}', "expected `sessions`"),
         ('{"settings": {}, "sessions": [3]}', "expected `sessions`"),
-        ('{"settings": {}, "sessions": []}', "method"),
+        ('{"settings": {}, "sessions": []}', "schema is None; expected 1 to 1"),
+        ('{"settings": {}, "sessions": [], "schema": "1"}', "schema is '1'; expected 1 to 1"),
+        ('{"settings": {}, "sessions": [], "schema": true}', "schema is True; expected 1 to 1"),
+        ('{"settings": {}, "sessions": [], "schema": 2}', "expected 1 to 1, which this version reads; update"),
+        ('{"settings": {}, "sessions": [], "schema": 1}', "method"),
     ],
 )
 def test_damaged_settings_are_named(unbroken, tmp_path, capsys, content, message):

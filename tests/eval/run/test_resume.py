@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from eval.jsonl import open_locked
+from eagle.jsonl import open_locked
 from eval.report import report
 from eval.run import answers
 from tests.eval.helpers import evaluate, numbers, records, started
