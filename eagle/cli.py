@@ -32,7 +32,7 @@ COMMANDS = {
     "train": Entry("eagle.train", "eagle.train.__main__", "train a head", "--target TARGET --data DATA --output HEAD"),
     "convert": Entry(
         "eagle.convert",
-        "eagle.checkpoints.convert",
+        "eagle.convert",
         "a head from one format to another",
         "HEAD OUTPUT --to speculators",
     ),

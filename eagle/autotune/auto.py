@@ -26,7 +26,7 @@ from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
 from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
-from eagle.autotune.step_cost import StepCosts
+from eagle.autotune.step_cost import OutOfTime, StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
 from eagle.engine.distributions import is_greedy
@@ -37,10 +37,6 @@ TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
 LONGEST = 60.0  # seconds of measuring
 SHIPPED = {"cpu": Candidate("hybrid", 8, 4), "cuda": Candidate("hybrid", 60, 7)}  # by device, where nothing is measured
-
-
-class OutOfTime(Exception):
-    """What was to be measured takes too long here."""
 
 
 class Patience:

@@ -12,6 +12,7 @@ Where plain steps differ from round to round the machine is busy: the times are 
 that stays busy are used but not kept. Times that a generation contradicts are forgotten, once.
 """
 
+import contextlib
 import hashlib
 import json
 import statistics
@@ -46,6 +47,10 @@ class Times(NamedTuple):
     unsteadiness: float
 
 
+class OutOfTime(Exception):
+    """What was to be measured takes too long here."""
+
+
 class StepCosts:
     """The times of one pair on one machine, by batch size, measured when they are first asked for."""
 
@@ -76,8 +81,9 @@ class StepCosts:
         """
         found, unsteadiness = measure(model, batch, greedy, accepted, shown)
         if unsteadiness > STEADY:
-            again = measure(model, batch, greedy, accepted, shown)
-            found, unsteadiness = min(Times(found, unsteadiness), again, key=lambda one: one.unsteadiness)
+            with contextlib.suppress(OutOfTime):
+                again = measure(model, batch, greedy, accepted, shown)
+                found, unsteadiness = min(Times(found, unsteadiness), again, key=lambda one: one.unsteadiness)
         self._known[_name(batch, greedy)] = found
         if unsteadiness > STEADY:
             warnings.warn(

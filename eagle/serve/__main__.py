@@ -111,6 +111,14 @@ def url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def check_worker(options: argparse.Namespace) -> None:
+    """ValueError for options that do not go together."""
+    if options.worker_address and not options.controller:
+        raise ValueError("--worker-address is what a controller is told: give --controller URL with it")
+    if options.controller and options.api_key:
+        raise ValueError("--controller and --api-key: FastChat sends no key to its workers; give one of the two")
+
+
 def host_of(address: str) -> str:
     """The name in a URL. Raises ValueError where it is none."""
     name = urlsplit(address).hostname
@@ -166,6 +174,7 @@ def interrupt_on_termination() -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Listen, then load the model and answer, until the process is interrupted."""
+    check_worker(options)
     interrupt_on_termination()
     if not options.quiet:
         log_requests()

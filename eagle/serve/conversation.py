@@ -15,7 +15,7 @@ from eagle import command
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow
 from eagle.chat_template import render
-from eagle.serve.options import AUTO, LOSSLESS, TREES, drafting_of, nodes_or_auto
+from eagle.serve.options import AUTO, drafting_of, nodes_or_auto, trees, verifiers
 from eagle.serve.text import stream_text
 
 COLORS = ("\x1b[36m", "\x1b[33m", "\x1b[35m", "\x1b[32m")  # one step after the other
@@ -163,11 +163,11 @@ class Chat:
             "/system": lambda: self._set_system(value),
             "/save": lambda: self._save(value),
             "/temperature": lambda: self._set("temperature", value, command.TEMPERATURE),
-            "/tree": lambda: self._set("tree", value, one_of(AUTO, *TREES)),
+            "/tree": lambda: self._set("tree", value, one_of(*trees())),
             "/nodes": lambda: self._set("nodes", value, nodes_or_auto),
             "/depth": lambda: self._set("depth", value, command.COUNT),
-            "/verifier": lambda: self._set("verifier", value, one_of(*LOSSLESS)),
-            "/help": lambda: self._say(HELP.format(trees=", ".join([AUTO, *TREES]), verifiers=", ".join(LOSSLESS))),
+            "/verifier": lambda: self._set("verifier", value, one_of(*verifiers())),
+            "/help": lambda: self._say(HELP.format(trees=", ".join(trees()), verifiers=", ".join(verifiers()))),
         }
         if name not in known:
             self._say(f"{name} is no command")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from eagle.api.eagle_model import EagleModel
 
 AUTO = "auto"
-TREES = ("none", "topk", "chain", "multi", "rsd", "hybrid")  # those of `eagle.trees.TREES`
-LOSSLESS = ("hsd", "token", "block", "greedy")  # those of `hsd.VERIFIERS` that are
+TREES = ("none", "topk", "chain", "multi", "rsd", "hybrid")  # that come with `eagle.trees.TREES`, for --help
+LOSSLESS = ("hsd", "token", "block", "greedy")  # that come with `hsd.VERIFIERS`
 DTYPES = (AUTO, "float32", "float16", "bfloat16")
 MAX_NODES = 4096
 
@@ -40,11 +40,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default=AUTO, choices=DTYPES, help="auto: what decodes fastest on the device")
     parser.add_argument(
         "--tree",
-        choices=[AUTO, *TREES],
+        metavar="NAME",
         help="auto: what is fastest here, plain decoding where no tree is (default); none: plain decoding; "
-        "hybrid where --nodes, --depth or --verifier is given",
+        f"or {', '.join(TREES[1:])}; hybrid where --nodes, --depth or --verifier is given",
     )
-    parser.add_argument("--verifier", choices=LOSSLESS, help="default: hsd")
+    parser.add_argument("--verifier", metavar="NAME", help=f"{', '.join(LOSSLESS)} (default: hsd)")
     parser.add_argument(
         "--nodes", type=nodes_or_auto, help="rows of the target's forward per step; auto: what is fastest here"
     )
@@ -63,6 +63,27 @@ def drafting_of(named: Mapping[str, Any]) -> dict[str, Any]:
     return {"tree": "hybrid" if given else AUTO, **given}
 
 
+def trees() -> list[str]:
+    """What a tree can be called."""
+    from eagle.trees import TREES as ENTERED
+
+    return [AUTO, *ENTERED]
+
+
+def verifiers() -> list[str]:
+    """The lossless verifiers."""
+    from hsd.verifiers import VERIFIERS
+
+    return [name for name, verifier in VERIFIERS.items() if verifier.lossless]
+
+
+def check_names(drafting: Mapping[str, Any]) -> None:
+    """ValueError for a tree or verifier that is not known, or that is not lossless."""
+    for name, known in (("tree", trees()), ("verifier", verifiers())):
+        if name in drafting and drafting[name] not in known:
+            raise ValueError(f"{name}={drafting[name]!r}: expected one of {', '.join(known)}")
+
+
 def load_model(options: argparse.Namespace) -> "EagleModel":
     """The pair that the options name; with "auto", everything is measured that it needs.
 
@@ -78,6 +99,7 @@ def load_model(options: argparse.Namespace) -> "EagleModel":
     from eagle.api.arguments import resolve_arguments
     from eagle.api.eagle_model import EagleModel
 
+    check_names(drafting)
     resolve_arguments(drafting, {})
     logging.disable_progress_bar()
     warn_of_others(options.ea_model_path, options.chat_template_kwargs)

@@ -19,18 +19,15 @@ from typing import Any
 from eagle.api.arguments import flag, integer
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow, TreeRecord
-from eagle.autotune.candidates import AUTO
 from eagle.serve.answers import Answers, Numbered
 from eagle.serve.messages import chat_tokens, check_messages
-from eagle.serve.options import LOSSLESS
+from eagle.serve.options import check_names
 from eagle.serve.refusal import Refused
 from eagle.serve.requests import SAMPLING, Asked, prepare
 from eagle.serve.scheduler import Job, Update
-from eagle.trees import TREES
 
 DRAFTING = ("tree", "verifier", "nodes", "depth")
 FIELDS = (*sorted(SAMPLING), "max_tokens", *DRAFTING, "trees")
-CHOICES = {"tree": [*TREES, AUTO], "verifier": LOSSLESS}
 
 
 def read_steps(
@@ -46,9 +43,7 @@ def read_steps(
     if unknown:
         raise Refused(f"{unknown[0]!r} is not known; expected messages and optionally {', '.join(FIELDS)}", unknown[0])
     given = {name: value for name, value in body.items() if value is not None}
-    for name, names in CHOICES.items():
-        if name in given and given[name] not in names:
-            raise Refused(f"{name}={given[name]!r}: expected one of {', '.join(names)}", name)
+    check_names(given)
     prompt = chat_tokens(model.tokenizer, check_messages(given.get("messages")), template)
     limit = integer("max_tokens", given["max_tokens"], 1) if "max_tokens" in given else None
     own = {name: given[name] for name in DRAFTING if name in given}

@@ -14,6 +14,7 @@ from eagle.autotune import auto, step_cost
 from eagle.autotune.acceptance import Measured
 from eagle.autotune.calibration import NAME, Calibration, Expected, Table
 from eagle.autotune.candidates import CANDIDATES, PLAIN, Candidate, Fit, candidates_at
+from eagle.autotune.step_cost import Times
 from eagle.checkpoints.fingerprint import fingerprint
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
@@ -24,7 +25,7 @@ IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 def cheap(model, batch, greedy, accepted, shown):
     """A machine on which a node costs a hundredth of a step: trees pay, unless a batch is large."""
-    return {one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}
+    return Times({one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,8 @@ def test_every_generation_records_its_plan(tiny):
 
 def test_a_head_that_guesses_leaves_plain_decoding(tiny, monkeypatch):
     """Random weights, on a machine where every node costs half a step."""
-    monkeypatch.setattr(step_cost, "measure", lambda *_: {one: 5.0 + 5.0 * one.nodes for one in [PLAIN, *CANDIDATES]})
+    slow = Times({one: 5.0 + 5.0 * one.nodes for one in [PLAIN, *CANDIDATES]}, 1.0)
+    monkeypatch.setattr(step_cost, "measure", lambda *_: slow)
     monkeypatch.setattr(auto, "bundled_prompts", lambda _: [[3, 1, 4], [1, 5]])
     monkeypatch.setattr(auto, "BRIEF_STATES", 2)
     given = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3, "return_dict_in_generate": True}
@@ -234,7 +236,7 @@ def test_a_real_step_is_measured(demo, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(step_cost, "ROUNDS", 1)
     monkeypatch.setattr(step_cost, "candidates_at", lambda _: [Candidate("hybrid", 4, 2), Candidate("chain", 3, 2)])
-    times = step_cost.measure(demo, 2, greedy=False, accepted={})
+    times, _ = step_cost.measure(demo, 2, greedy=False, accepted={})
     assert PLAIN in times and all(ms > 0 for ms in times.values())
     steps = list(itertools.islice(step_cost.step_times(demo, PLAIN, [3, 1, 4], 1, 0.0), 10))
     assert len(steps) == step_cost.STEPS

@@ -198,3 +198,45 @@ def test_the_rest(model):
     for body in (5, [], "x"):
         with pytest.raises(Refused, match="JSON object"):
             read_chat(body, model, "demo", DRAFTING)
+
+
+ODD = [
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    float("inf"),
+    float("nan"),
+    10**30,
+    "",
+    "x",
+    "1",
+    [],
+    {},
+    [[]],
+    [None],
+    [1],
+    [1.5],
+    [True],
+]
+ODD += [
+    {"a": None},
+    [{}],
+    [{"role": []}],
+    [{"role": "user", "content": {}}],
+    {"include_usage": 1},
+    {"1": True},
+    "\ud83d",
+]
+
+
+@pytest.mark.parametrize("name", sorted({*CHAT, *COMPLETION, *ABSENT} - {"model"}))
+def test_odd_values_are_answered_or_refused_and_nothing_else(model, name):
+    for value in ODD:
+        for read in (read_chat, read_completion):
+            body = {"prompt": "x"} if read is read_completion else {"messages": MESSAGES}
+            try:
+                assert read({**body, name: value}, model, "demo", DRAFTING).prepared
+            except ValueError as error:
+                assert str(error)  # noqa: PT017  any of them may be taken

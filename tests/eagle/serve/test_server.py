@@ -314,6 +314,7 @@ def test_a_taken_port_is_an_error_that_names_a_free_one():
         ["--port", "99999"], ["--port", "x"], ["--max-bytes", "-5"], ["--max-queued", "0"], ["--max-rows", "0"],
         ["--nodes", "0"], ["--depth", "0"], ["--nodes", "many"], ["--tree", "oak"], ["--verifier", "published"],
         ["--dtype", "int8"], ["--host", "not an address"], ["--worker-address", "nowhere", "--controller", "http://x"],
+        ["--worker-address", "http://10.0.0.1:1"], ["--controller", "http://x", "--api-key", "k"],
         ["--pair", "nobody"], ["--tree", "auto", "--nodes", "8"],
     ],
 )  # fmt: skip
@@ -321,6 +322,7 @@ def test_a_refused_option_is_an_error_before_anything_is_loaded(arguments, capsy
     from eagle.serve import __main__ as command
 
     monkeypatch.setattr(EagleModel, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(command, "interrupt_on_termination", lambda: None)
     try:
         code = command.main(["--pair", "demo", "--port", str(free_port()), *arguments])
     except SystemExit as leaving:
