@@ -20,6 +20,7 @@ from eagle.files import parse_json
 from eagle.modules.precision import has_bf16
 
 PRECISIONS = ("auto", "bf16", "no")
+COMPILE = ("auto", "on", "off")
 LARGEST = 2**31 - 1  # of whole numbers: sizes and counts that torch takes
 
 # What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
@@ -62,6 +63,7 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute draft steps in the backward pass: less memory, more time
+    compile: str = "auto"  # the loss in one pass, by torch.compile: on | off | auto: where a compiler is, and it pays
     shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
     feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
     precision: str = "auto"  # bf16 where the device multiplies it itself, else no: float32
@@ -92,6 +94,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile is {self.compile!r}; known: {', '.join(COMPILE)}")
         for words, fits, names in RANGES:
             for name in names:
                 value = getattr(self, name)
