@@ -28,6 +28,7 @@ EXTRAS_OF_ROOMS = {
     "eagle/train": ("train",),
     "eagle/serve": ("serve",),
     "eval": ("eval",),
+    "eval/engines": ("eval", "fetch"),
 }
 DATA_FILES = {
     "hsd/py.typed",
