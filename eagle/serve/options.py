@@ -4,6 +4,7 @@ before a command needs it, so that --help is quick.
 
 import argparse
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,10 @@ def prepare_auto(model: "EagleModel") -> None:
         file=sys.stderr,
         flush=True,
     )
-    model.auto.prepare(model)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.auto.prepare(model)
+    for warning in caught:  # as sentences, without the place in the source
+        print(warning.message, file=sys.stderr)
     if not model.auto.settled and all(model.auto.choose(model, one).candidate.nodes == 1 for one in (0.0, 1.0)):
         print("no draft tree is faster than plain decoding here: answers are decoded plainly", file=sys.stderr)

@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from eagle import EagleModel, chat
 from eagle.autotune.auto import AutoTree
 from eagle.autotune.candidates import Candidate
 from eagle.autotune.choice import Point
-from eagle.serve import conversation
+from eagle.serve import conversation, options
 
 PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
 ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}
@@ -318,3 +319,10 @@ def test_bytes_of_another_encoding_in_a_pipe(monkeypatch, capsys):
     )
     chat.main(["--pair", "demo", "--nodes", "8", "--no-plain", "--max-new-tokens", "3"])
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_measurement_warns_of_is_said_as_a_sentence(model, capsys, monkeypatch):
+    monkeypatch.setattr(AutoTree, "prepare", lambda self, _: warnings.warn("the machine is busy", stacklevel=2))
+    monkeypatch.setattr(model.auto, "settled", True)
+    options.prepare_auto(model)
+    assert capsys.readouterr().err.splitlines()[1:] == ["the machine is busy"]
