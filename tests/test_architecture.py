@@ -50,7 +50,7 @@ ROOMS = {
     "eagle.cli": set(),
     # benchmarks
     "eval.provenance": set(),
-    "eval.engines": set(),
+    "eval.engines": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
     "eval.questions": {"eval.provenance"},
     "eval.run": {"eval.questions"},
     "eval.report": {"eval.questions", "eval.run"},

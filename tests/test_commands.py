@@ -40,6 +40,8 @@ TRIED_IN = {
     "eagle.train.evaluation.held_out": ("eagle/train/test_held_out.py", "test_table_and_json"),
     "eagle.train.evaluation.plot": ("eagle/train/test_loop.py", "test_curves_are_drawn"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
+    "eagle.nn.native": ("eagle/nn/test_native.py", "test_the_command_says_what_there_is"),
+    "eval.engines": ("eval/engines/test_side_by_side.py", "test_a_table_by_engine"),
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
     "eval.accuracy": ("eval/test_accuracy.py", "test_a_run_that_goes_on_with_more_questions"),
     "eval.demo": ("eval/test_demo.py", "test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else"),
@@ -71,6 +73,7 @@ def commands() -> list[str]:
     """Modules with a `__main__` guard, as `python -m` names them."""
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     paths = [path for path in paths if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+    paths = [path for path in paths if not path.name.endswith("_run.py")]  # for the interpreters of other engines
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return [name.removesuffix(".__main__") for name in names]
 

@@ -88,7 +88,8 @@ def load_options(
 def load_lm(path: str, options: LoadOptions, **model_kwargs: Any) -> Any:
     """A `transformers` causal LM. Without accelerate a model for one device is read on the CPU and then moved."""
     dtype, device_map, attention = options
-    single = isinstance(device_map, str | int | torch.device) and device_map not in SPREAD
+    place = device_map[""] if isinstance(device_map, Mapping) and set(device_map) == {""} else device_map
+    single = isinstance(place, str | int | torch.device) and place not in SPREAD
     move = single and not is_accelerate_available()
     model: Any = read_model(
         path,

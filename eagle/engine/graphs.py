@@ -61,10 +61,15 @@ class CudaGraphs:
         return outputs
 
     def record(self, function: Callable[[], Any]) -> Recording:
-        graph = torch.cuda.CUDAGraph()
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         place = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
-        with torch.cuda.device(self.device), place:
-            outputs = function()
+        try:
+            # A capture leaves tensors in torch's own generator, which other people's graphs use outside inference mode.
+            with torch.inference_mode(False), torch.cuda.device(self.device), place, torch.inference_mode():
+                outputs = function()
+        except RuntimeError as error:
+            torch.cuda.set_stream(outer)  # where the end of a capture fails, its stream is never left
+            raise RuntimeError(str(error.__context__ or error)) from error  # the context is why it failed
         return Recording(graph.replay, outputs)
 
     def reset(self) -> None:
@@ -128,7 +133,7 @@ class GraphRunner:
     def _give_up(self, phase: str, error: RuntimeError) -> None:
         self.broken = f"{phase} cannot be recorded: {error}"
         warnings.warn(f"decoding goes on without graphs: {self.broken}", stacklevel=2)
-        self.backend.reset()
+        self.clear()
 
 
 def graph_blocker(target: CachedLM, drafter: Drafter | None, sampling: Sampling) -> str | None:

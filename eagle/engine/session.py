@@ -411,6 +411,7 @@ class Session:
         self.draw_numbers()
         self._replays = self.graphs is not None and recordable and self._draft is None
         if self.graphs is not None and self._replays:
+            self._look_at(max(self._windows()))
             self.graphs.begin(self._key(), self._outlives())
 
     def draw_numbers(self) -> Tensor:
@@ -502,6 +503,7 @@ class Session:
             records.append(self._extend(row, index, emitted, expected, nodes))
         self._judge(records)
         self._hold(before)
+        self._look_at(0)
         for record in [row.record for row in self._rows if row.record.finished]:
             self.remove(record)
         return records
@@ -535,10 +537,20 @@ class Session:
 
     def _key(self) -> tuple[Any, ...]:
         """Everything on the host that decides what a step does."""
-        drafter = self.drafter if self.plan.builder is not None else None
-        windows = (self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1]))
+        windows = self._windows()
         signatures = (self._p.signature, self._q.signature)
         return (self._planned, self.width, windows, self.target.attention, *signatures)
+
+    def _windows(self) -> tuple[int, int]:
+        """Committed slots that the target's and the drafter's forwards look at."""
+        drafter = self.drafter if self.plan.builder is not None else None
+        return self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1])
+
+    def _look_at(self, slots: int) -> None:
+        """At least this many in every cache, so that windows change together and each pair of them is recorded once."""
+        self.target.cache.least = slots
+        if self.drafter is not None and self.plan.builder is not None:
+            self.drafter.cache.least = slots
 
     def _outlives(self) -> dict[Hashable, list[Tensor]]:
         """The tensors that outlive a step, by owner."""

@@ -154,6 +154,7 @@ class RowCache:
     count     rows that a forward is about
     held      committed tokens of every row, on the host; `longest` is the most that a row in use may have
     ids       per row, the token ids whose keys it holds; [] where that is not known
+    least     committed slots that a forward looks at in any case: a step's caches then cross their buckets together
     scratch   tree nodes asked for: they lie in the last slots of the scratch area, which may be larger
     """
 
@@ -172,7 +173,7 @@ class RowCache:
         self._view: KVBuffer | None = None
         self._lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.lengths = self._lengths
-        self.count = self.longest = self.scratch = self._limit = 0
+        self.count = self.longest = self.scratch = self._limit = self.least = 0
         self.held: list[int] = []
         self.ids: list[list[int]] = []
 
@@ -258,7 +259,7 @@ class RowCache:
 
     def window(self, more: int = 0) -> int:
         """How many committed slots a forward looks at, `more` of which it writes itself."""
-        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
+        return min(max(bucket(self.longest + more, self.device), self.least), self.buffer.shape.capacity)
 
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step, read and written in place, with all rows."""

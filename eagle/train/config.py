@@ -21,6 +21,7 @@ from eagle.files import parse_json
 from eagle.nn.precision import fastest
 
 PRECISIONS = ("auto", "bfloat16", "float32")
+COMPILE = ("auto", "on", "off")
 OLD_PRECISIONS = {"bf16": "bfloat16", "no": "float32"}  # how runs begun before December 2026 say it
 
 # What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
@@ -68,6 +69,7 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute draft steps in the backward pass: less memory, more time
+    compile: str = "auto"  # the loss in one pass, by torch.compile: on | off | auto: where a compiler is, and it pays
     shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
     feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
     precision: str = "auto"  # bfloat16 where the device multiplies it itself, else float32
@@ -99,6 +101,8 @@ class TrainConfig:
         self.precision = OLD_PRECISIONS.get(self.precision, self.precision)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile is {self.compile!r}; known: {', '.join(COMPILE)}")
         for words, fits, names in RANGES:
             for name in names:
                 value = getattr(self, name)

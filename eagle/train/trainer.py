@@ -31,6 +31,7 @@ from eagle.train.distributed import build_accelerator, check_launch, is_sharded,
 from eagle.train.evaluation.agreement import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
+from eagle.train.fusion import is_fused
 from eagle.train.log import TrainingLog
 from eagle.train.objective.alignment import Objective, align
 from eagle.train.progress import Progress, checkpoint_root, read_progress, weights_of
@@ -91,7 +92,8 @@ class Trainer:
                 "lie on a file system that all machines see"
             )
         self.log = TrainingLog(config.output, config.unroll, accelerator, self.progress, config.steps)
-        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing)
+        fused = is_fused(config.compile, self.device, self.head.config.draft_vocab_size)
+        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing, fused)
         self.objective = accelerator.prepare_model(objective.to(self.device))
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 

@@ -1,7 +1,7 @@
 """Other engines beside this project: a job as JSON, run by an engine in its own environment, counters read back.
 
     scripts/engines.sh                      makes the environments, under $HSD_ENGINES
-    python -m eval.engines.jobs vllm JOB.json RESULT.json          (or llama.cpp; see the keys below)
+    run_job("vllm", job, folder)           (or llama.cpp; see the keys below)
 
 A job      target, head (paths), draft (length of the chains; 0: none), prompts (token ids), stop (ids that end an
            answer), max_tokens, temperature, context, dtype
@@ -87,16 +87,3 @@ def read_chains(log: str) -> list[Chain]:
             found.append(Chain(int(match[1]), int(match[2]), tuple(tokens)))
             tokens = []
     return found
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one job given as a file, print its counters."""
-    engine, job, result = sys.argv[1:] if argv is None else argv
-    found = run_job(engine, json.loads(Path(job).read_text()), Path(result).parent)
-    Path(result).write_text(json.dumps(found))
-    print({key: found[key] for key in ("drafts", "drafted", "accepted")})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,13 +15,15 @@ After the last child
 This is the recursion of hsd/verifiers/hierarchical.py with the normalization postponed; the derivation is in
 docs/verifiers.md, "How it is computed". A top-k child costs scalars, a sampled child one sum over the columns of
 `proposals`. All nodes of one depth and all rows of the batch are processed together. No joint probability is formed,
-so long paths neither under- nor overflow.
+so long paths neither under- nor overflow. Sums over siblings are no matrix products: those of probabilities would be
+done in bfloat16 or TF32 where somebody's settings say so.
 
 Shape letters: B batch, N nodes, M proposal rows, V vocabulary, Vd columns of `proposals`, n nodes of one round.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -81,18 +83,20 @@ def _one_draw_weights(inputs: VerifierInput, inherit: bool) -> ChildWeights:
     limits, one, parent = torch.finfo(inputs.target.dtype), inputs.ones, inputs.topo.parent[:, :, None]
     ratio = torch.where(inputs.batch.parents < 0, 1, inputs.p_token)[:, :, None]  # the root keeps its weight
     minus_d = mass = torch.zeros_like(one)
-    measures = shares = one
+    measures: tuple[Tensor, ...] = ()
+    shares: tuple[Tensor, ...] = ()
+    places = itertools.count()
     if inputs.layout.max_draws:
         ratio = ratio.div_(inputs.d_token[:, :, None].clamp(min=limits.tiny)).clamp_(max=limits.max)
         minus_d, mass = inputs.d_earlier.sum(2, keepdim=True).neg_(), mass.clone()
-        measures, shares = _target_rows(inputs, slice(None)), _proposal_rows(inputs, slice(None))
+        measures, shares = _rows_of(inputs, [slots for rounds in inputs.layout.rounds for slots in rounds])
     sampled, weight = inputs.sampled[:, :, None], one
     for rounds in inputs.layout.rounds or ((),):
         start = weight.gather(1, parent) if inherit else one
         for slots in rounds:
-            nodes = _index(slots, one.device)
-            measure = measures[:, nodes] * start[:, nodes]
-            mass[:, nodes] = torch.minimum(measure, shares[:, nodes], out=measure).sum(2, keepdim=True)
+            nodes, place = _index(slots, one.device), next(places)
+            measure = measures[place] * _taken(start, nodes)
+            mass[:, nodes] = torch.minimum(measure, shares[place], out=measure).sum(2, keepdim=True)
         value = torch.addcmul(minus_d, start, ratio).clamp_(min=0)
         taken = torch.where(sampled, mass, value)
         before = _left_before(inputs, taken)
@@ -100,15 +104,32 @@ def _one_draw_weights(inputs: VerifierInput, inherit: bool) -> ChildWeights:
     return ChildWeights(weight, before, taken)
 
 
+def _rows_of(inputs: VerifierInput, rounds: list[Slots]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """p of the parents and d_i of the nodes of every round, Float[B, n, Vd] each: gathered at once, copies."""
+    nodes = torch.cat([_positions(slots, inputs.ones.device) for slots in rounds])
+    sizes = [len(slots) for slots in rounds]
+    return _target_rows(inputs, nodes).split(sizes, 1), _proposal_rows(inputs, nodes).split(sizes, 1)
+
+
+def _positions(slots: Slots, device: torch.device) -> Tensor:
+    if isinstance(slots, range):
+        return torch.arange(slots.start, slots.stop, device=device)
+    return torch.tensor(slots, dtype=torch.int64, device=device)
+
+
+def _taken(x: Tensor, nodes: Nodes) -> Tensor:
+    """x[:, nodes], in one operator."""
+    return x.narrow(1, nodes.start, nodes.stop - nodes.start) if isinstance(nodes, slice) else x.index_select(1, nodes)
+
+
 def _left_before(inputs: VerifierInput, taken: Tensor) -> Tensor:
     """D when each node is tried: 1 minus what its earlier siblings took; columns. Below 0 by rounding only."""
-    return torch.baddbmm(inputs.ones, inputs.earlier, taken, alpha=-1)
+    return 1 - (inputs.earlier * taken.mT).sum(2, keepdim=True)
 
 
 def left_after(inputs: VerifierInput, taken: Tensor) -> Tensor:
     """taken Float[B, N] -> D of each node after its last child Float[B, N]. Below 0 by rounding only."""
-    children = inputs.children.to(taken.dtype)
-    return torch.baddbmm(inputs.ones, children, taken[:, :, None], alpha=-1)[:, :, 0]
+    return 1 - (inputs.children * taken[:, None]).sum(2)
 
 
 class _Level(NamedTuple):
@@ -140,7 +161,7 @@ def _try_level(inputs: VerifierInput, start: Tensor, rounds: tuple[Slots, ...]) 
             share.mul_(left)
         taken = torch.minimum(measure, share)
         mass[:, nodes] += mine * taken.sum(2, keepdim=True)
-        value = torch.baddbmm(value, inputs.d_earlier[:, :, nodes], left, alpha=-1).clamp_(min=0)
+        value = (value - (inputs.d_earlier[:, :, nodes] * left.mT).sum(2, keepdim=True)).clamp_(min=0)
         if turn + 1 < len(rounds):
             measure, previous = measure - taken, nodes
     return _Level(value, mass)

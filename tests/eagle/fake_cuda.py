@@ -1,16 +1,17 @@
 """CUDA devices that are not there: whole generations on torch's FakeTensors, with every copy, wait and address noted.
 
-Works with builds of torch without CUDA. Tensors have shapes, dtypes and devices, no values. An operator that mixes devices
-raises. What reads a value is noted with the line of the project that did it, and gets one from `Watch.oracle`. In the place
-of CUDA graphs stands `FakeGraphs`, which refuses what a capture refuses, and `CheckedRunner`, which runs a phase again at
-some of its replays and compares the operators with the recorded ones: their order, the numbers that come from the host, and
-the addresses of all that outlives the step. What differs would be stale.
+Works with builds of torch without CUDA. Tensors have shapes, dtypes and devices, no values. An operator that mixes
+devices raises. What reads a value is noted with the line of the project that did it, and gets one from `Watch.oracle`.
+In the place of CUDA graphs stands `FakeGraphs`, which refuses what a capture refuses, and `CheckedRunner`, which runs a
+phase again at some of its replays and compares the operators with the recorded ones: their order, the numbers that come
+from the host, and the addresses of all that outlives the step. What differs would be stale.
 
 Not seen here: kernels, their numbers, the autograd engine, errors of the CUDA runtime itself.
 """
 
 import contextlib
 import ctypes
+import functools
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,14 @@ def line_of_project() -> str:
                 return f"{package[1:]}{frame.f_code.co_filename.rpartition(package)[2]}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
+
+
+@functools.cache
+def is_real(operator: Any) -> bool:
+    """Whether it is an operator of its own, a view or a kernel: not one that only calls others."""
+    if operator.namespace != "aten":
+        return False
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
 def pointer(x: torch.Tensor) -> int:
@@ -169,7 +178,7 @@ class Watch(TorchDispatchMode):
         if self.trace is not None:
             self._number(results, cells)
             self.trace.append((line_of_project(), str(operator), *words))
-        self.operators[self.phase] += 1
+        self.operators[self.phase] += is_real(operator)
         return out
 
     def _number(self, results: list[torch.Tensor], known: set[int]) -> None:
@@ -219,7 +228,7 @@ class FromHost(TorchFunctionMode):
         return torch.empty(value.shape, dtype=value.dtype, device=device)
 
 
-# --- in the place of CUDA graphs ------------------------------------------------------------------------------------------
+# --- in the place of CUDA graphs --------------------------------------------------------------------------------------
 
 
 class FakeGraphs:
@@ -267,7 +276,8 @@ class CheckedRunner(GraphRunner):
         if known is None:
             with self.watch.tracing() as trace:
                 outputs = super().run(phase, function)
-            self._traces[id(self._current[phase])] = trace
+            if phase in self._current:  # else recording it failed
+                self._traces[id(self._current[phase])] = trace
             return outputs
         self._replays[id(known)] += 1
         if self._replays[id(known)] % 16 == 1:
@@ -294,7 +304,7 @@ class CheckedRunner(GraphRunner):
         self.watch.stale.append(Seen(phase, str(old[0]), f"recorded {old}, now {new}"))
 
 
-# --- the place itself -----------------------------------------------------------------------------------------------------
+# --- the place itself ---------------------------------------------------------------------------------------------------
 
 
 def allow_cuda_guards() -> None:
@@ -366,6 +376,7 @@ def fake_cuda(watch: Watch, granule: int = 32) -> Iterator[None]:
             (FakeTensor, "tolist", tolist),
             (packed, "version_of", version),
             (packed, "copies_fit", lambda weights: True),
+            (decoder, "copies_fit", lambda weights: True),
             (target, "known", known),
             (kv_cache, "check_fits", fits),
             (kv_cache, "SMALLEST", {"cpu": 64, "cuda": granule}),

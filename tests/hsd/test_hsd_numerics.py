@@ -144,3 +144,22 @@ def test_draft_equal_to_the_target_accepts_everything() -> None:
         )
         for verifier in PATH_VERIFIERS:
             assert hsd.stopping_law(same, p, verifier).stop[-1].item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token", "block"])
+@pytest.mark.parametrize("support", [0, 20])
+def test_somebody_s_settings_for_products_change_nothing(verifier, support):
+    """Training scripts run under autocast and with fast float32 products; probabilities are summed, not multiplied."""
+    tree, target = random_tree(3, nodes=14, vocabulary=40, support=support, chain=verifier == "block")
+    law = hsd.stopping_law(tree, target.float(), verifier)
+    expected = [law.stop, law.expected_accepted, *(law.residual(node) for node in range(len(tree)))]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            law = hsd.stopping_law(tree, target.float(), verifier)
+            found = [law.stop, law.expected_accepted, *(law.residual(node) for node in range(len(tree)))]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)

@@ -1,5 +1,7 @@
 """Where and how a pair is loaded: device, dtype, attention, the head's overrides; both constructors alike."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -138,3 +140,14 @@ def test_both_constructors_prepare_the_same_model(paths, dtype):
         assert torch.equal(left, right)
     settings = {"max_new_tokens": 20, "seed": 0, "nodes": 12, "depth": 4}
     assert torch.equal(loaded.generate(PROMPT, **settings), made.generate(PROMPT, **settings))
+
+
+@pytest.mark.parametrize("device_map", ["cuda:1", {"": "cuda:1"}, {"": 1}, 1])
+def test_one_device_needs_no_accelerate(monkeypatch, device_map):
+    """The model is read on the CPU and moved: `transformers` would ask for accelerate."""
+    seen: dict = {}
+    read = SimpleNamespace(to=lambda device: seen.update(moved_to=device))
+    monkeypatch.setattr(loading, "is_accelerate_available", lambda: False)
+    monkeypatch.setattr(loading, "read_model", lambda path, **options: seen.update(options) or read)
+    loading.load_lm("somewhere", loading.LoadOptions(torch.float32, device_map, "sdpa"))
+    assert seen["device_map"] is None and seen["moved_to"] == torch.device("cuda", 1)

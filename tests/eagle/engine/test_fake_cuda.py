@@ -1,7 +1,7 @@
 """Whole generations on CUDA devices that are not there: what would wait, lie on the wrong device, or be stale.
 
-A step waits for the device once, copies nothing but its random numbers to it and its result back, and a recorded one finds
-everything where it was. `tests/eagle/fake_cuda.py` says what is seen and what is not.
+A step waits for the device once, copies nothing but its random numbers to it and its result back, and a recorded one
+finds everything where it was. `tests/eagle/fake_cuda.py` says what is seen and what is not.
 """
 
 import pytest
@@ -92,8 +92,10 @@ def test_windows_are_crossed(watch):
     with fake_cuda(watch, granule=8):
         engine, runner = engine_of(watch)
         generation(engine, 24, tree="topk")
+        windows = {key[2] for key in runner._steps}
     assert watch.faults() == []
     assert runner.broken is None and runner.recorded >= 3
+    assert len(windows) >= 3 and all(target == drafter for target, drafter in windows)  # both cross at the same steps
 
 
 def test_trees_that_alternate_are_recorded_once(watch):
@@ -128,7 +130,7 @@ def test_rows_that_join_and_leave_with_parameters_of_their_own(watch):
     assert runner.broken is None and runner.log["replay"] and not runner.log["reset"]
 
 
-# --- several devices ------------------------------------------------------------------------------------------------------
+# --- several devices --------------------------------------------------------------------------------------------------
 
 
 def spread(module: torch.nn.Module, device: str) -> None:
@@ -178,7 +180,7 @@ def test_a_target_over_two_devices(watch, settings, drafter):
         assert ("repetition_penalty" if penalty else "spread over cuda:0, cuda:1") in engine.eager_because
 
 
-# --- faults are noticed ---------------------------------------------------------------------------------------------------
+# --- faults are noticed -----------------------------------------------------------------------------------------------
 
 
 def planted(name: str):

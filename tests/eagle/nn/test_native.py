@@ -116,3 +116,11 @@ def test_an_unknown_wish_is_refused(monkeypatch):
     monkeypatch.setenv("EAGLE_NATIVE", "sse9")
     with pytest.raises(ValueError, match="EAGLE_NATIVE='sse9'.*avx2"):
         native.load.__wrapped__()
+
+
+def test_the_command_says_what_there_is(capsys):
+    """`python -m eagle.nn.native`"""
+    from eagle.nn.native.__main__ import main
+
+    assert main([]) == 0
+    assert "native code" in capsys.readouterr().out

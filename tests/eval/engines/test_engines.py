@@ -6,11 +6,11 @@ layer off cost a few percent (docs/engines.md).
 
 import pytest
 import torch
-from eagle.checkpoints.convert import convert, convert_to_gguf
 
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pairs import resolve_pair
 from eagle.checkpoints.pretrained import read_model
+from eagle.convert import convert, convert_to_gguf
 from eagle.drafters import Eagle3Drafter
 from eval.engines.jobs import Chain, interpreter, read_chains, run_job
 
