@@ -4,6 +4,7 @@ model = EagleModel.from_pretrained(base_model_path, ea_model_path)
 ids = model.generate(input_ids, temperature=1.0, tree="hybrid", verifier="hsd")
 """
 
+from eagle import threads  # noqa: F401  before torch is imported
 from eagle.api.custom_generate import custom_generate
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, StepRecord, TreeRecord

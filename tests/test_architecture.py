@@ -37,6 +37,7 @@ ROOMS = {
     "hsd.audit": {"hsd"},
     # drafting and decoding, from the weights up to what people call
     "eagle.command": set(),
+    "eagle.threads": set(),
     "eagle.files": set(),
     "eagle.nn": set(),
     "eagle.drafters": {"eagle.nn"},
