@@ -2,7 +2,7 @@
 
 Between two parallel regions libgomp's threads spin, by default for 300,000 pauses, some 20 ms. Beside other work they
 spin on processors that the others need, and two processes of two threads each slow each other down many times over.
-1,000 pauses, 20 to 60 microseconds, still bridge the gaps inside a forward. Whoever has set how threads wait keeps that.
+1,000 pauses, 20 to 60 microseconds, still bridge the gaps inside a forward. Who has set how threads wait keeps that.
 """
 
 import os
