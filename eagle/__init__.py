@@ -9,6 +9,8 @@ The names below are imported when they are first asked for: a command's --help n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from eagle import threads  # noqa: F401  before torch is imported
+
 if TYPE_CHECKING:
     from eagle.api.custom_generate import custom_generate
     from eagle.api.eagle_model import EagleModel

@@ -8,3 +8,5 @@
 
 Dependencies point one way: this package uses `eagle`, never the other way round.
 """
+
+from eagle import threads  # noqa: F401  before torch is imported

@@ -15,7 +15,7 @@ MAY_IMPORT = {"hsd": set(), "eagle": {"hsd"}, "eval": {"hsd", "eagle"}}
 EVERY_LAYER = {"hsd", "eagle", "eval", "scripts", "tests"}
 
 # What everything stands on and which stands on nothing of ours; any room of `eagle` may import it.
-BASICS = {"eagle.chat_template", "eagle.command", "eagle.digests", "eagle.files", "eagle.jsonl"}
+BASICS = {"eagle.chat_template", "eagle.command", "eagle.digests", "eagle.files", "eagle.jsonl", "eagle.threads"}
 
 # A room is a folder of a package, or a file directly in it; the longest name that fits counts. A room may import
 # itself, the rooms named here, and whatever MAY_IMPORT allows of the lower packages.
