@@ -11,6 +11,8 @@ import torch
 from eagle.api.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
+# PEFT and torchao call what transformers and torch are about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 PROMPT, TOKENS = torch.tensor([[5, 17, 3, 42]]), 12
 
 
@@ -65,7 +67,6 @@ def test_a_merged_adapter_is_the_active_one():
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_weight_only_quantisation(kind, family):
     """torchao; the head stays in the model's dtype."""
     quantization = pytest.importorskip("torchao.quantization")
