@@ -322,7 +322,7 @@ class Session:
 
     @property
     def verified_on(self) -> torch.device:
-        """Where trees lie, and so where they are verified: the drafter's device, which may not be the target's first."""
+        """Where trees lie, and so where they are verified: on the drafter's device, which may not be the target's."""
         return self.device if self.drafter is None or self.plan.builder is None else self.drafter.device
 
     @property

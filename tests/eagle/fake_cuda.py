@@ -304,7 +304,7 @@ class CheckedRunner(GraphRunner):
         self.watch.stale.append(Seen(phase, str(old[0]), f"recorded {old}, now {new}"))
 
 
-# --- the place itself ---------------------------------------------------------------------------------------------------
+# --- the place itself -------------------------------------------------------------------------------------------------
 
 
 def allow_cuda_guards() -> None:
