@@ -7,12 +7,17 @@ command as one JSON object, `--chat-template-kwargs '{"enable_thinking": false}'
 import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from eagle.files import read_json, write_json
 
 Messages = Sequence[Mapping[str, str]]
 # Llama-3 templates print a date. A fixed one keeps data and benchmarks the same tomorrow.
 FIXED = {"date_string": "26 Jul 2024"}
+RECORD = "chat_template_kwargs.json"  # beside a head that was trained here
 OF_THE_CALL = {"messages", "tokenize", "add_generation_prompt", "return_dict", "conversation", "chat_template"}
 
 
@@ -76,6 +81,25 @@ def add_flag(parser: Any) -> None:
         metavar="JSON",
         help="what the chat template reads beside the messages, such as '{\"enable_thinking\": false}'",
     )
+
+
+def record_beside(head: str | Path, keywords: Mapping[str, Any]) -> None:
+    """Say in a head's directory with which keywords the prompts were written that it was trained on."""
+    write_json(Path(head, RECORD), {"chat_template_kwargs": dict(keywords)})
+
+
+def warn_of_others(head: str | Path | None, keywords: Mapping[str, Any]) -> None:
+    """A line on stderr where a head was trained on prompts that were written with other keywords."""
+    path = Path(head or "", RECORD)
+    if not head or not path.is_file():
+        return
+    trained = read_json(path).get("chat_template_kwargs")
+    if trained != keywords:
+        print(
+            f"{head}: trained on prompts with chat template keywords {json.dumps(trained)}, used with "
+            f"{json.dumps(dict(keywords))}: it will accept less; --chat-template-kwargs sets them",
+            file=sys.stderr,
+        )
 
 
 def shown(keywords: Mapping[str, Any]) -> str:

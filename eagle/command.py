@@ -33,13 +33,26 @@ class Parser(argparse.ArgumentParser):
         self.exit(FAILED, f"error: {' '.join(message.split())}\n")
 
 
+shown_as: dict[str, str] = {}  # what a command is called in its --help where it was started by another name
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Texts as they are, and the default of every option that has one and does not say so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, True, "", argparse.SUPPRESS) or isinstance(action.default, list | dict)
+        if silent or not action.option_strings or "default" in (action.help or ""):
+            return action.help
+        return f"{action.help or ''} (default: %(default)s)".strip()
+
+
 def parser(module: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """An empty parser for `python -m MODULE`: texts are printed as they are, flags are written out in full."""
     return Parser(
-        prog=f"python -m {module}",
+        prog=shown_as.get(module, f"python -m {module}"),
         description=description,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Formatter,
         allow_abbrev=False,
     )
 
@@ -85,7 +98,6 @@ def start(
 ) -> int:
     """Parse the command line, `run` the work on its options; the exit code, also of --help and of refused options."""
     options = argparse.Namespace()
-    open_streams()
     return run(lambda: work(parser.parse_args(argv, options)), kept and (lambda: kept(options)))
 
 
@@ -94,6 +106,7 @@ def run(work: Callable[[], object], kept: Callable[[], str] | None = None) -> in
 
     kept    a sentence for an interrupted command: what is on disk and how to continue
     """
+    open_streams()
     try:
         code = exit_code(work)
         for stream in (sys.stdout, sys.stderr):

@@ -89,11 +89,6 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """`write_whole` of a text."""
-    write_whole(path, text)
-
-
 def write_json(path: str | Path, value: Any) -> None:
     """`write_whole` of a JSON document."""
     write_whole(path, json.dumps(value, indent=2) + "\n")

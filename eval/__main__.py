@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eval import flags, provenance
@@ -130,6 +130,7 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
     assisted = any(method.name == "transformers-assisted" for method in methods)
     assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path, options.chat_template_kwargs)
+    chat_template.warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     decoding = Decoding(
         temperature=options.temperature,
         top_p=options.top_p,

@@ -3,15 +3,13 @@
 import argparse
 from pathlib import Path
 
-import hsd
 from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.trees import TREES
 from eval.questions import benchmarks
 from eval.run import load_models
-from eval.run.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
-
-VERIFIERS = [name for name in hsd.VERIFIERS if name != "greedy"]  # which temperature 0 stands for
+from eval.run.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve, verifiers_of
+from hsd import VERIFIERS
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +36,9 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tree", choices=[*TREES, AUTO], help="how drafts are laid out (one method; default hybrid)")
     group.add_argument(
         "--verifier",
-        choices=VERIFIERS,
-        help="which drafts are kept (one method; default hsd); `published` is the released rule, not lossless",
+        choices=verifiers_of("chain"),
+        help="which drafts are kept (one method; default hsd); not lossless: "
+        + ", ".join(name for name, verifier in VERIFIERS.items() if not verifier.lossless),
     )
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
     group.add_argument(

@@ -56,7 +56,7 @@ def test_every_number_has_a_range(module):
         ("eagle.chat", ["--seed", "-1"], "error: --seed -1: expected a whole number from 0 to 9223372036854775807"),
         ("eagle.chat", ["--top-p", "2"], "error: --top-p 2: expected a number from 0 to 1"),
         ("eagle.serve", ["--port", "99999"], "error: --port 99999: expected a whole number from 1 to 65535"),
-        ("eagle.serve", ["--most-bytes", "-5"], "error: --most-bytes -5: expected a whole number, 1 or more"),
+        ("eagle.serve", ["--max-bytes", "-5"], "error: --max-bytes -5: expected a whole number, 1 or more"),
         ("eval.accuracy", [], "error: the following arguments are required: --output"),
         ("eval.measure.budget", ["--batch", "1.5"], "error: --batch 1.5: expected a whole number, 1 or more"),
         ("hsd.audit", ["--seed", "1.5"], "error: --seed 1.5: expected a whole number from 0 to"),

@@ -63,9 +63,18 @@ class EagleModel:
     auto            chooses for tree="auto"; keeps what it measured
     """
 
-    def __init__(self, model: Any, drafter: Drafter | None = None, tokenizer: Any = None, taps: tuple[int, ...] = ()):
-        """`model`: a `transformers` causal LM; `taps`: the layers whose inputs the drafter reads."""
-        self.target = CachedLM(model, taps)
+    def __init__(
+        self,
+        model: Any,
+        drafter: Drafter | None = None,
+        tokenizer: Any = None,
+        taps: tuple[int, ...] = (),
+        decoder: str = "auto",
+    ):
+        """`model`: a `transformers` causal LM; `taps`: the layers whose inputs the drafter reads; `decoder`: "stock"
+        never runs the project's own (see `CachedLM`).
+        """
+        self.target = CachedLM(model, taps, decoder)
         self.drafter = drafter
         self.tokenizer = tokenizer
         self.device = self.target.device
@@ -105,7 +114,7 @@ class EagleModel:
                 self._idle.append(space)
 
     @classmethod
-    def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None) -> "EagleModel":
+    def from_head(cls, model: Any, head: Eagle3Head, tokenizer: Any = None, decoder: str = "auto") -> "EagleModel":
         """A loaded `transformers` causal LM and a loaded head.
 
         The head is moved, in place, to the device of the target's last layer and to the target's dtype.
@@ -115,7 +124,7 @@ class EagleModel:
         device = device_of(model.model.layers[-1])
         head.to(device, model.dtype)
         bind_target(head, model, device)
-        return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps))
+        return cls(model, Eagle3Drafter(head), tokenizer, tuple(head.config.taps), decoder)
 
     @classmethod
     def from_pretrained(
@@ -130,6 +139,7 @@ class EagleModel:
         rope_theta: float | None = None,
         attn_implementation: str | None = None,
         drafter_kwargs: Mapping[str, Any] | None = None,
+        decoder: str = "auto",
         **model_kwargs: Any,
     ) -> "EagleModel":
         """Load a pair from local paths or hub ids.
@@ -143,6 +153,8 @@ class EagleModel:
         attention    "grouped" (`eagle.nn.grouped_attention`; the default on a CPU), "sdpa" (elsewhere), or
                      "split_prefix" for a tree attention without a mask over the cache
                      (`eagle.nn.tree_attention`); `attn_implementation` is another name for it
+        decoder      "auto": the project's own where it equals the target's (`eagle.nn.decoder`;
+                     `target.decoder_because` says why not), "stock": never
         taps, rope_theta    override the head's config.json (`eagle.load_head`)
         model_kwargs        go to the target's `from_pretrained`; what says where files are (revision, token, cache_dir,
                             subfolder, ...) to its tokenizer's too, what is about access to the drafter's as well
@@ -160,15 +172,15 @@ class EagleModel:
         places = {**hub_options(model_kwargs, ACCESS), **(drafter_kwargs or {})}
         if ea_model_path:
             head = load_head(ea_model_path, model.config, model.dtype, taps=taps, rope_theta=rope_theta, **places)
-            pair = cls.from_head(model, head, tokenizer)
+            pair = cls.from_head(model, head, tokenizer, decoder)
             pair.auto = AutoTree(base_model_path, ea_model_path)
             return pair
         if not draft_model_path:
-            return cls(model, None, tokenizer)
+            return cls(model, None, tokenizer, decoder=decoder)
         check_same_tokenizer(tokenizer, read_tokenizer(draft_model_path, **hub_options(places)))
         draft_model = load_lm(draft_model_path, options, **places)
         check_models_agree(model, draft_model, tokenizer)
-        pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer)
+        pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer, decoder=decoder)
         pair.auto = AutoTree(base_model_path, draft_model_path)
         return pair
 
@@ -191,7 +203,7 @@ class EagleModel:
         token behind shorter rows), or with `return_dict_in_generate` a `GenerateOutput`.
         Raises ValueError as `stream` does.
         """
-        prepared = self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
+        prepared = self.prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
         if streamer is not None:
             _check_streamer(streamer, len(prepared.prompts))
             streamer.put(prepared.input_ids.cpu())
@@ -214,7 +226,7 @@ class EagleModel:
         Raises ValueError for an empty prompt, token ids out of range, a prompt that fills the context, an argument that
         is not known or out of range.
         """
-        return self._run(self._prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
+        return self._run(self.prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments}))
 
     def _run(self, prepared: Prepared) -> Iterator[list[GeneratedRow]]:
         began = time.perf_counter()
@@ -237,7 +249,8 @@ class EagleModel:
             chosen = Candidate(args.tree, args.settings.nodes, args.settings.depth)
             self.auto.observe(1, args.sampling.temperature, chosen, 1e3 * statistics.median(seconds))
 
-    def _prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
+    def prepare(self, input_ids: Tensor, arguments: dict[str, Any]) -> Prepared:
+        """Check the arguments of `generate` and look up everything they name. Raises ValueError as `stream` does."""
         args = resolve_arguments(arguments, stated(getattr(self.target.model, "generation_config", None)))
         prompts = _prompt_rows(input_ids, args.attention_mask)
         self._check_prompts(prompts)
@@ -346,11 +359,10 @@ def _check_dense(name: str, value: Any) -> None:
 
 
 def _seed(args: GenerationArgs) -> int:
-    """What the rows' seeds derive from: the given one, or one drawn from the given generator or torch's global one."""
-    if args.seed is not None:
-        return args.seed
-    device = torch.device("cpu") if args.generator is None else args.generator.device
-    return int(torch.randint(2**63 - 1, (1,), generator=args.generator, device=device))
+    """What the rows' seeds derive from: a number of the given generator, of one with the given seed, or of torch's."""
+    generator = args.generator if args.seed is None else torch.Generator().manual_seed(args.seed)
+    device = torch.device("cpu") if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (1,), generator=generator, device=device))
 
 
 def row_generator(seed: int, index: int) -> torch.Generator:

@@ -6,13 +6,19 @@ of the chosen tree: a seed and the recorded plan give the same tokens again.
 
 E[accepted] comes from `calibration.json` beside the head (python -m eagle.calibrate). Where there is none, or one of
 other weights (with a warning), the nearest of `TEMPERATURES` is measured briefly when it is first needed and kept in
-the user's cache directory, as step times are.
+the user's cache directory, as step times are. Measuring takes a minute at most; what is not known then is the device's
+entry of `SHIPPED`.
 """
 
+import math
+import time
 import warnings
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from eagle.autotune.acceptance import measure, tables_of
 from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
@@ -20,50 +26,79 @@ from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
 from eagle.autotune.machine import cache_directory, machine
 from eagle.autotune.prompts import bundled_prompts
-from eagle.autotune.step_cost import StepCosts
+from eagle.autotune.step_cost import OutOfTime, StepCosts
 from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
 from eagle.engine.distributions import is_greedy
 from eagle.nn import native
+from eagle.trees import greedy_tree
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
+LONGEST = 60.0  # seconds of measuring
+SHIPPED = {"cpu": Candidate("hybrid", 8, 4), "cuda": Candidate("hybrid", 60, 7)}  # by device, where nothing is measured
+
+
+class Patience:
+    """A progress bar over what is measured, which raises OutOfTime after so many seconds in all."""
+
+    def __init__(self, seconds: float = LONGEST):
+        self.end = time.monotonic() + seconds
+
+    def __call__(self, items: Iterable[Any], what: str = "measuring what drafts are accepted") -> Iterator[Any]:
+        """The items, while there is time. The bar appears on terminals."""
+        for item in tqdm(items, desc=what, leave=False, disable=None):
+            if time.monotonic() >= self.end:
+                raise OutOfTime
+            yield item
 
 
 class AutoTree:
     """What is known of one model: its calibration and step times, read and measured when first asked for.
 
     target, drafter    paths or hub ids of the weights; None: measurements are kept in memory only
+    settled            nothing more is measured: what is not known is taken from `SHIPPED`
     """
 
     def __init__(self, target: str | None = None, drafter: str | None = None):
         self.target, self.drafter = target, drafter
+        self.settled = False
         self._costs: StepCosts | None = None
 
     def choose(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> Point:
         """The fastest candidate, plain decoding where no tree is faster. `tree`: "auto", or the kind it is to be.
 
+        What is not known yet is measured within a minute; else it is the shipped candidate, with figures of NaN.
+
         Raises ValueError as `points` does.
         """
-        return choose(self.points(model, temperature, batch, tree))
+        try:
+            return choose(self.points(model, temperature, batch, tree, Patience(0 if self.settled else LONGEST)))
+        except OutOfTime:
+            if not self.settled:
+                self._settle()
+            return Point(shipped(model.device.type, tree, temperature), math.nan, math.nan, math.nan)
 
-    def points(self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO) -> list[Point]:
+    def points(
+        self, model: Any, temperature: float, batch: int = 1, tree: str = AUTO, patience: Patience | None = None
+    ) -> list[Point]:
         """What `choose` chooses from, plain decoding first.
 
-        What is not known yet is measured.
+        What is not known yet is measured, for as long as it takes or until `patience` raises OutOfTime.
 
         Raises ValueError for a model without a drafter, and for a kind that has no candidates or is not calibrated.
         """
         if model.drafter is None:
             raise ValueError(f"tree={tree!r} needs a drafter: load with ea_model_path or draft_model_path")
         kinds, greedy = kinds_of(tree, temperature), is_greedy(temperature)
-        table, costs = self._table(model, temperature), self._step_costs(model)
+        patience = Patience(math.inf) if patience is None else patience
+        table, costs = self._table(model, temperature, patience), self._step_costs(model)
         if not any(row.tree in kinds for row in table.trees):
             raise ValueError(f"tree={tree!r} is not in the head's calibration: run python -m eagle.calibrate again")
         times = costs.known(batch, greedy)
         if times is None:
             accepted = {} if self.calibration is None else self.calibration.most_accepted(greedy)
-            times = costs.measure(model, batch, greedy, accepted)
+            times = costs.measure(model, batch, greedy, accepted, patience)
         return points(table, times, kinds)
 
     def observe(self, batch: int, temperature: float, candidate: Candidate, milliseconds: float) -> None:
@@ -82,9 +117,21 @@ class AutoTree:
         return known[nearest(temperature, known)].fit if known else Fit()
 
     def prepare(self, model: Any) -> None:
-        """Measure everything that generations of one row can need, so that none of them has to."""
-        for temperature in TEMPERATURES:
-            self.points(model, temperature)
+        """Measure everything that generations of one row can need, so that none of them has to: a minute at most."""
+        patience = Patience()
+        try:
+            for temperature in TEMPERATURES:
+                self.points(model, temperature, patience=patience)
+        except OutOfTime:
+            self._settle()
+
+    def _settle(self) -> None:
+        self.settled = True
+        warnings.warn(
+            f"tree='auto': measuring takes more than {LONGEST:g} s here, so a tree of usual size is taken; "
+            "python -m eagle.calibrate TARGET HEAD measures what drafts are accepted, tree='none' decodes plainly",
+            stacklevel=3,
+        )
 
     @cached_property
     def fingerprints(self) -> tuple[str | None, str | None]:
@@ -123,21 +170,22 @@ class AutoTree:
             return {}
         return {table.temperature: table for table in tables}
 
-    def _table(self, model: Any, temperature: float) -> Table:
+    def _table(self, model: Any, temperature: float, patience: Patience) -> Table:
         if self.calibration is not None:
             return self.calibration.table(temperature)
         temperature = nearest(temperature, TEMPERATURES)
         if temperature not in self._brief:
-            self._measure_briefly(model, temperature)
+            self._measure_briefly(model, temperature, patience)
         return self._brief[temperature]
 
-    def _measure_briefly(self, model: Any, temperature: float) -> None:
+    def _measure_briefly(self, model: Any, temperature: float, patience: Patience) -> None:
         prompts = bundled_prompts(model.tokenizer)
-        (self._brief[temperature],) = tables_of([measure(model, prompts, temperature, BRIEF_STATES)])
+        found = measure(model, prompts, temperature, BRIEF_STATES, shown=patience)
+        (self._brief[temperature],) = tables_of([found])
         if self._brief_path is not None:
-            found = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
+            kept = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:
-                found.save(self._brief_path)
+                kept.save(self._brief_path)
             except OSError as error:
                 warnings.warn(f"the brief calibration is not kept: {error}", stacklevel=2)
 
@@ -156,3 +204,12 @@ class AutoTree:
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)
         return self._costs
+
+
+def shipped(device: str, tree: str, temperature: float) -> Candidate:
+    """The candidate where nothing is measured; `tree`: "auto", or the kind it is to be."""
+    kind, nodes, depth = SHIPPED.get(device, SHIPPED["cuda"])
+    kind = kind if tree == AUTO else tree
+    return Candidate(
+        greedy_tree(kind) if is_greedy(temperature) else kind, depth + 1 if kind == "chain" else nodes, depth
+    )

@@ -12,11 +12,12 @@ Where plain steps differ from round to round the machine is busy: the times are 
 that stays busy are used but not kept. Times that a generation contradicts are forgotten, once.
 """
 
+import contextlib
 import hashlib
 import json
 import statistics
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ STEADY = 1.25  # slowest round of plain steps over the fastest one, on a machine
 CONTRADICTED = 1.6  # a generation's steps over the measured ones, or the other way round
 
 Milliseconds = dict[Candidate, float]
+Shown = Callable[[Iterable[Candidate]], Iterable[Candidate]]
 
 
 class Times(NamedTuple):
@@ -43,6 +45,10 @@ class Times(NamedTuple):
 
     milliseconds: Milliseconds
     unsteadiness: float
+
+
+class OutOfTime(Exception):
+    """What was to be measured takes too long here."""
 
 
 class StepCosts:
@@ -65,19 +71,23 @@ class StepCosts:
         """The times at a batch size, None where they have to be measured."""
         return self._known.get(_name(batch, greedy))
 
-    def measure(self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Milliseconds:
+    def measure(
+        self, model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float], shown: Shown = iter
+    ) -> Milliseconds:
         """Measure and keep them. A cache directory that cannot be written is warned about.
 
         accepted    by candidate, the most that any temperature's E[accepted] can be; missing: its depth
+        shown       wraps what is worked through, such as a progress bar
         """
-        found, unsteadiness = measure(model, batch, greedy, accepted)
+        found, unsteadiness = measure(model, batch, greedy, accepted, shown)
         if unsteadiness > STEADY:
-            again = measure(model, batch, greedy, accepted)
-            found, unsteadiness = min(Times(found, unsteadiness), again, key=lambda one: one.unsteadiness)
+            with contextlib.suppress(OutOfTime):
+                again = measure(model, batch, greedy, accepted, shown)
+                found, unsteadiness = min(Times(found, unsteadiness), again, key=lambda one: one.unsteadiness)
         self._known[_name(batch, greedy)] = found
         if unsteadiness > STEADY:
             warnings.warn(
-                f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as in another, so "
+                f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as another, so "
                 "the step times behind tree='auto' are rough and not kept for later processes",
                 stacklevel=2,
             )
@@ -119,18 +129,18 @@ def _name(batch: int, greedy: bool) -> str:
     return f"batch {batch}, {'greedy' if greedy else 'sampling'}"
 
 
-def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float]) -> Times:
+def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, float], shown: Shown = iter) -> Times:
     """The times of `batch` rows at once.
 
-    model       an `eagle.EagleModel` with a drafter and a tokenizer
-    accepted    as in `StepCosts.measure`
+    model              an `eagle.EagleModel` with a drafter and a tokenizer
+    accepted, shown    as in `StepCosts.measure`
     """
     prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
     times: dict[Candidate, list[float]] = {}
     plain: list[float] = []  # median of every round
     for index in range(ROUNDS):
         prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
-        for candidate in [PLAIN, *candidates_at(temperature)]:
+        for candidate in shown([PLAIN, *candidates_at(temperature)]):
             medians = {one: statistics.median(ms) for one, ms in times.items()}
             if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
                 found = list(step_times(model, candidate, prompt, batch, temperature))

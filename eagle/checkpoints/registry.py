@@ -123,4 +123,4 @@ def fetch_target(registry: Registry, name: str, target: Path, downloads: Path) -
         "gguf_sha256": registry.gguf_sha256,
         "converted_with": {package: version(package) for package in ("transformers", "gguf")},
     }
-    convert_gguf(gguf, target, name, registry.stop_tokens, origin)
+    convert_gguf(gguf, target, name, registry.stop_tokens, origin, registry.chat)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from eagle.drafters.base import AncestorMask
 from eagle.nn.fused_head import FusedHead
-from eagle.nn.grouped_attention import attend_grouped
 from eagle.nn.head import Eagle3Head
-from eagle.nn.kv_cache import CacheShape, RowCache
+from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
 
 
 class Eagle3Drafter:
@@ -71,13 +70,13 @@ class Eagle3Drafter:
         return [*self.cache.state(), self.outputs, self.ancestors.mask, self.ancestors.depths, *fused]
 
     def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None) -> None:
-        """Nothing attends yet: the pairs of a prompt leave keys and values, no outputs."""
+        """Nothing attends to the last layer yet: a prompt's pairs leave keys and values there, no outputs."""
         aux_states = self._needed(aux_states)[:, :-1]
         tokens = torch.tensor([prompt[held + 1 :]], device=self.device)
         with self.cache.only(row, held):
             if tokens.shape[1]:
                 positions = torch.arange(held, len(prompt) - 1, device=self.device)[None]
-                hidden = self._through_earlier(self.head.fuse(aux_states), tokens, positions)
+                hidden = self._through_earlier(self.fused.fuse(aux_states), tokens, positions)
                 _, _, kv = self.fused.before_attention(hidden, tokens, positions)
                 slot = self.cache.buffer.shape.scratch + held
                 self.cache.buffer.write_pair(self.fused.index, slot, kv.permute(2, 0, 3, 1, 4))
@@ -87,18 +86,13 @@ class Eagle3Drafter:
     def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None) -> Tensor:
         cache, aux_states = self.cache, self._needed(aux_states)
         tokens, counts = tokens.to(self.device), counts.to(self.device)
-        n = tokens.shape[1]
-        positions = cache.lengths[:, None] + torch.arange(n, device=self.device)
-        hidden = self._through_earlier(self.head.fuse(aux_states), tokens, positions)
-        residual, q, kv = self.fused.before_attention(hidden, tokens, positions)
+        positions = cache.lengths[:, None] + torch.arange(tokens.shape[1], device=self.device)
+        hidden = self._through_earlier(self.fused.fuse(aux_states), tokens, positions)
         # Only the last token's output is needed, the others' keys and values.
-        last = (counts - 1)[:, None]
-        q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
-        attended = self._read(self.fused, q, kv, positions, positions.gather(1, last))
-        residual = residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1]))
-        hidden = self.fused.after_attention(residual, attended)
+        view, mask = self._committed_view(self.fused, positions)
+        hidden = self.fused(hidden, tokens, positions, view, mask, (counts - 1)[:, None])
         cache.advance(counts)
-        cache.longest += n
+        cache.longest += tokens.shape[1]
         self.rewind()
         self._committed = None
         self.outputs[: len(tokens), :1] = hidden
@@ -107,19 +101,18 @@ class Eagle3Drafter:
     def _through_earlier(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """g [B, n, D] of committed pairs through all layers but the last, whose keys and values are written."""
         for fused in self.earlier:
-            residual, q, kv = fused.before_attention(hidden, tokens, positions)
-            hidden = fused.after_attention(residual, self._read(fused, q, kv, positions, positions))
+            hidden = fused(hidden, tokens, positions, *self._committed_view(fused, positions))
         return hidden
 
-    def _read(self, fused: FusedHead, q: Tensor, kv: Tensor, positions: Tensor, at: Tensor) -> Tensor:
-        """Write kv [B, n, 2, G, E] of committed `positions` Int64[B, n]; attention [B, m, H * E] of the queries
-        [B, m, H, E] `at` positions Int64[B, m] over all that is committed up to them.
+    def _committed_view(self, fused: FusedHead, positions: Tensor) -> tuple[CacheWindow, Tensor]:
+        """What pairs at `positions` Int64[B, n] write and see in a layer: all that is committed up to them, and the
+        additive mask [B, n, slots].
         """
         buffer, window = self.cache.buffer, self.cache.window(positions.shape[1])
-        buffer.write_rows(fused.index, positions, *kv.permute(2, 0, 3, 1, 4))
-        unseen = _unseen(torch.arange(window, device=self.device), at[:, :, None], fused.window)
         first = buffer.shape.scratch
-        return self._attend(fused.index, q, _hide(unseen, q.dtype), first, first + window)
+        unseen = _unseen(torch.arange(window, device=self.device), positions[:, :, None], fused.window)
+        view = CacheWindow(buffer, first=first, stop=first + window, positions=positions)
+        return view, _hide(unseen, self.outputs.dtype)
 
     def rewind(self) -> None:
         self.ancestors.clear()
@@ -133,12 +126,9 @@ class Eagle3Drafter:
         mask, depths = self.ancestors.add(parents)
         hidden = self.outputs[:batch].gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
         positions = cache.lengths[:, None] - 1 + depths
+        view = CacheWindow(cache.buffer, first=0, stop=cache.buffer.shape.scratch + cache.window(), start=first)
         for fused in (*self.earlier, self.fused):
-            residual, q, kv = fused.before_attention(hidden, tokens, positions)
-            cache.buffer.write_pair(fused.index, first, kv.permute(2, 0, 3, 1, 4))
-            seen = self._tree_mask(mask, depths, positions, fused.window)
-            attended = self._attend(fused.index, q, seen, 0, cache.buffer.shape.scratch + cache.window())
-            hidden = fused.after_attention(residual, attended)
+            hidden = fused(hidden, tokens, positions, view, self._tree_mask(mask, depths, positions, fused.window))
         self.outputs[:batch, first + 1 : first + 1 + count] = hidden
         return self.fused.logits(hidden)
 
@@ -160,11 +150,6 @@ class Eagle3Drafter:
         if aux_states is None:
             raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
         return aux_states.to(self.device)
-
-    def _attend(self, layer: int, q: Tensor, mask: Tensor, first: int, stop: int) -> Tensor:
-        """q [B, n, H, E] over slots first .. stop - 1, additive mask [B, n, stop - first] -> [B, n, H * E]."""
-        keys, values = self.cache.buffer.view(layer, first, stop)
-        return attend_grouped(q.transpose(1, 2), keys, values, mask[:, None]).transpose(1, 2).flatten(2)
 
 
 def _unseen(slots: Tensor, positions: Tensor, window: int | None) -> Tensor:

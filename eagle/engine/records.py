@@ -119,12 +119,14 @@ class GeneratedRow:
 class StepTrees(NamedTuple):
     """References to what one step drafted and decided, to be read on the host after its clock has stopped.
 
-    draft   None where nothing was drafted
-    probs   Float[B, N, V]: p at every node
+    draft    None where nothing was drafted
+    logits   [B, N, V]: the target's, at every node
+    probs    Float[B, N, V]: p at every node
     """
 
     draft: Draft | None
     tree: TreeBatch
+    logits: Tensor
     probs: Tensor
     decision: hsd.Decision
 

@@ -39,6 +39,7 @@ UNFIT = (
     "over {steps} steps {accepted:.3f} draft tokens were accepted per step: the tokens are exact, but this drafter "
     "seems to be made for another target, template or tokenizer; tree='none' is faster"
 )
+RESERVED = 1024  # new tokens that a row has room for at first; the caches grow where it needs more
 REPLACED = (
     "the drafter gave a distribution that is not finite; it was replaced by the uniform one, so the tokens are still "
     "distributed exactly as the target's, but few drafts will be accepted: check the head's weights and its dtype"
@@ -120,6 +121,7 @@ class Session:
     plan       how trees are drafted and verified, the same for all rows
     clock      seconds of the latest step by phase
     trees      what the latest step drafted and decided, with `record_trees` or where `watched` was set
+    first      logits Float[V] that the latest row's first token was drawn from, where `watched` was set
     """
 
     def __init__(
@@ -152,6 +154,8 @@ class Session:
         self.record_trees, self.watched = record_trees, False
         self.vocabulary = vocabulary
         self.trees: StepTrees | None = None
+        self.first: Tensor | None = None
+        self._capacity = 0
         self.target.refresh()
         if self.drafter is not None:
             self.drafter.refresh()
@@ -254,13 +258,14 @@ class Session:
     def _read(self, row: _Row, reuse: bool) -> None:
         record, place = row.record, len(self._rows)
         prompt = record.prompt
-        self._reserve(self._padded(place + 1), len(prompt) + max(row.stopping.room(record), 1))
+        self._reserve(self._padded(place + 1), len(prompt) + min(max(row.stopping.room(record), 1), RESERVED))
         held = self._find_held(prompt, place) if reuse else 0
         record.reused_tokens = held
         scores = self.target.read_prompt(place, prompt, held)
         if self.drafter is not None and self.plan.builder is not None:
             self.drafter.read_prompt(place, prompt, held, scores.aux_states)
         probs = self._first_probs(row, scores.logits)
+        self.first = scores.logits[0, -1] if self.watched else None
         check_finite(probs[..., 0].isfinite().flatten(1).all(1).tolist(), "after the prompt", [row.sampling])
         token = hsd.draw(probs[:, 0], row.numbers(1).to(probs.device))
         row.stopping.emit(record, token.tolist())
@@ -322,7 +327,7 @@ class Session:
 
     @property
     def verified_on(self) -> torch.device:
-        """Where trees lie, and so where they are verified: on the drafter's device, which may not be the target's."""
+        """Where trees lie and are verified: the drafter's device, which may not be the target's first."""
         return self.device if self.drafter is None or self.plan.builder is None else self.drafter.device
 
     @property
@@ -337,12 +342,20 @@ class Session:
 
     def _reserve(self, rows: int, capacity: int) -> None:
         slack, allocated = self.plan.depth + 1, len(self._counts)
+        self._capacity = capacity = max(capacity, self._capacity)
         self.target.cache.reserve(rows, self.plan.nodes, capacity, slack)
         if self.drafter is not None and self.plan.builder is not None:
             self.drafter.reserve(rows, self.plan.grown_by(rows), capacity, slack)
         if rows > allocated:
             self._allocate(max(rows, 2 * allocated))
             self._arrange()
+
+    def _grow(self) -> None:
+        """Room for the coming step: a row's limit can be the whole context, so not all of it is reserved at once."""
+        lengths = [row.record.prompt_tokens + len(row.record.new_tokens) for row in self._rows]
+        needed = max(lengths) + self.plan.depth + 1
+        if needed > self._capacity:
+            self._reserve(self.width, needed + max(needed // 2, RESERVED))
 
     def _allocate(self, rows: int) -> None:
         """Tensors that one step leaves for the next, for this many rows; what they hold stays."""
@@ -393,6 +406,7 @@ class Session:
 
     def begin_step(self, recordable: bool = True) -> None:
         """Draw the step's random numbers, and open its recording where steps are recorded."""
+        self._grow()
         self.clock.start()
         self.draw_numbers()
         self._replays = self.graphs is not None and recordable and self._draft is None
@@ -446,10 +460,10 @@ class Session:
         base = row_prefixes([row.record.ids for row in self._rows], tree.tokens.device)
         return node_prefixes(base, tree.tokens, tree.depths, tree.ancestors())
 
-    def keep_trees(self, tree: TreeBatch, probs: Tensor, kept: hsd.Decision) -> None:
+    def keep_trees(self, tree: TreeBatch, logits: Tensor, probs: Tensor, kept: hsd.Decision) -> None:
         """References to what the step drafted and decided, where somebody looks at them."""
         if self.record_trees or self.watched:
-            self.trees = StepTrees(self._draft, tree, probs, kept)
+            self.trees = StepTrees(self._draft, tree, logits, probs, kept)
 
     def store_pending(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None, path: Tensor) -> None:
         """What the next draft reads: the emitted tokens Int64[B, K+1] and the auxiliary hidden states before each."""

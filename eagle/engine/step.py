@@ -55,7 +55,7 @@ def verify(s: "Session", tree: TreeBatch, logits: Tensor) -> tuple[Tensor, hsd.D
         kept = hsd.Decision.at_root(hsd.draw(probs[:, 0], s.uniforms[:, 1]))
     else:
         kept = hsd.decide(tree, probs, s.plan.verifier, s.uniforms[:, : hsd.DRAWS])
-    s.keep_trees(tree, probs, kept)
+    s.keep_trees(tree, logits, probs, kept)
     return probs, kept
 
 

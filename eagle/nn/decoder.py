@@ -1,13 +1,12 @@
-"""The decoder of Llama and its kin, in one file: what a target runs instead of the stock model where the two are the same.
+"""The decoder of Llama and its kin: what a target runs instead of the stock model where the two are the same.
 
     x = rms_norm(h);   q, k, v = W_qkv x;   q, k = rotate(q, k);   h += W_o attention(q, keys, values)
     x = rms_norm(h);   h += W_down( silu(W_gate x) * W_up x )
 
-A family differs from Llama in what is multiplied in (`Constants`), in biases, or in norms of q and k. Weights are the stock
-model's own: on a GPU W_q, W_k and W_v lie in one buffer of which the stock parameters are views, on a CPU they are read
-where they lie. Few rows on a CPU go through all layers in one native call (`eagle.nn.native`), which must equal `_layer`.
-
-`known` decides what may run here: whatever is not exactly as transformers made it runs through the stock model.
+A family differs from Llama in what is multiplied in (`Constants`), in biases, or in norms of q and k. Weights are the
+stock model's own: on a GPU W_q, W_k and W_v lie in one buffer of which the stock parameters are views, on a CPU they
+are read where they lie. Few rows on a CPU go through all layers in one native call (`eagle.nn.native`), which equals
+`_layer`. `known` decides what may run here: whatever is not exactly as transformers made it runs in the stock model.
 
 Shapes: B batch, n positions, D hidden, H heads, G key/value heads, E head size, A = taps * D, P positions of the table.
 """
@@ -51,7 +50,7 @@ def constants(config: Any, head_dim: int) -> Constants:
     return Constants(*factors, config.logits_scaling)
 
 
-# --- what is known ------------------------------------------------------------------------------------------------------
+# --- what is known ---------------------------------------------------------------------------------------------------
 
 
 def known(model: Any) -> str | None:
@@ -93,7 +92,7 @@ def _layers_differ(model: Any) -> str | None:
     return f"its layers have {', '.join(sorted(names))}" if names else None
 
 
-# --- the decoder --------------------------------------------------------------------------------------------------------
+# --- the decoder -----------------------------------------------------------------------------------------------------
 
 
 class Layer:
@@ -102,9 +101,8 @@ class Layer:
     def __init__(self, stock: Any, copies: bool):
         attention, mlp = stock.self_attn, stock.mlp
         self.input_norm, self.post_norm = stock.input_layernorm.weight, stock.post_attention_layernorm.weight
-        self.q_norm, self.k_norm = (
-            getattr(getattr(attention, name, None), "weight", None) for name in ("q_norm", "k_norm")
-        )
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self.q_norm, self.k_norm = (None if norm is None else norm.weight for norm in norms)
         self.qkv = Product(attention.q_proj, attention.k_proj, attention.v_proj, copies=copies)
         self.o, self.down = Product(attention.o_proj, copies=copies), Product(mlp.down_proj, copies=copies)
         self.gate_up = Product(mlp.gate_proj, mlp.up_proj, copies=copies)
@@ -134,12 +132,11 @@ class Decoder:
             self.config.hidden_size, self.heads, self.groups, self.head_dim, self.config.intermediate_size,
             self.eps, self.constants.scores, self.constants.block,
         )  # fmt: skip
-        return LayerStack(
-            [dict(layer.named_parameters()) for layer in self.stock.layers], shape, self.stock.norm.weight
-        )
+        layers = [dict(layer.named_parameters()) for layer in self.stock.layers]
+        return LayerStack(layers, shape, self.stock.norm.weight)
 
     def is_current(self) -> bool:
-        """Whether the stock model still has the tensors that this was made of, where they were, and no copy is stale."""
+        """Whether the stock model still has the tensors this was made of, where they were, and no copy is stale."""
         found = list(self.stock.parameters())
         if len(found) != len(self.made_of) or any(a is not b for a, b in zip(found, self.made_of)):
             return False
@@ -153,7 +150,7 @@ class Decoder:
         return own + [tensor for layer in self.layers for product in layer.products for tensor in product.state()]
 
     def reserve(self, positions: int) -> None:
-        """Make the table of rotary angles, Float32[P, 2 E], long enough: cosines; sines, negative in their first half."""
+        """Make the table of angles, Float32[P, 2 E], long enough: cosines; sines, negative in their first half."""
         rotary, half = self.stock.rotary_emb, self.head_dim // 2
         if self.table is not None and len(self.table) >= positions:
             return
@@ -173,7 +170,8 @@ class Decoder:
         taps: Sequence[int] = (),
         prefix_lengths: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens and positions Int64[B, n] -> the normed hidden state [B, n, D] and the inputs of layers `taps` [B, n, A].
+        """Tokens and positions Int64[B, n] -> the normed hidden state [B, n, D], and the inputs of the layers `taps`
+        (ascending) [B, n, A].
 
         mask: additive [B or 1, 1, n, slots seen]; None reads a prompt into an empty cache. prefix_lengths Int64[B]: the
         mask is of the scratch slots alone, before this many committed ones (`eagle.nn.tree_attention`).
@@ -184,24 +182,27 @@ class Decoder:
         if self.constants.embedding != 1:
             hidden = hidden * self.constants.embedding
         angles = embedding(positions, self.table)
-        if (
-            self.native is not None
-            and mask is not None
-            and prefix_lengths is None
-            and tokens.numel() <= native.max_rows()
-        ):
-            output, aux = self.native.run(hidden, angles, _slots(cache, tokens, mask), taps)
-            return output, aux if taps else None
+        few = self.native is not None and tokens.numel() <= native.max_rows()
+        if few and mask is not None and prefix_lengths is None:
+            assert self.native is not None
+            return self.native.run(hidden, angles, Slots.of(cache, tokens, mask), taps)
         cos, sin = angles.unsqueeze(2).chunk(2, dim=-1)
         kept = []
         for index, layer in enumerate(self.layers):
-            kept += [hidden] * (index in taps)
+            kept += [hidden] * taps.count(index)
             hidden = self._layer(layer, hidden, cos, sin, cache.layers[index], mask, prefix_lengths)
         output = rms_norm(hidden, hidden.shape[-1:], self.stock.norm.weight, self.eps)
         return output, torch.cat(kept, dim=-1) if taps else None
 
     def _layer(
-        self, layer: Layer, hidden: Tensor, cos: Tensor, sin: Tensor, cache: Any, mask, prefix_lengths
+        self,
+        layer: Layer,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: Any,
+        mask: Tensor | None,
+        prefix_lengths: Tensor | None,
     ) -> Tensor:
         """h [B, n, D] through one layer; `cache.update` keeps keys and values and returns all that are seen."""
         qkv = layer.qkv(rms_norm(hidden, hidden.shape[-1:], layer.input_norm, self.eps))
@@ -235,12 +236,3 @@ class Decoder:
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, n, heads, E] turned by angles Float32[B, n, 1, E], in float32 as the native layers do."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-def _slots(cache: CacheWindow, tokens: Tensor, mask: Tensor) -> Slots:
-    """What a forward over tokens [B, n] reads and writes, for the native layers."""
-    if cache.positions is None:
-        write = torch.arange(cache.start, cache.start + tokens.shape[1]).expand(tokens.shape).contiguous()
-    else:
-        write = cache.positions + cache.buffer.shape.scratch
-    return Slots(cache.buffer.layers, cache.first, cache.stop - cache.first, write, mask.contiguous())

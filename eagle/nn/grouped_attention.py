@@ -12,6 +12,7 @@ takes 0.3 to 0.9 of its time, the fewer rows the less (docs/step.md).
 Shapes: B batch, n rows, H heads, G key/value heads, C slots seen, E head size.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -44,10 +45,32 @@ def grouped(
 
     Calls without a mask, as for prompts, and ones that ask for more than a mask go through SDPA as always.
     """
+    if options.get("s_aux") is not None:
+        return attend_with_sinks(query, key, value, attention_mask, scaling, options["s_aux"]), None
     more = options.get("dropout") or any(options.get(name) is not None for name in ("position_bias", "softcap"))
     if attention_mask is None or more:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     return attend_grouped(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+def attend_with_sinks(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float | None, sinks: Tensor
+) -> Tensor:
+    """Masked attention [B, n, H, E] in which every head h gives the share exp(sinks[h]) to no token (gpt-oss).
+
+    mask: additive, or Bool, True where seen; None: causal, the last query sees all keys.
+    """
+    batch, heads, n, size = query.shape
+    if mask is None:
+        mask = torch.ones(n, keys.shape[2], dtype=torch.bool, device=query.device).tril(keys.shape[2] - n)
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill_(~mask, -torch.inf)
+    grouped = query.reshape(batch, keys.shape[1], -1, size)  # heads of a group lie beside each other
+    scores = (grouped @ keys.transpose(-1, -2)).view(batch, heads, n, -1) * (size**-0.5 if scale is None else scale)
+    column = sinks.to(scores.dtype).view(1, heads, 1, 1).expand(batch, heads, n, 1)
+    weights = torch.cat([scores + mask, column], dim=-1).softmax(dim=-1, dtype=torch.float32)
+    shares = weights[..., :-1].to(values.dtype).reshape(batch, keys.shape[1], -1, keys.shape[2])
+    return (shares @ values).view(batch, heads, n, size).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(NAME, grouped)

@@ -250,15 +250,19 @@ class Eagle3Head(nn.Module):
         offsets = self.get_buffer("d2t")
         return offsets + torch.arange(len(offsets), device=offsets.device)
 
-    def fuse(self, features: Tensor) -> Tensor:
-        """Concatenated taps [..., A F] -> g [..., D]"""
+    def normed(self, features: Tensor) -> Tensor:
+        """Concatenated taps [..., A F] as `fc` reads them, in its dtype."""
         features = features.to(self.fc.weight.dtype)
         if self.config.norm_before_fc:
             features = self.input_norm(features)
         if self.config.fc_norm:
             taps = features.chunk(len(self.config.taps), dim=-1)
             features = torch.cat([norm(tap) for norm, tap in zip(self.fc_norm, taps, strict=True)], dim=-1)
-        return self.fc(features)
+        return features
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Concatenated taps [..., A F] -> g [..., D]"""
+        return self.fc(self.normed(features))
 
     def forward(self, hidden: Tensor, tokens: Tensor, position_ids: Tensor, attend: Attend) -> Tensor:
         """g or h [B, n, D], the *next* tokens Int64[B, n], positions Int64[B, n] -> h [B, n, D], which the next

@@ -158,14 +158,12 @@ class _Joined:
     """One buffer; the layers' parameters become views of it, with their content."""
 
     def __init__(self, layers: Sequence[nn.Linear]):
-        self.weight, self.bias = (self._one([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+        self.weight = self._one([layer.weight for layer in layers])
+        self.bias = self._one([layer.bias for layer in layers]) if layers[0].bias is not None else None
 
     @staticmethod
     @torch.no_grad()
-    def _one(parts: list[Tensor | None]) -> Tensor | None:
-        tensors = [part for part in parts if part is not None]
-        if not tensors:
-            return None
+    def _one(tensors: list[Tensor]) -> Tensor:
         whole = torch.cat(tensors)
         for part, view in zip(tensors, whole.split([len(part) for part in tensors]), strict=True):
             part.data = view
@@ -175,10 +173,10 @@ class _Joined:
         """Whether the layers' parameters still are its parts."""
         for whole, name in ((self.weight, "weight"), (self.bias, "bias")):
             place = 0 if whole is None else whole.data_ptr()
-            for part in (getattr(layer, name) for layer in layers) if whole is not None else ():
-                if part is None or part.data_ptr() != place:
+            for part in (getattr(layer, name) for layer in layers):
+                if (part is None) != (whole is None) or (part is not None and part.data_ptr() != place):
                     return False
-                place += part.nbytes
+                place += 0 if part is None else part.nbytes
         return True
 
 

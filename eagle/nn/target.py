@@ -19,7 +19,7 @@ Shapes: B batch, N nodes, L prompt length, D hidden size, A = taps * D, V vocabu
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +28,31 @@ from eagle.nn import tree_attention as attention
 from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE, Decoder, known
 from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
 from eagle.nn.packed import Product
+from eagle.nn.windows import additive, masks, reach_of, tree_distances
 
-SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "granitemoe", "mixtral", "qwen3_moe"}
+SUPPORTED = {"llama", "qwen2", "qwen3", "mistral", "granite", "granitemoe", "mixtral", "qwen3_moe"} | {
+    "gemma3_text",
+    "gpt_oss",
+    "llama4_text",
+    "olmo2",
+    "phi3",
+    "smollm3",
+}
+# What a tree cannot be scored by, with the reason.
+REFUSED = {
+    "gemma3": "a model of pictures and text; load its text part (Gemma3ForCausalLM)",
+    "llama4": "a model of pictures and text; load its text part (Llama4ForCausalLM)",
+    "gemma4": "its layers share keys and values and have two head sizes, which one cache does not hold",
+    "gemma4_text": "its layers share keys and values and have two head sizes, which one cache does not hold",
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "granitemoehybrid"),
+        "its linear-attention layers keep one running state, which a tree's rejected nodes cannot be taken out of",
+    ),
+    "deepseek_v3": "its compressed keys and values (MLA) are not held by this cache",
+}
+SINKS = {"gpt_oss"}  # attention with a learned share for no token, which only these attentions compute:
+SINK_ATTENTION = {"eager", "grouped"}
 ATTENTION = {"sdpa", "eager", "grouped", attention.NAME}  # what reads dense masks
-WINDOW_EVERYWHERE = {"mistral", "mixtral", "qwen3_moe"}  # a window in the config is one in every layer
 
 PREFILL_CHUNK = 512  # tokens read behind cached ones in one forward: their mask has a row each
 
@@ -64,28 +85,32 @@ def layer_inputs(states: Sequence[Tensor], taps: Sequence[int], layers: int, lik
 
 
 def check_supported(config) -> None:
-    """ValueError for an architecture whose tree scoring has not been tested, or a sliding window."""
+    """ValueError for an architecture whose tree scoring has not been tested, or cannot be exact."""
     if config.model_type not in SUPPORTED:
+        reason = REFUSED.get(config.model_type, "it is not known to score trees correctly")
         raise ValueError(
-            f"target architecture {config.model_type!r} is not known to score trees correctly; "
+            f"target architecture {config.model_type!r} is not supported: {reason}; "
             f"known: {', '.join(sorted(SUPPORTED))}"
         )
-    layer_types = getattr(config, "layer_types", None) or []
-    window = getattr(config, "sliding_window", None)
-    if "sliding_attention" in layer_types or (config.model_type in WINDOW_EVERYWHERE and window is not None):
-        raise ValueError(
-            f"target with sliding-window attention (sliding_window={window}): tree masks would be wrong beyond the "
-            "window; load it with sliding_window=None in its config (and layer_types, where it has them, all "
-            "full_attention) and stay below that context length"
-        )
+    reach_of(config)
 
 
-def check_attention(name: str) -> None:
-    """ValueError for attention that would ignore a tree's mask."""
+def check_attention(name: str, config) -> None:
+    """ValueError for attention that would ignore a tree's mask, a window or attention sinks."""
     if name not in ATTENTION:
         raise ValueError(
             f"the target's attention is {name!r}, which is not known to read a tree's mask; call "
             f"model.set_attn_implementation with one of {', '.join(sorted(ATTENTION))}"
+        )
+
+    if name == attention.NAME and not reach_of(config).is_full:
+        raise ValueError(
+            f"attention {name!r} shows all committed tokens; for a target with windows take 'grouped' or 'sdpa'"
+        )
+    if config.model_type in SINKS and name not in SINK_ATTENTION:
+        raise ValueError(
+            f"attention {name!r} leaves out the sinks of {config.model_type}; "
+            f"take {' or '.join(sorted(SINK_ATTENTION))}"
         )
 
 
@@ -105,9 +130,17 @@ def device_of(module: torch.nn.Module) -> torch.device:
     return next(module.parameters()).device if place is None else torch.device(place)
 
 
-def cache_keyword(forward: Callable) -> str:
-    """The name of the cache argument of a model's forward: "cache" from transformers 5.24, "past_key_values" before."""
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+def cache_keyword(*forwards: Callable) -> str:
+    """The name of the cache argument in the first of these forwards that names it: "cache" from transformers 5.24,
+    "past_key_values" before.
+    """
+    for forward in forwards:
+        names = inspect.signature(forward).parameters
+        if "cache" in names:
+            return "cache"
+        if "past_key_values" in names:
+            break
+    return "past_key_values"
 
 
 class CachedLM:
@@ -127,8 +160,9 @@ class CachedLM:
             raise ValueError(f"decoder={decoder!r}: expected 'auto' or 'stock'")
         self.model = model.eval().requires_grad_(False)
         self.config = model.config
-        self._cache_keyword = cache_keyword(model.model.forward)
+        self._cache_keyword = cache_keyword(model.forward, model.model.forward)
         self.taps = taps
+        self.reach = reach_of(self.config)
         layers = model.model.layers
         bad = [tap for tap in taps if not 0 <= tap < len(layers)]
         if bad:
@@ -156,8 +190,9 @@ class CachedLM:
 
         Raises ValueError for what would not score trees correctly.
         """
-        check_attention(self.attention)
-        self.decoder_because = "decoder='stock'" if self._stock else known(self.model)
+        check_attention(self.attention, self.config)
+        mixed = "its layers have several kinds of masks" if self.reach.by_layer_type else None
+        self.decoder_because = "decoder='stock'" if self._stock else mixed or known(self.model)
         if self.decoder_because:
             self.decoder = None
             check_rope(self.config, self.decoder_because)
@@ -182,9 +217,13 @@ class CachedLM:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model is for; with a long-context rope those before its angles change for all positions."""
+        """Tokens that the model is for: with a long-context rope those before its angles change for all positions, with
+        Llama 4's temperature tuning those before it begins.
+        """
         rope = getattr(self.config, "rope_parameters", None) or {}
         longest = self.config.max_position_embeddings
+        if getattr(self.config, "attn_temperature_tuning", False):  # Llama 4 counts forwards, not positions, beyond
+            longest = min(longest, int(self.config.floor_scale) - 1)
         return rope.get("original_max_position_embeddings", longest) if rope.get("rope_type") == "longrope" else longest
 
     @property
@@ -196,14 +235,17 @@ class CachedLM:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Any,
         cache: CacheWindow,
         logits_at: Tensor | None = None,
         **options,
     ) -> Scores:
         if self.decoder is None:
             return self._stock_forward(tokens, positions, mask, cache, logits_at, **options)
-        hidden, aux = self.decoder(tokens, positions, mask, cache, self.taps, **options)
+        hidden, aux = self.decoder(tokens, positions, mask, cache, sorted(self.taps), **options)
+        if aux is not None and list(self.taps) != sorted(self.taps):
+            parts = dict(zip(sorted(self.taps), aux.chunk(len(self.taps), dim=-1)))
+            aux = torch.cat([parts[tap] for tap in self.taps], dim=-1)
         if logits_at is not None:
             hidden = hidden.gather(1, logits_at[:, None, None].expand(-1, 1, hidden.shape[-1]))
         assert self._output is not None
@@ -214,7 +256,7 @@ class CachedLM:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | None,
+        mask: Any,
         cache: CacheWindow,
         logits_at: Tensor | None,
         **options,
@@ -240,9 +282,21 @@ class CachedLM:
         return Scores(logits, aux)
 
     def _float_mask(self, visible: Tensor) -> Tensor:
-        """Bool [B, n, slots] -> additive mask [B, 1, n, slots] (a bool mask is silently wrong with eager attention)."""
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(mask.dtype).min).unsqueeze(1)
+        """Bool [B, n, slots] -> additive mask [B, 1, n, slots]."""
+        return additive(visible, self.model.dtype)
+
+    def _masks(self, visible: Tensor, positions: Tensor, first: Tensor | None = None) -> Any:
+        """What a forward takes as its mask: `visible` Bool[B, n, slots], of which each kind of layer shows its reach.
+
+        The slots are those of the tree, Bool[B, n, S] `first`, where there are any, and then committed ones.
+        """
+        both = visible if first is None else torch.cat([first, visible], dim=-1)
+        if self.reach.is_full:
+            return self._float_mask(both)
+        distances = positions[:, :, None] - torch.arange(visible.shape[-1], device=visible.device)
+        if first is not None:
+            distances = torch.cat([tree_distances(first), distances], dim=-1)
+        return masks(self.reach, both, distances, positions, self.model.dtype)
 
     def read_prompt(self, row: int, prompt: list[int], held: int = 0) -> Scores:
         """Read a prompt into a row, of which its first `held` tokens are kept. The row is not in use by that.
@@ -256,12 +310,16 @@ class CachedLM:
         return scores
 
     def _prefill(self, tokens: Tensor) -> Scores:
-        """Read a prompt Int64[1, L] into an empty row: plain causal attention, no mask."""
+        """Read a prompt Int64[1, L] into an empty row: plain causal attention, without a mask where no layer has a
+        window.
+        """
         length, scratch = tokens.shape[1], self.cache.buffer.shape.scratch
         cache = CacheWindow(self.cache.buffer, first=scratch, stop=scratch + length, start=scratch)
         positions = torch.arange(length, device=self.device)[None]
         counts = torch.full_like(tokens[:, 0], length)
-        scores = self._forward(tokens, positions, None, cache, counts - 1)
+        causal = positions[:, None] <= positions[:, :, None]
+        mask = None if self.reach.is_full else self._masks(causal, positions)
+        scores = self._forward(tokens, positions, mask, cache, counts - 1)
         self.cache.advance(counts)
         self.cache.longest = length
         return scores
@@ -274,7 +332,7 @@ class CachedLM:
         scratch, window = cache.buffer.shape.scratch, cache.window(n)
         positions = cache.lengths[:, None] + torch.arange(n, device=self.device)
         view = CacheWindow(cache.buffer, first=scratch, stop=scratch + window, positions=positions)
-        mask = self._float_mask(torch.arange(window, device=self.device) <= positions[:, :, None])
+        mask = self._masks(torch.arange(window, device=self.device) <= positions[:, :, None], positions)
         scores = self._forward(tokens, positions, mask, view, counts - 1)
         cache.advance(counts)
         cache.longest += n
@@ -305,7 +363,7 @@ class CachedLM:
             return self._forward(tokens, positions, mask, view, prefix_lengths=cache.lengths)
         committed = torch.arange(window, device=self.device) < cache.lengths[:, None]
         committed = committed[:, None].expand(-1, tokens.shape[1], -1)
-        return self._forward(tokens, positions, self._float_mask(torch.cat([ancestors, committed], dim=-1)), view)
+        return self._forward(tokens, positions, self._masks(committed, positions, ancestors), view)
 
     def score_tree(self, tokens: Tensor, depths: Tensor, ancestors: Tensor) -> Scores:
         """Score whole trees Int64[B, N], on any device: depths Int64[B, N], ancestors Bool[B, N, N]."""

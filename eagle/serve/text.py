@@ -103,7 +103,9 @@ class TextStep(NamedTuple):
 
 
 @dataclass
-class _Texts:
+class Texts:
+    """One answer's tokens to text, up to a stop string."""
+
     decoder: TextDecoder
     stops: StopFilter
     shown: list[str] = field(default_factory=list)
@@ -118,6 +120,7 @@ class _Texts:
         return text, len(tokens)
 
     def finish(self) -> str:
+        """What was held back."""
         if self.stops.stopped:
             return ""
         text = self.stops.push(self.decoder.finish())
@@ -136,10 +139,10 @@ def stream_text(
     """
     device = model.device
     steps = model.stream(torch.tensor([list(prompt)], dtype=torch.int64, device=device), **arguments)
-    return _texts_of(steps, _Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
+    return _texts_of(steps, Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
 
 
-def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[TextStep]:
+def _texts_of(steps: Iterator[list[GeneratedRow]], texts: Texts) -> Iterator[TextStep]:
     read = 0
     with closing(steps):  # type: ignore[type-var]
         for rows in steps:
@@ -147,7 +150,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
             text, count = texts.push(row.new_tokens[read:])
             tokens = row.new_tokens[read : read + count]
             read += count
-            finish = "stop" if texts.stops.stopped else _finish(row)
+            finish = "stop" if texts.stops.stopped else finish_reason(row)
             if finish:
                 text += texts.finish()
                 finish = "stop" if texts.stops.stopped else finish
@@ -156,7 +159,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
                 return
 
 
-def _finish(row: GeneratedRow) -> str:
+def finish_reason(row: GeneratedRow) -> str:
     """OpenAI's names of stop reasons."""
     if not row.stop_reason:
         return ""

@@ -21,6 +21,7 @@ from eagle.files import parse_json
 from eagle.nn.precision import fastest
 
 PRECISIONS = ("auto", "bfloat16", "float32")
+COMPILE = ("auto", "on", "off")
 OLD_PRECISIONS = {"bf16": "bfloat16", "no": "float32"}  # how runs begun before December 2026 say it
 
 # What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
@@ -32,7 +33,8 @@ RANGES: tuple[Range, ...] = (
         f"1 .. {LARGEST}",
         lambda x: 1 <= x <= LARGEST,
         ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep", "max_length", "batch_tokens")
-        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size"),
+        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size")
+        + ("head_layers", "sliding_window"),
     ),
     (f"0 .. {LARGEST}", lambda x: 0 <= x <= LARGEST, ("seed",)),
     ("0 or more", lambda x: x >= 0, ("warmup", "weight_decay", "eval_prompts", "eval_temperature")),
@@ -57,6 +59,9 @@ class TrainConfig:
     draft_vocab_size: int | None = None  # None: the target's whole vocabulary
     taps: list[int] | None = None  # None: layers 2, L // 2, L - 3
     intermediate_size: int | None = None  # None: the target's
+    qk_norm: bool = False  # a Qwen 3 layer: norms of each head's query and key
+    head_layers: int = 1
+    sliding_window: int | None = None  # tokens that the head's layers see; None: all
     init_from: str | None = None  # continue from this head instead of a fresh one
 
     chat_template_kwargs: dict = field(default_factory=dict)  # what the chat template reads beside the messages
@@ -64,6 +69,7 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute draft steps in the backward pass: less memory, more time
+    compile: str = "auto"  # the loss in one pass, by torch.compile: on | off | auto: where a compiler is, and it pays
     shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
     feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
     precision: str = "auto"  # bfloat16 where the device multiplies it itself, else float32
@@ -95,6 +101,8 @@ class TrainConfig:
         self.precision = OLD_PRECISIONS.get(self.precision, self.precision)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
+        if self.compile not in COMPILE:
+            raise ValueError(f"compile is {self.compile!r}; known: {', '.join(COMPILE)}")
         for words, fits, names in RANGES:
             for name in names:
                 value = getattr(self, name)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from eagle import jsonl
-from eagle.files import write_text
+from eagle.files import write_whole
 from eagle.train.progress import Progress
 
 
@@ -66,7 +66,7 @@ class TrainingLog:
         for row in kept:
             self.take_evaluation(row)
         if self.accelerator.is_main_process:
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def take_evaluation(self, row: dict) -> None:
         """Remember the last evaluation's step and value, and the best value."""

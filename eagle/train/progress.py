@@ -20,6 +20,7 @@ CHANGEABLE = {
     "keep",
     "accumulation",
     "checkpointing",
+    "compile",
     "output",
     "feature_cache",
     "shard_target",

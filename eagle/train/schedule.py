@@ -11,7 +11,7 @@ BETAS = (0.9, 0.95)
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> AdamW:
     """AdamW over the parameters that require gradients."""
     trained = [weight for weight in parameters if weight.requires_grad]
-    return AdamW(trained, lr=lr, betas=BETAS, weight_decay=weight_decay)
+    return AdamW(trained, lr=lr, betas=BETAS, weight_decay=weight_decay, fused=True)
 
 
 def learning_rate_factor(share: float, step: int, warmup: int, decay: float) -> float:

@@ -86,6 +86,9 @@ def head_config(config: TrainConfig, target_config) -> HeadConfig:
         target_hidden_size=target_config.hidden_size,
         max_position_embeddings=target_config.max_position_embeddings,
         rms_norm_eps=target_config.rms_norm_eps,
+        qk_norm=config.qk_norm,
+        num_hidden_layers=config.head_layers,
+        sliding_windows=None if config.sliding_window is None else (config.sliding_window,) * config.head_layers,
         rope_parameters=dict(DEFAULT_ROPE),  # not the target's: every engine assumes this of a head
     )
 
@@ -107,8 +110,9 @@ def fresh_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3He
         rows = rows[kept]
     head.lm_head.weight.copy_(rows)
     head.norm.weight.copy_(target.model.norm.weight)
-    head.midlayer.self_attn.o_proj.weight *= 0.5
-    head.midlayer.mlp.down_proj.weight *= 0.5
+    for layer in head.all_layers():
+        layer.self_attn.o_proj.weight *= 0.5
+        layer.mlp.down_proj.weight *= 0.5
     return head
 
 

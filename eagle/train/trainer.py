@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from eagle.chat_template import record_beside
 from eagle.checkpoints.load import save_head
 from eagle.files import sole_writer, write_json
 from eagle.nn.precision import DTYPES
@@ -27,9 +28,10 @@ from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, s
 from eagle.train.data.feature_cache import CachedFeatures, cache_directory, estimate
 from eagle.train.data.features import OnlineFeatures
 from eagle.train.distributed import build_accelerator, check_launch, is_sharded, training_device
-from eagle.train.evaluation.acceptance import evaluate
+from eagle.train.evaluation.agreement import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
+from eagle.train.fusion import is_fused
 from eagle.train.log import TrainingLog
 from eagle.train.objective.alignment import Objective, align
 from eagle.train.progress import Progress, checkpoint_root, read_progress, weights_of
@@ -90,7 +92,8 @@ class Trainer:
                 "lie on a file system that all machines see"
             )
         self.log = TrainingLog(config.output, config.unroll, accelerator, self.progress, config.steps)
-        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing)
+        fused = is_fused(config.compile, self.device, self.head.config.draft_vocab_size)
+        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing, fused)
         self.objective = accelerator.prepare_model(objective.to(self.device))
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 
@@ -225,6 +228,7 @@ class Trainer:
         """Write the head in bfloat16, in the SafeAILab layout."""
         if self.accelerator.is_main_process:
             save_head(self.head, directory, self.target.config.num_hidden_layers, torch.bfloat16)
+            record_beside(directory, self.config.chat_template_kwargs)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

@@ -1,19 +1,15 @@
 """A Llama or Qwen 2 target as a GGUF file of architecture llama, with the weights that `transformers` has.
 
-    python -m eval.engines.target_gguf TARGET OUT.gguf [--tokenizer-from T.gguf] [--dtype float32]
+    write_target(model, "OUT.gguf", tokenizer_from="T.gguf")
 
 For comparisons in which llama.cpp must have the same numbers as this project, and for Qwen 2: llama.cpp's own graph of
 it does not expose layer inputs, which drafting by EAGLE-3 needs, while the llama graph does and takes its biases.
 """
 
-import sys
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from eagle import command
-from eagle.checkpoints.pretrained import read_model
 from eagle.checkpoints.to_gguf import FILE_TYPES, QUANTIZATION, add_tensor, copy_tokenizer, interleave
 
 FAMILIES = ("llama", "qwen2")
@@ -68,7 +64,7 @@ def add_plain_tokenizer(writer: Any, size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([f"<{i}>" for i in range(size)])
     writer.add_token_types([1] * size)
-    writer.add_token_merges([])
+    writer.add_token_merges(["< 0"])
 
 
 def write_target(model: Any, path: str, tokenizer_from: str | None = None, dtype: str = "float32") -> None:
@@ -94,22 +90,3 @@ def write_target(model: Any, path: str, tokenizer_from: str | None = None, dtype
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = command.parser("eval.engines.target_gguf", __doc__)
-    parser.add_argument("target")
-    parser.add_argument("output")
-    parser.add_argument("--tokenizer-from", metavar="F", help="a GGUF file of the same model")
-    parser.add_argument("--dtype", choices=tuple(FILE_TYPES), default="float32")
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        model = read_model(args.target, dtype=torch.float32)
-        write_target(model, args.output, args.tokenizer_from, args.dtype)
-
-    return command.run(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

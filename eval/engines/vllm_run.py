@@ -4,6 +4,7 @@ VLLM_ENABLE_V1_MULTIPROCESSING=0 python vllm_run.py JOB.json RESULT.json      (s
 """
 
 import json
+import resource
 import sys
 import time
 
@@ -31,7 +32,7 @@ def main(job_path: str, result_path: str) -> None:
         dtype=job["dtype"],
         max_model_len=job["context"],
         max_num_seqs=1,
-        enforce_eager=True,
+        enforce_eager=job.get("eager", True),
         disable_log_stats=False,
         enable_prefix_caching=False,
         speculative_config=speculative if job["draft"] else None,
@@ -41,12 +42,16 @@ def main(job_path: str, result_path: str) -> None:
         max_tokens=job["max_tokens"],
         seed=0,
         stop_token_ids=job["stop"],
+        ignore_eos=not job["stop"],
         detokenize=False,
     )
-    tokens, start = [], time.time()
-    for prompt in job["prompts"]:
+    tokens, each, start = [], [], time.time()
+    for prompt in [*job["prompts"][: job.get("warm_up", 0)], *job["prompts"]]:
+        began = time.perf_counter()
         output = llm.generate(TokensPrompt(prompt_token_ids=prompt), options, use_tqdm=False)[0]
+        each.append(time.perf_counter() - began)
         tokens.append(list(output.outputs[0].token_ids))
+    tokens, each = tokens[job.get("warm_up", 0) :], each[job.get("warm_up", 0) :]
     found = counters(llm)
     result = {
         "tokens": tokens,
@@ -54,6 +59,8 @@ def main(job_path: str, result_path: str) -> None:
         "drafted": int(found.get("num_draft_tokens", 0)),
         "accepted": int(found.get("num_accepted_tokens", 0)),
         "seconds": time.time() - start,
+        "each": each,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     with open(result_path, "w") as file:
         json.dump(result, file)

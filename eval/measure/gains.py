@@ -15,7 +15,7 @@ import numpy as np
 
 from eagle import command
 from eagle.files import read_json, write_file, write_json
-from eval.measure.summary import ALL, INTERVALS, budget_axis
+from eval.measure.ladder import ALL, INTERVALS, budget_axis
 from eval.report.markdown import Table, percent
 
 Run = dict[str, Any]  # a table.json

@@ -4,6 +4,7 @@ Shapes: N nodes, K depth, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,7 +25,7 @@ def counted(tree: hsd.DraftTree, stops: frozenset[int]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def expected(drafted: ScoredTree, verifiers: tuple[str, ...], stops: frozenset[int]) -> dict[str, float]:
+def expected(drafted: ScoredTree, verifiers: Iterable[str], stops: frozenset[int]) -> dict[str, float]:
     """E[accepted] of each verifier on one state's tree."""
     depth = counted(drafted.tree, stops)
     found = {name: float((drafted.stopping_law(name).stop.double() * depth).sum()) for name in verifiers}

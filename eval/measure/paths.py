@@ -39,9 +39,9 @@ from eval import provenance
 from eval.measure.measures import cut, expected, in_float64, released_rule
 from eval.questions import benchmarks, grading, prompts
 from eval.run.load_models import add_model_flags, resolve_flags
+from eval.run.methods import verifiers_of
 
-CHAIN = ("token", "block", "hsd", "published")
-SEVERAL = ("token", "hsd")
+ONE, SEVERAL = verifiers_of("chain"), verifiers_of("multi")
 
 
 class Shape(NamedTuple):
@@ -74,7 +74,7 @@ def one_path(drafted: ScoredTree, root: int, depths: tuple[int, ...], stops: fro
     record: dict[str, Any] = {"root": root, "expected": {}, "released": {}}
     for depth in depths:
         shorter = cut(drafted, 1, 1, depth)
-        record["expected"][str(depth)] = expected(shorter, CHAIN, stops)
+        record["expected"][str(depth)] = expected(shorter, ONE, stops)
         record["released"][str(depth)] = released_rule(shorter)
     assert drafted.batch.proposals is not None
     p, q = drafted.target_probs[0], drafted.batch.proposals[0, 0]

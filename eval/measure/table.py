@@ -27,7 +27,7 @@ from eagle.engine.distributions import SamplingParams
 from eagle.files import check_writable, write_whole
 from eagle.trees import TreeSettings, find_tree, greedy_tree, is_sampled
 from eval import provenance
-from eval.measure.summary import NATS, Values, name, plot, summarise, tables
+from eval.measure.ladder import NATS, Values, name, plot, summarise, tables
 from eval.questions import benchmarks, prompts
 from eval.run.load_models import add_model_flags, load_from_flags, model_name, resolve_flags, weights_of
 
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["topk+token", "chain+hsd", "hybrid+token", "hybrid+hsd"],
         metavar="M",
-        help="tree+verifier; gains are over the first",
+        help="tree+verifier; gains are those of the last one over each of the others",
     )
     add("--temperatures", type=command.TEMPERATURE, nargs="+", default=[0.0, 0.5, 1.0], metavar="T")
     add("--budgets", type=command.NODES, nargs="+", default=[8, 16, 32, 60], metavar="N")

@@ -176,7 +176,7 @@ def timed_actions(
     generator = torch.Generator().manual_seed(0)
     uniforms = torch.rand(1, hsd.DRAWS, dtype=torch.float64, generator=generator).to(args.device)
     actions: dict[str, Callable[[], object]] = {"softmax": lambda: logits.softmax(-1)}
-    for name in ("hsd", "token", "greedy"):
+    for name in (name for name, verifier in hsd.VERIFIERS.items() if verifier.scope != "path"):
         actions[f"verify {name}"] = partial(hsd.verify, tree, probs, name, generator, check=False)
         if args.graph:
             actions[f"graph {name}"] = captured(partial(hsd.decide, batch, probs[None], name, uniforms))

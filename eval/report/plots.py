@@ -6,8 +6,10 @@ from typing import Any
 
 import matplotlib
 
+from eagle.trees import TREES
 from eval.report.summary import Section
 from eval.run.answers import PHASES, Record
+from hsd import VERIFIERS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -23,7 +25,9 @@ TREE_COLORS = {
     "multi": "#8458b3",
     "rsd": "#b8336a",
 }
-VERIFIER_ALPHA = {"token": 0.5, "block": 0.75, "published": 0.35}
+MORE_COLORS = ("#7a6a00", "#00798c", "#6b4226")  # of trees that are entered later
+LOOKS = {"hsd": (1.0, "-"), "token": (0.5, "--"), "block": (0.75, "-.")}  # strength of the hue, dashes
+LOSSY, OTHER = (0.35, ":"), (0.6, (0, (5, 1, 1, 1)))
 PHASE_COLORS = dict(zip(PHASES, ("#d9622b", "#2f6fb7", "#3a9a5b", "#8a8f98"), strict=True))
 STYLE: Any = {
     "font.size": 10,
@@ -37,19 +41,33 @@ STYLE: Any = {
 }
 
 
+def hue(row: Record) -> tuple:
+    """The tree's color."""
+    more = [name for name in TREES if name not in TREE_COLORS]
+    later = MORE_COLORS[more.index(row["tree"]) % len(MORE_COLORS)] if row["tree"] in more else "#444444"
+    return matplotlib.colors.to_rgb(TREE_COLORS.get(row["tree"], later))
+
+
+def look(row: Record) -> tuple:
+    """The verifier's strength and dashes: a rule that is not lossless looks like none of the others."""
+    if row["tree"] == "none" or row["verifier"] not in VERIFIERS:
+        return 1.0, "-"
+    return LOSSY if row["lossy"] else LOOKS.get(row["verifier"], OTHER)
+
+
 def color(row: Record) -> tuple:
     """The tree gives the hue, the verifier the strength: HSD is full, token-wise half."""
-    shade = matplotlib.colors.to_rgb(TREE_COLORS.get(row["tree"], "#444444"))
-    strength = VERIFIER_ALPHA.get(row["verifier"], 1.0) if row["tree"] != "none" else 1.0
+    shade = hue(row)
+    strength = look(row)[0]
     return tuple(1 - strength * (1 - part) for part in shade)
 
 
 def line_style(row: Record) -> dict[str, Any]:
     """A line's look: the tree gives the hue, the verifier the dashes."""
     return {
-        "color": matplotlib.colors.to_rgb(TREE_COLORS.get(row["tree"], "#444444")),
+        "color": hue(row),
         "linewidth": 1.8,
-        "linestyle": {"token": "--", "block": "-.", "published": ":"}.get(row["verifier"], "-"),
+        "linestyle": look(row)[1],
         "marker": "o",
         "markersize": 4,
     }

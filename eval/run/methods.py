@@ -15,8 +15,9 @@ import torch
 from transformers import GenerationConfig
 
 from eagle.api.outputs import PlanRecord
-from eagle.autotune.candidates import AUTO
-from eagle.trees import TREES, TreeSettings
+from eagle.autotune.candidates import AUTO, VERIFIER
+from eagle.trees import TREES, TreeSettings, find_tree
+from hsd import VERIFIERS
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -217,11 +218,22 @@ def by_transformers(
 
 def engine_method(tree: str, verifier: str) -> Method:
     """The method `tree+verifier` on this project's engine."""
-    return Method(f"{tree}+{verifier}", tree, verifier, by_engine, lossy=verifier == "published")
+    return Method(f"{tree}+{verifier}", tree, verifier, by_engine, lossy=not VERIFIERS[verifier].lossless)
 
 
-EVERY = ("token", "hsd")  # verifiers of every tree
-VERIFIERS_OF = {"chain": ("token", "block", "hsd", "published"), AUTO: ("hsd",)}  # one path; chosen for one verifier
+def verifiers_of(tree: str) -> list[str]:
+    """The verifiers that can be asked for with a kind of tree, lossy ones last.
+
+    Those of one-hot targets are none of them: temperature 0 stands for those.
+    """
+    if tree == AUTO:
+        return [VERIFIER]  # it is chosen for this one
+    builder = find_tree(tree)
+    scopes = ("tree", "path") if builder is not None and builder.single_path else ("tree",)
+    found = [name for name, verifier in VERIFIERS.items() if verifier.scope in scopes]
+    return sorted(found, key=lambda name: (not VERIFIERS[name].lossless, name == VERIFIER))  # baselines first
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -233,7 +245,7 @@ METHODS = {
             engine_method(tree, verifier)
             for tree in [*TREES, AUTO]
             if tree != "none"
-            for verifier in VERIFIERS_OF.get(tree, EVERY)
+            for verifier in verifiers_of(tree)
         ),
     )
 }

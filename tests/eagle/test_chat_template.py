@@ -50,3 +50,15 @@ def test_half_a_surrogate_pair_is_named(text):
 def test_without_a_template():
     with pytest.raises(ValueError, match="no chat template"):
         chat_template.render(object(), ASK)
+
+
+def test_a_head_trained_with_other_keywords_is_said(tmp_path, capsys):
+    chat_template.warn_of_others(None, {})
+    chat_template.warn_of_others(tmp_path, {"a": 1})  # a head from elsewhere: not known
+    chat_template.record_beside(tmp_path, {"enable_thinking": False})
+    chat_template.warn_of_others(tmp_path, {"enable_thinking": False})
+    assert capsys.readouterr().err == ""
+    chat_template.warn_of_others(str(tmp_path), {})
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert 'trained on prompts with chat template keywords {"enable_thinking": false}, used with {}' in said

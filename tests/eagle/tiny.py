@@ -24,8 +24,27 @@ FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 1.5,
+    },
     "mixtral": {"sliding_window": None, **MOE},
     "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 4, "tie_word_embeddings": True},
+    "gpt_oss": {"head_dim": 8, "sliding_window": 4, **MOE},
+    "llama4_text": {
+        "head_dim": 8,
+        "attention_chunk_size": 4,
+        "no_rope_layer_interval": 4,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 64,
+        **MOE,
+    },
+    "olmo2": {},
+    "phi3": {"sliding_window": 4},
+    "smollm3": {"no_rope_layer_interval": 4, "use_sliding_window": False},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
 }
 
@@ -36,8 +55,8 @@ def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **cha
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 or name.endswith("sinks"):
                 weight.normal_(0, spread)
     return model
 

@@ -1,12 +1,12 @@
 """A few rows through linear layers, or a whole stack of decoder layers, in C++ on an x86 CPU.
 
-`few_rows.cpp` reads every weight once, where it lies, whatever the rows up to `MAX_ROWS`; there are no copies of weights.
+`few_rows.cpp` reads every weight once, where it lies, whatever the rows up to `MAX_ROWS`: there are no copies of them.
 It is plain C++17 without torch's headers: compiled once, in seconds, into a cache directory at first use (or by
 `python -m eagle.nn.native`), and called through ctypes. Where that cannot be done everything goes through torch as it
 would without this package, and `unavailable()` says why.
 
     EAGLE_NATIVE=0        never          EAGLE_NATIVE=avx2        these instructions, though the CPU had better ones
-    EAGLE_NATIVE_CACHE    where the compiled library is kept; default $XDG_CACHE_HOME/eagle-native or ~/.cache/eagle-native
+    EAGLE_NATIVE_CACHE    where the compiled library is kept; default: eagle-native in $XDG_CACHE_HOME or ~/.cache
 
 OpenMP is the one that torch has loaded: both share one pool of threads.
 """
@@ -63,6 +63,11 @@ def load() -> Library:
     if not 0 < wanted <= found:
         raise Unavailable(f"this CPU has no {wish or 'AVX2'}")
     return Library(functions, wanted)
+
+
+def best() -> int:
+    """The best instructions that this CPU has, whatever EAGLE_NATIVE says. Raises `Unavailable`."""
+    return load().functions.eagle_instructions()
 
 
 def max_rows() -> int:

@@ -29,21 +29,47 @@ TARGET void configure() {
 
 TARGET void release() { _tile_release(); }
 
-template <> struct Rows<bf16> {  // [block of 16 rows, step, pair, row, 2]
+// 16 x 16 values of 32 bits, rows for columns.
+INLINE void transpose(const float *from, F *to) {
+    F a[TILE], b[TILE];
+    for (int i = 0; i < TILE; i += 2) {
+        F even = load(from + i * TILE), odd = load(from + (i + 1) * TILE);
+        a[i] = _mm512_unpacklo_ps(even, odd), a[i + 1] = _mm512_unpackhi_ps(even, odd);
+    }
+    for (int i = 0; i < TILE; i++) {
+        const int at = i / 4 * 4 + i % 4 / 2;
+        const auto first = _mm512_castps_pd(a[at]), second = _mm512_castps_pd(a[at + 2]);
+        b[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(first, second) : _mm512_unpacklo_pd(first, second));
+    }
+    for (int i = 0; i < TILE; i++) {
+        const int at = i / 8 * 8 + i % 4;
+        a[i] = i % 8 < 4 ? _mm512_shuffle_f32x4(b[at], b[at + 4], 0x88) : _mm512_shuffle_f32x4(b[at], b[at + 4], 0xdd);
+    }
+    for (int i = 0; i < TILE; i++)
+        to[i] = i < 8 ? _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88) : _mm512_shuffle_f32x4(a[i - 8], a[i], 0xdd);
+}
+
+template <> struct Rows<bf16> {  // tiles [block of 16 rows, step]: first [row, 32 inputs], when ready [pair of inputs, row, 2]
     static int64_t floats(int64_t rows, int64_t in) { return round_up(rows, TILE) * round_up(in, STEP) / 2; }
     int64_t steps;
     bf16 *data;
     TARGET Rows(float *memory, int64_t in) : steps((in + STEP - 1) / STEP), data(reinterpret_cast<bf16 *>(memory)) {}
-    TARGET const bf16 *tile(int64_t block, int64_t step) const { return data + (block * steps + step) * TILE * STEP; }
+    TARGET bf16 *tile(int64_t block, int64_t step) const { return data + (block * steps + step) * TILE * STEP; }
     TARGET void put(int64_t row, const float *x, int64_t in) const {
-        auto *to = reinterpret_cast<uint32_t *>(data + row / TILE * steps * TILE * STEP) + row % TILE;
         for (int64_t i = 0; i < in; i += STEP) {
-            alignas(64) uint32_t pairs[TILE];
-            auto *halves = reinterpret_cast<bf16 *>(pairs);
-            store(halves, load_up_to(x + i, in - i));
-            store(halves + LANES, i + LANES < in ? load_up_to(x + i + LANES, in - i - LANES) : set(0));
-            for (int64_t pair = 0; pair < TILE; pair++) to[(i / 2 + pair) * TILE] = pairs[pair];
+            bf16 *to = tile(row / TILE, i / STEP) + row % TILE * STEP;
+            store(to, load_up_to(x + i, in - i));
+            store(to + LANES, i + LANES < in ? load_up_to(x + i + LANES, in - i - LANES) : set(0));
         }
+    }
+    TARGET void ready(int64_t rows) const {
+        for (int64_t i = 0; i < (rows + TILE - 1) / TILE * steps; i++) {
+            F columns[TILE];
+            auto *values = reinterpret_cast<float *>(tile(0, i));
+            transpose(values, columns);
+            for (int64_t pair = 0; pair < TILE; pair++) store(values + pair * TILE, columns[pair]);
+        }
+        written(data);
     }
 };
 
@@ -61,18 +87,23 @@ struct Tile {
     }
 };
 
-#define MULTIPLY(block, a)                                                                    \
-    if (block < blocks) {                                                                     \
-        const Tile weights(from + block * TILE * in, in, left - block * TILE, in - i, copy);  \
-        _tile_loadd(a, weights.at, weights.stride);                                           \
-        _tile_dpbf16ps(block, a, 4);                                                          \
+// A stored C [16 outputs, 16 rows of x] to y [rows, outputs], as far as there are rows and outputs.
+TARGET void keep(const float *sums, int64_t rows, int64_t outputs, float *y, int64_t stride) {
+    F columns[TILE];
+    transpose(sums, columns);
+    for (int64_t row = 0; row < std::min(rows, TILE); row++) store_up_to(y + row * stride, columns[row], outputs);
+}
+
+// Two shapes of four C: up to 16 rows of x times 64 outputs, or up to 32 times 32. Names of tiles must be literals.
+#define WEIGHTS(tile, block)                                                                  \
+    if (block * TILE < left) {                                                                \
+        const Tile from(at + block * TILE * in, in, left - block * TILE, in - i, copy);       \
+        _tile_loadd(tile, from.at, from.stride);                                              \
     }
-#define KEEP(block)                                                                                                    \
-    if (block < blocks) {                                                                                              \
-        _tile_stored(block, sums, 64);                                                                                 \
-        for (int64_t r = 0; r < std::min(TILE, rows - row); r++)                                                       \
-            for (int64_t o = 0; o < std::min(TILE, left - block * TILE); o++)                                          \
-                y[(row + r) * stride + output + block * TILE + o] = sums[o * TILE + r];                                \
+#define KEEP(tile, block, first)                                                                                    \
+    if (block * TILE < left && first < rows) {                                                                      \
+        _tile_stored(tile, sums, 64);                                                                               \
+        keep(sums, rows - (first), left - block * TILE, y + (first) * stride + output + block * TILE, stride);      \
     }
 
 template <>
@@ -80,18 +111,43 @@ TARGET void product<bf16>(const bf16 *w, int64_t in, int64_t out, const Rows<bf1
                           int64_t stride) {
     alignas(64) bf16 copy[TILE * STEP];
     alignas(64) float sums[TILE * TILE];
-    written(x.data);
-    for (int64_t output = 0; output < out; output += 4 * TILE)
-        for (int64_t row = 0; row < rows; row += TILE) {
-            const int64_t left = out - output, blocks = (left + TILE - 1) / TILE;
-            { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
+    const int64_t together = rows <= TILE ? 4 * TILE : 2 * TILE;
+    for (int64_t output = 0; output < out; output += together) {
+        const int64_t left = std::min(together, out - output);
+        for (int64_t row = 0; row < rows; row += rows <= TILE ? TILE : 2 * TILE) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
             for (int64_t i = 0; i < in; i += STEP) {
-                const bf16 *from = w + output * in + i;
+                const bf16 *at = w + output * in + i;
                 _tile_loadd(4, x.tile(row / TILE, i / STEP), 64);
-                MULTIPLY(0, 5) MULTIPLY(1, 6) MULTIPLY(2, 5) MULTIPLY(3, 6)
+                WEIGHTS(6, 0)
+                _tile_dpbf16ps(0, 6, 4);
+                WEIGHTS(7, 1)
+                _tile_dpbf16ps(1, 7, 4);
+                if (rows <= TILE) {
+                    WEIGHTS(6, 2)
+                    _tile_dpbf16ps(2, 6, 4);
+                    WEIGHTS(7, 3)
+                    _tile_dpbf16ps(3, 7, 4);
+                } else if (row + TILE < rows) {
+                    _tile_loadd(5, x.tile(row / TILE + 1, i / STEP), 64);
+                    _tile_dpbf16ps(2, 6, 5);
+                    _tile_dpbf16ps(3, 7, 5);
+                }
             }
-            KEEP(0) KEEP(1) KEEP(2) KEEP(3)
+            KEEP(0, 0, row)
+            KEEP(1, 1, row)
+            if (rows <= TILE) {
+                KEEP(2, 2, row)
+                KEEP(3, 3, row)
+            } else {
+                KEEP(2, 0, row + TILE)
+                KEEP(3, 1, row + TILE)
+            }
         }
+    }
 }
-#undef MULTIPLY
+#undef WEIGHTS
 #undef KEEP

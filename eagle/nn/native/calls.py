@@ -5,7 +5,7 @@ Shapes: B batch, n nodes, D hidden, H heads, G key/value heads, E head size, L s
 
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ class _Call(Structure):
 
 
 class LayerShape(NamedTuple):
-    """What the layers of one stack share. scale: of attention scores; residual: of what a block adds to the hidden state;
-    norm_residual: whether the residual of a draft head is its normed hidden state.
+    """What the layers of one stack share. scale: of attention scores; residual: of what a block adds to the hidden
+    state; norm_residual: whether the residual of a draft head is its normed hidden state.
     """
 
     hidden: int
@@ -68,15 +68,24 @@ class LayerShape(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Where a forward reads and writes. cache: per layer [2, B, G, slots, E]; first, count: the slots that are seen;
-    write Int64[B, n]: where each node's keys and values go; mask [B or 1, 1, n, count], added to scores.
+    """Where a forward reads and writes. cache: per layer [2, B, G, slots, E]; first, seen: which slots are seen;
+    write Int64[B, n]: where each node's keys and values go; mask [B or 1, 1, n, seen], added to scores.
     """
 
     cache: Sequence[Tensor]
     first: int
-    count: int
+    seen: int
     write: Tensor
     mask: Tensor
+
+    @classmethod
+    def of(cls, window: Any, tokens: Tensor, mask: Tensor) -> "Slots":
+        """Those of a `CacheWindow`, for a forward over tokens [B, n]."""
+        if window.positions is None:
+            write = torch.arange(window.start, window.start + tokens.shape[1]).expand(tokens.shape).contiguous()
+        else:
+            write = window.positions + window.buffer.shape.scratch
+        return cls(window.buffer.layers, window.first, window.stop - window.first, write, mask.contiguous())
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -127,15 +136,15 @@ class LayerStack:
 
     def run(
         self, hidden: Tensor, angles: Tensor, slots: Slots, taps: Sequence[int] = (), embedded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """hidden [B, n, D], angles Float32[B, n, 2 E] (see few_rows.cpp) -> output [B, n, D], normed where the stack has
-        a norm, and the inputs of the layers `taps` side by side [B, n, A].
+    ) -> tuple[Tensor, Tensor | None]:
+        """hidden [B, n, D], angles Float32[B, n, 2 E] (see few_rows.cpp) -> output [B, n, D], normed where the stack
+        has a norm, and the inputs of the layers `taps` (ascending) side by side [B, n, A].
         """
-        library, (batch, n, width) = native.load(), hidden.shape
+        library, (batch, n, width), hidden = native.load(), hidden.shape, hidden.contiguous()
         output, aux = torch.empty_like(hidden), hidden.new_empty(batch, n, len(taps) * width)
         cache, mask = slots.cache[0], slots.mask
         call = _Call(
-            batch, n, len(self._layers), slots.count,
+            batch, n, len(self._layers), slots.seen,
             self._layers, hidden.data_ptr(), None if embedded is None else embedded.data_ptr(),
             angles.data_ptr(), slots.write.data_ptr(),
             (c_void_p * len(self._layers))(*(layer.data_ptr() for layer in slots.cache)),
@@ -146,7 +155,7 @@ class LayerStack:
         )  # fmt: skip
         numbers = map(c_int64, (library.instructions, torch.get_num_threads(), hidden.element_size()))
         library.functions.eagle_layers(*numbers, byref(self._shape), byref(call))
-        return output, aux
+        return output, aux if taps else None
 
 
 def _pointers(layer: Mapping[str, Tensor]) -> _Layer:

@@ -68,6 +68,7 @@ template <class T> struct Rows {
         std::memcpy(rest, x + i, (in - i) * sizeof(float));
         Dot<T>::prepare(rest, data + row * width + i);
     }
+    void ready(int64_t) const {}  // all rows are there
 };
 
 // y[r, o] = x[r] . w[o] for R rows and O outputs.
@@ -127,6 +128,7 @@ TARGET void linear(Team team, const void *x, int64_t rows, int64_t in, int64_t o
         convert(static_cast<const T *>(x) + r * in, in, static_cast<float *>(row));
         inputs.put(r, row, in);
     }
+    inputs.ready(rows);
     const auto [begin, end] = team.share(out);
     for (int64_t o = begin; o < end; o += CHUNK) {
         const int64_t count = std::min(CHUNK, end - o);
@@ -198,6 +200,7 @@ TARGET void attend(const Shape &s, const Call &c, const T *cache, int64_t b, Ran
             rows.put(j, q + at, s.head);
             goal[j] = out + at;
         }
+        rows.ready(count);
         product(keys, s.head, c.slots, rows, count, scores, stride);
         for (int64_t j = 0; j < count; j++) {
             const int64_t node = (from + j) % c.n;
@@ -240,6 +243,7 @@ template <class T> struct Worker {
     TARGET Rows<T> prepared(const float *x, int64_t in) {
         Rows<T> made(inputs, in);
         for (int64_t r = 0; r < rows; r++) made.put(r, x + r * in, in);
+        made.ready(rows);
         return made;
     }
 
@@ -259,6 +263,7 @@ template <class T> struct Worker {
                 rms_norm(hidden, of(both ? layer.hidden_norm : layer.input_norm), s.hidden, s.eps, second);
             made.put(r, line, both ? 2 * s.hidden : s.hidden);
         }
+        made.ready(rows);
         return made;
     }
 
@@ -326,6 +331,7 @@ template <class T> struct Worker {
             rms_norm(h + r * s.hidden, of(layer.post_norm), s.hidden, s.eps, line);
             x.put(r, line, s.hidden);
         }
+        x.ready(rows);
         const auto [begin, end] = team.share(s.inner);
         for (int64_t o = begin; o < end; o += CHUNK) {
             const int64_t count = std::min(CHUNK, end - o);

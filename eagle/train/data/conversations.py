@@ -3,7 +3,7 @@
 A file is JSONL in one of three forms (one conversation per line, other keys are ignored):
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}           ShareGPT
-    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.data.regenerate: the
+    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.regenerate: the
                                                                       assistant's tokens are those at a <= i < b
 
 The target's own chat template renders them. Where it marks the assistant's text with {% generation %}, that mask is

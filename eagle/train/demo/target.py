@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.trainer_utils import get_last_checkpoint
 
 from eagle import command
-from eagle.files import sole_writer, write_text
+from eagle.files import sole_writer, write_whole
 from eagle.nn.precision import has_bf16
 from eagle.train.demo.corpus import demo_conversations, encode, pack, train_tokenizer
 
@@ -91,7 +91,7 @@ def export(model: LlamaForCausalLM, tokenizer: Any, curve: list[dict], output: s
     """Write a bf16 copy in the Hugging Face layout, with the tokenizer and the curve."""
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    write_text(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in curve))
+    write_whole(Path(output, "training_curve.jsonl"), "".join(json.dumps(row) + "\n" for row in curve))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ from eagle.nn.precision import DTYPES
 from eagle.train.data.conversations import collate, load_examples
 from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.evaluation.acceptance import acceptance_sums, report_of, standard_errors
+from eagle.train.evaluation.agreement import acceptance_sums, report_of, standard_errors
 from eagle.train.setup import load_pretrained
 
 

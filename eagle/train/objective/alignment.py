@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from eagle.nn.head import Eagle3Head
 from eagle.train.data.conversations import Batch
 from eagle.train.objective.loss import TargetProbs, draft_loss
+from eagle.train.objective.product import product
 from eagle.train.objective.unroll import unroll
 
 
@@ -56,12 +57,15 @@ class Objective(nn.Module):
 
     step_weight: Tensor
 
-    def __init__(self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False) -> None:
-        """`steps` draft steps with loss weights proportional to decay ** step."""
+    def __init__(
+        self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False, fused: bool = False
+    ) -> None:
+        """`steps` draft steps with loss weights proportional to decay ** step. `fused`: compile the loss."""
         super().__init__()
         self.head = head
         self.steps = steps
         self.checkpointing = checkpointing
+        self.fused = fused
         powers = torch.tensor([decay**step for step in range(steps)])
         self.register_buffer("step_weight", powers / powers.sum(), persistent=False)
 
@@ -71,12 +75,18 @@ class Objective(nn.Module):
         """Weighted loss summed over positions, and per-step sums [steps, 4]: positions, cross-entropy, sum of
         min(p, q), top-1 agreement.
         """
-        total, sums = features.new_zeros((), dtype=torch.float32), []
         states = unroll(self.head, features, batch.tokens, where.origins, self.steps, self.checkpointing)
+        kept, rows = [], []
         for step, hidden in enumerate(states):
-            rows = where.rows_of_step(step)
-            valid = rows >= 0
-            out = draft_loss(self.head.logits(hidden[valid]), target.rows(rows[valid]), acceptance_weight)
-            total = total + self.step_weight[step] * out.loss
-            sums.append(torch.stack([valid.sum().float(), out.cross_entropy, out.accepted.sum(), out.agree]))
-        return total, torch.stack(sums).detach()
+            row = where.rows_of_step(step)
+            valid = row >= 0
+            kept.append(hidden[valid])
+            rows.append(row[valid])
+        counts = [len(row) for row in rows]
+        hidden = torch.cat(kept)
+        normed = hidden if self.head.config.norm_output else self.head.norm(hidden)
+        logits = product(normed, self.head.lm_head.weight)  # one for all steps
+        scale = torch.cat([weight.expand(count) for weight, count in zip(self.step_weight, counts, strict=True)])
+        out = draft_loss(logits, target, acceptance_weight, torch.cat(rows), scale, self.fused)
+        parts = torch.stack([torch.ones_like(scale), *out[1:]])
+        return out.loss, torch.stack([part.sum(1) for part in parts.split(counts, dim=1)])

@@ -13,6 +13,8 @@ time: no [M, Vd] tensor of float32 outlives its block.
 Shapes: M predicted positions, V target vocabulary, Vd draft vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -67,46 +69,82 @@ def restricted_probs(inside: Tensor, totals: Totals, support: Tensor) -> TargetP
     return TargetProbs(inside.softmax(-1), mass, torch.isin(totals.likeliest, support).float())
 
 
-class StepLoss(NamedTuple):
-    """Sums over the M positions of one unrolled step. Only `loss` carries a gradient."""
+class DraftLoss(NamedTuple):
+    """Of M draft distributions. Only `loss`, a sum, carries a gradient."""
 
     loss: Tensor
-    cross_entropy: Tensor
-    accepted: Tensor  # [M] sum of min(p, q) at every position
-    agree: Tensor  # positions where both have the same most likely token
+    cross_entropy: Tensor  # [M]
+    accepted: Tensor  # [M] sum of min(p, q)
+    agree: Tensor  # [M] 1 where a most likely token of p is one of q
+
+
+def loss_rows(
+    z: Tensor, target: TargetProbs, rows: Tensor, weight: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits z [m, Vd], rows of p Int64[m], loss weight [m], share a [] -> C, A and agreement [m], dloss/dz.
+
+    Compiled, it reads z and p and writes dloss/dz, and no tensor [m, Vd] in between exists.
+    """
+    p, mass, weight = target.probs[rows], target.mass[rows, None], weight[:, None]
+    log_q = z.float().log_softmax(-1)
+    q, full = log_q.exp(), p * mass
+    entropy = -(p * log_q).sum(-1)
+    accepted = torch.minimum(full, q).sum(-1)
+    best = torch.where(p >= p.amax(-1, keepdim=True), q, 0.0).amax(-1)
+    agree = (best >= q.amax(-1)).float()
+    below = torch.where(q < full, q, 0.0)
+    gain = below - q * below.sum(-1, keepdim=True)
+    slope = ((1 - share) * (q - p) - share * gain) * weight
+    return entropy, accepted, agree, slope.to(z.dtype)
+
+
+@functools.cache
+def fused_loss_rows() -> Callable:
+    """`loss_rows`, compiled with the first call."""
+    return torch.compile(loss_rows, dynamic=True)
 
 
 class _DraftLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, probs, mass, weight, acceptance_weight):
-        gradient = torch.empty_like(logits)
-        entropy, accepted, agree = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(3))
-        size = block_rows(logits)
-        for start in range(0, len(logits), size):
+    def forward(ctx, logits, target, rows, scale, share, fused):
+        """Returns the loss, and [3, M]: cross-entropy, accepted, agreement."""
+        count = len(logits)
+        weight, counted = target.weight[rows], torch.as_tensor(share, dtype=torch.float32, device=logits.device)
+        size = max(1, count) if fused else block_rows(logits)
+        gradient, parts = torch.empty_like(logits), logits.new_zeros(3, count, dtype=torch.float32)
+        compute = fused_loss_rows() if fused else loss_rows
+        for start in range(0, count, size):
             block = slice(start, start + size)
-            z, p, w = logits[block].float(), probs[block], weight[block, None]
-            log_q = z.log_softmax(-1)
-            q, full = log_q.exp(), p * mass[block, None]
-            entropy[block] = -(p * log_q).sum(-1) * weight[block]
-            accepted[block] = torch.minimum(full, q).sum(-1)
-            agree[block] = (q.argmax(-1) == p.argmax(-1)).float() * weight[block]
-            slope = (1 - acceptance_weight) * (q - p)
-            if acceptance_weight:
-                below = (q < full).float()
-                slope -= acceptance_weight * q * (below - (below * q).sum(-1, keepdim=True))
-            gradient[block] = (slope * w).to(gradient.dtype)
+            inputs = logits[block], target, rows[block], weight[block] * scale[block], counted
+            found = compute(*inputs)
+            parts[:, block], gradient[block] = torch.stack(found[:3]), found[3]
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(entropy, accepted, agree)
-        loss = (1 - acceptance_weight) * entropy.sum() + acceptance_weight * ((1 - accepted) * weight).sum()
-        return loss, entropy, accepted, agree
+        ctx.mark_non_differentiable(parts)
+        entropy, accepted, _ = parts
+        loss = (((1 - share) * entropy + share * (1 - accepted)) * weight * scale).sum()
+        parts[0] *= weight
+        parts[2] *= weight
+        return loss, parts
 
     @staticmethod
-    def backward(ctx, upstream, *_):
+    def backward(ctx, upstream, _):
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None, None
+        return gradient * upstream.to(gradient.dtype), None, None, None, None, None
 
 
-def draft_loss(logits: Tensor, target: TargetProbs, acceptance_weight: float = 0.0) -> StepLoss:
-    """Draft logits [M, Vd] against the target distributions at the same positions."""
-    loss, entropy, accepted, agree = _DraftLoss.apply(logits, *target, acceptance_weight)
-    return StepLoss(loss, entropy.sum(), accepted, agree.sum())
+def draft_loss(
+    logits: Tensor,
+    target: TargetProbs,
+    acceptance_weight: float = 0.0,
+    rows: Tensor | None = None,
+    scale: Tensor | None = None,
+    fused: bool = False,
+) -> DraftLoss:
+    """Draft logits [M, Vd] against the target distributions numbered `rows` Int64[M] (None: all, in order).
+
+    `scale` [M] multiplies the loss of each position (None: 1). `fused`: one compiled pass, see `eagle.train.fusion`.
+    """
+    rows = torch.arange(len(logits), device=logits.device) if rows is None else rows
+    scale = logits.new_ones(len(logits), dtype=torch.float32) if scale is None else scale
+    loss, parts = _DraftLoss.apply(logits, target, rows, scale, acceptance_weight, fused)
+    return DraftLoss(loss, *parts)

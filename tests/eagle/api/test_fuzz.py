@@ -108,7 +108,7 @@ def test_the_arguments_are_mostly_good():
     @given(arguments=ARGUMENTS)
     def count(arguments):
         try:
-            engine._prepare(torch.tensor([[3, 1, 4]]), arguments)
+            engine.prepare(torch.tensor([[3, 1, 4]]), arguments)
             outcomes.append(True)
         except ValueError:
             outcomes.append(False)

@@ -14,6 +14,7 @@ from eagle.autotune import auto, step_cost
 from eagle.autotune.acceptance import Measured
 from eagle.autotune.calibration import NAME, Calibration, Expected, Table
 from eagle.autotune.candidates import CANDIDATES, PLAIN, Candidate, Fit, candidates_at
+from eagle.autotune.step_cost import Times
 from eagle.checkpoints.fingerprint import fingerprint
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import tiny_head, tiny_target
@@ -22,9 +23,9 @@ DEMO = Path(__file__).parents[3] / "checkpoints" / "demo"
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 
-def cheap(model, batch, greedy, accepted):
+def cheap(model, batch, greedy, accepted, shown):
     """A machine on which a node costs a hundredth of a step: trees pay, unless a batch is large."""
-    return {one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}
+    return Times({one: 10.0 + 0.1 * batch * one.nodes for one in [PLAIN, *CANDIDATES]}, 1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +82,8 @@ def test_every_generation_records_its_plan(tiny):
 
 def test_a_head_that_guesses_leaves_plain_decoding(tiny, monkeypatch):
     """Random weights, on a machine where every node costs half a step."""
-    monkeypatch.setattr(step_cost, "measure", lambda *_: {one: 5.0 + 5.0 * one.nodes for one in [PLAIN, *CANDIDATES]})
+    slow = Times({one: 5.0 + 5.0 * one.nodes for one in [PLAIN, *CANDIDATES]}, 1.0)
+    monkeypatch.setattr(step_cost, "measure", lambda *_: slow)
     monkeypatch.setattr(auto, "bundled_prompts", lambda _: [[3, 1, 4], [1, 5]])
     monkeypatch.setattr(auto, "BRIEF_STATES", 2)
     given = {"max_new_tokens": 12, "temperature": 1.0, "seed": 3, "return_dict_in_generate": True}
@@ -168,7 +170,7 @@ def test_measuring_while_another_generation_is_unfinished_changes_nothing_for_it
 def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, monkeypatch, copied):
     asked = []
 
-    def measured(model, prompts, temperature, states):
+    def measured(model, prompts, temperature, states, shown):
         asked.append((temperature, states, len(prompts)))
         found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants(1)}
         return Measured(temperature, 1, found, ())
@@ -185,6 +187,25 @@ def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, m
         "calibration",
         "step-costs",
     }
+
+
+def test_what_takes_too_long_is_taken_from_what_is_shipped(monkeypatch, copied):
+    """A machine on which a minute is over at once: one warning, then the device's usual tree for every temperature."""
+
+    def slow(model, prompts, temperature, states, shown):
+        for _ in shown(prompts):
+            monkeypatch.setattr(auto.time, "monotonic", lambda: 1e12)
+
+    model = EagleModel.from_pretrained(*copied)
+    monkeypatch.setattr(auto, "measure", slow)
+    with pytest.warns(UserWarning, match="more than 60 s here"):
+        model.auto.prepare(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.auto.choose(model, 1.0).candidate == Candidate("hybrid", 8, 4)
+        assert model.auto.choose(model, 0.0).candidate == Candidate("topk", 8, 4)
+        assert model.auto.choose(model, 1.0, 1, "chain").candidate == Candidate("chain", 5, 4)
+    assert auto.shipped("cuda", "auto", 1.0) == Candidate("hybrid", 60, 7)
 
 
 @pytest.fixture
@@ -215,7 +236,7 @@ def test_a_real_step_is_measured(demo, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(step_cost, "ROUNDS", 1)
     monkeypatch.setattr(step_cost, "candidates_at", lambda _: [Candidate("hybrid", 4, 2), Candidate("chain", 3, 2)])
-    times = step_cost.measure(demo, 2, greedy=False, accepted={})
+    times, _ = step_cost.measure(demo, 2, greedy=False, accepted={})
     assert PLAIN in times and all(ms > 0 for ms in times.values())
     steps = list(itertools.islice(step_cost.step_times(demo, PLAIN, [3, 1, 4], 1, 0.0), 10))
     assert len(steps) == step_cost.STEPS

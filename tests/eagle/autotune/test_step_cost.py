@@ -18,7 +18,9 @@ def measured(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(
-        step_cost, "measure", lambda model, batch, greedy, accepted: calls.append((batch, greedy)) or Times(TIMES, 1.1)
+        step_cost,
+        "measure",
+        lambda model, batch, greedy, accepted, shown: calls.append((batch, greedy)) or Times(TIMES, 1.1),
     )
     return calls
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import eagle
 from eagle.api.loading import LoadOptions, load_lm
+from eagle.checkpoints.checks import check_embeddings
 from eagle.checkpoints.load import load_head, save_head
 from eagle.files import read_json
 from eagle.nn.head import Eagle3Head, HeadConfig
@@ -65,6 +67,13 @@ def edit(directory, tensors=None, config=None):
         {"norm_before_fc": True, "norm_before_residual": True},
         {"own_embeddings": True},
         {"head_dim": 16},
+        {"taps": (1, 2, 3, 5, 7)},
+        {"qk_norm": True},
+        {"qkv_bias": True},
+        {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+        {"num_hidden_layers": 3, "sliding_windows": (None, 5, None)},
+        {"num_hidden_layers": 2, "embeds_in_every_layer": True, "sliding_windows": (5, 5)},
+        {"own_lm_head": False, "draft_vocab_size": VOCABULARY},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
         {"hidden_size": 16, "own_embeddings": True, "head_dim": 4},
     ],
@@ -299,6 +308,73 @@ def test_equal_vocabularies_tolerate_an_identity_map_only(tmp_path):
     edit(tmp_path, tensors={"d2t": torch.ones(VOCABULARY, dtype=torch.int64)})
     with pytest.raises(ValueError, match="d2t"):
         load_head(tmp_path, TARGET)
+
+
+# --- traps that other loaders fell into -----------------------------------------------------------------------------
+
+
+def test_a_d2t_of_target_ids_is_recognised_by_t2d(saved):
+    """llama.cpp's convention; converted, it becomes offsets."""
+    expected = load_head(saved, TARGET)
+    edit(saved, tensors={"d2t": expected.support()})
+    with pytest.warns(UserWarning, match="d2t holds target ids"):
+        found = load_head(saved, TARGET)
+    assert torch.equal(found.support(), expected.support())
+    assert torch.equal(found.d2t, expected.d2t)
+
+
+def test_a_shorter_context_than_the_target_s_is_said_and_goes_on(tmp_path):
+    save_head(random_head(), tmp_path, LAYERS)
+    longer = LlamaConfig(**{**TARGET.to_dict(), "max_position_embeddings": 8192})
+    with pytest.warns(UserWarning, match="max_position_embeddings 2048, the target's 8192; its rotary positions go on"):
+        head = load_head(tmp_path, longer)
+    cos, _ = head.rotary(head.fc.weight, torch.tensor([[2047, 2048, 8000]]))
+    angles = torch.tensor([2047.0, 2048.0, 8000.0])[:, None] * head.rotary.inv_freq
+    torch.testing.assert_close(cos[0, :, :4], angles.cos())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_flag_counts_only_without_an_lm_head(tmp_path, tied):
+    head = random_head(draft_vocab_size=VOCABULARY, own_embeddings=True)
+    save_head(head, tmp_path, LAYERS)
+    edit(tmp_path, config={"tie_word_embeddings": tied})
+    assert torch.equal(load_head(tmp_path, TARGET).lm_head.weight, head.lm_head.weight)
+    edit(tmp_path, tensors={"lm_head.weight": None})
+    loaded = load_head(tmp_path, TARGET)
+    assert loaded.config.own_lm_head == tied
+    if tied:
+        assert torch.equal(loaded.lm_head.weight, head.embed_tokens.weight)
+
+
+def test_a_head_without_an_lm_head_of_another_width_is_refused(tmp_path):
+    save_head(
+        random_head(hidden_size=16, own_embeddings=True, head_dim=4, draft_vocab_size=VOCABULARY), tmp_path, LAYERS
+    )
+    edit(tmp_path, tensors={"lm_head.weight": None}, config={"tie_word_embeddings": False})
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight is missing: the head is 16 wide .* output layer, which reads 32"
+    ):
+        load_head(tmp_path, TARGET)
+
+
+def test_names_that_begin_with_model(saved):
+    tensors = load_file(saved / "model.safetensors")
+    expected = load_head(saved, TARGET).state_dict()
+    renamed = {f"model.{name}" if name != "lm_head.weight" else name: tensor for name, tensor in tensors.items()}
+    save_file(renamed, saved / "model.safetensors")
+    found = load_head(saved, TARGET).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("cosine", "warns"), [(1.0, False), (0.9, False), (0.0, True)])
+def test_embeddings_of_another_model_are_noticed(cosine, warns):
+    torch.manual_seed(0)
+    target, noise = torch.randn(2, 300, 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_embeddings(cosine * target + (1 - cosine**2) ** 0.5 * noise, target)
+    assert [bool("another model" in str(warning.message)) for warning in caught] == [True] * warns
+    check_embeddings(target[:, :32], target)  # another width: nothing to be said
 
 
 # --- what a bad checkpoint says ------------------------------------------------------------------------------------

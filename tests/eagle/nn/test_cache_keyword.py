@@ -30,7 +30,7 @@ def test_by_signature(forward, name):
 @pytest.mark.parametrize("old_name", [True, False])
 def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
     target = tiny_target()
-    seen, original = [], target.model.forward
+    seen, original = [], target.forward
 
     def forward_before(input_ids=None, past_key_values=None, **kwargs):
         seen.append("past_key_values")
@@ -40,15 +40,15 @@ def test_the_target_passes_its_cache_by_that_name(monkeypatch, old_name):
         seen.append("cache")
         return original(input_ids=input_ids, **{cache_keyword(original): cache}, **kwargs)
 
-    monkeypatch.setattr(target.model, "forward", forward_before if old_name else forward_after)
-    lm = with_prompts(CachedLM(target), [[1, 2, 3]], scratch=1)
+    monkeypatch.setattr(target, "forward", forward_before if old_name else forward_after)
+    lm = with_prompts(CachedLM(target, decoder="stock"), [[1, 2, 3]], scratch=1)
     assert seen == ["past_key_values" if old_name else "cache"]
     assert lm.cache.store.stores[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_family_warns(family):
-    lm = CachedLM(tiny_target(family))
+    lm = CachedLM(tiny_target(family), decoder="stock")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with_prompts(lm, [[1, 2, 3]], scratch=1)

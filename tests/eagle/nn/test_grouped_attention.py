@@ -30,7 +30,7 @@ def test_it_is_masked_attention(heads, groups, rows, masks):
 def scores(family: str, name: str) -> torch.Tensor:
     model = tiny_target(family)
     model.set_attn_implementation(name)
-    lm = CachedLM(model, (2, 4, 5))
+    lm = CachedLM(model, (2, 4, 5), decoder="stock")
     prompts = [row[:count] for row, count in zip(PROMPT.tolist(), COUNTS.tolist())]
     with_prompts(lm, prompts, scratch=3, capacity=140, slack=80)
     lm.extend(torch.arange(40).view(2, 20) % VOCAB, torch.tensor([20, 18]))  # more rows than are grouped

@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState
 
 from eagle.nn import precision
 from eagle.nn.precision import has_bf16
+from eagle.train import regenerate
 from eagle.train.config import TrainConfig
-from eagle.train.data import regenerate
 from eagle.train.trainer import Trainer
 from tests.eagle.train.conftest import losses
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from eagle.train.data import regenerate
+from eagle.train import regenerate
 from eagle.train.data.conversations import load_examples
 from eagle.train.data.overlap import Overlap
 from eagle.train.data.provenance import Journal

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from eagle.train import regenerate
 from eagle.train.config import TrainConfig
-from eagle.train.data import regenerate
 from eagle.train.data.conversations import load_examples, read_messages
 from eagle.train.setup import split_examples
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eval.measure import gains, summary
+from eval.measure import gains, ladder
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def run_file(tmp_path):
         "hybrid+hsd@4": [[1.1], [1.3]],
         "hybrid+hsd@8": [[1.5], [1.9]],
     }
-    found = {"0.6": summary.summarise(values, ["topk+token", "hybrid+hsd"], [4, 8])}
+    found = {"0.6": ladder.summarise(values, ["topk+token", "hybrid+hsd"], [4, 8])}
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"bench": "gsm8k", "pair": "tiny drafted by head", "found": found}))
     return path

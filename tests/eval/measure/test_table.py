@@ -4,7 +4,7 @@ import json
 import re
 
 from eagle import jsonl
-from eval.measure import summary, table
+from eval.measure import ladder, table
 
 
 def flags(pair_flags, output, *more):
@@ -64,22 +64,22 @@ def test_two_runs_cannot_write_one_file(pair_flags, tmp_path, capsys):
 
 
 def test_intervals_by_hand():
-    assert summary.interval([[1.0, 3.0], [2.0]])[0] == 2.0
-    value, low, high = summary.interval([[2.0]] * 5, [[1.0]] * 5)
+    assert ladder.interval([[1.0, 3.0], [2.0]])[0] == 2.0
+    value, low, high = ladder.interval([[2.0]] * 5, [[1.0]] * 5)
     assert value == low == high == 1.0
 
 
 def test_tables_by_hand():
     values = {"nats": [[0.5], [0.7]], "a@4": [[1.0], [1.0]], "b@4": [[1.5], [1.5]]}
-    found = {"0.6": summary.summarise(values, ["a", "b"], [4])}
-    expected, gains = summary.tables(found)
+    found = {"0.6": ladder.summarise(values, ["a", "b"], [4])}
+    expected, gains = ladder.tables(found)
     assert expected.rows == [["0.60", "4", "1.00", "1.50"]]
     assert gains.title == "Gain of b over the others" and gains.rows == [["0.60", "4", "+50% [+50%, +50%]"]]
     values |= {"a@8": [[2.0], [2.0]], "b@8": [[2.0], [3.0]]}
-    both = summary.summarise(values, ["a", "b"], [4, 8])["gains"]["a"]
+    both = ladder.summarise(values, ["a", "b"], [4, 8])["gains"]["a"]
     assert [round(both[nodes][0], 4) for nodes in ("4", "8", "all")] == [0.5, 0.25, round(8 / 6 - 1, 4)]
     values |= {"a@4": [[0.0], [0.0]]}
-    nothing = summary.summarise(values, ["a", "b"], [4])
-    assert nothing["gains"] == {"a": {"4": None}} and summary.tables({"1": nothing})[1].rows[0][-1] == "–"
-    (alone,) = summary.tables({"1": summary.summarise(values, ["a"], [4])})
+    nothing = ladder.summarise(values, ["a", "b"], [4])
+    assert nothing["gains"] == {"a": {"4": None}} and ladder.tables({"1": nothing})[1].rows[0][-1] == "–"
+    (alone,) = ladder.tables({"1": ladder.summarise(values, ["a"], [4])})
     assert alone.header == ["nats", "nodes", "a"]

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from eagle.digests import seed_of
 from eval.questions import prompts
 from eval.questions.benchmarks import Question
 from eval.run import runner
@@ -70,7 +71,7 @@ def test_answers_depend_on_seed_question_and_turn_only(tmp_path):
 
 
 def test_seeds_are_valid_and_distinct():
-    seeds = {runner.seed_of(seed, question, turn) for seed in range(3) for question in range(50) for turn in range(2)}
+    seeds = {seed_of(seed, question, turn) for seed in range(3) for question in range(50) for turn in range(2)}
     assert len(seeds) == 300
     for seed in list(seeds)[:5]:
         torch.Generator().manual_seed(seed)

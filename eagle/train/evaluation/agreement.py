@@ -7,7 +7,7 @@ that a token sampled from q is accepted; and how often p and q have the same mos
 
 over texts x drawn from the target: drafting x ~ q and accepting with min(1, p / q) visits prefix x with probability
 prod min(p, q) = prod p * min(1, q / p). It is exact in expectation where the answers are the target's own samples
-(`eagle.train.data.regenerate`), a proxy on other text, and a proxy of what a tree accepts in any case.
+(`eagle.train.regenerate`), a proxy on other text, and a proxy of what a tree accepts in any case.
 """
 
 from collections.abc import Iterable

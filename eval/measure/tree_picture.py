@@ -1,7 +1,7 @@
 r"""Draw one step's draft tree as a picture: which tokens are top-k, which sampled, and where the accepted path ends.
 
-    python -m eval.measure.draw --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3 \
-        --prompt "Tom has 3 boxes of 12 pens. How many pens?" --temperature 1 --nodes 20 --depth 5 --output tree.png
+    python -m eval.measure.tree_picture --base-model-path checkpoints/demo/target \
+        --ea-model-path checkpoints/demo/eagle3 --nodes 20 --output tree.png
 
 Read the picture from left to right. A square is a top-k token, a circle a sampled one; beside a top-k token stands p,
 beside a sampled one p / d, the target probability over the probability it was drawn with; w is its weight before it is
@@ -24,6 +24,7 @@ from eagle.engine.distributions import SamplingParams
 from eagle.files import check_writable, write_file
 from eagle.trees import TREES, TreeSettings
 from eval.run.load_models import add_model_flags, load_from_flags
+from eval.run.methods import verifiers_of
 
 
 class Node(NamedTuple):
@@ -132,7 +133,7 @@ def place(nodes: list[Node]) -> list[float]:
     return height
 
 
-def draw(picture: Picture, path: str | Path) -> None:
+def render(picture: Picture, path: str | Path) -> None:
     """Write the picture (PNG, SVG or PDF by its ending). Needs matplotlib."""
     import matplotlib
 
@@ -241,12 +242,12 @@ def draft_step(
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = command.parser("eval.measure.draw", __doc__)
+    parser = command.parser("eval.measure.tree_picture", __doc__)
     add = parser.add_argument
     add_model_flags(parser)
     add("--prompt", default="A baker fills 4 trays with 6 rolls each and sells 15 rolls. How many are left?")
     add("--tree", default="hybrid", choices=[name for name, builder in TREES.items() if builder])
-    add("--verifier", default="hsd", choices=["hsd", "token", "block"])
+    add("--verifier", default="hsd", choices=verifiers_of("chain"))
     add("--temperature", type=command.TEMPERATURE, default=1.0)
     add("--nodes", type=command.NODES, default=20)
     add("--depth", type=command.COUNT, default=5)
@@ -276,7 +277,7 @@ def run(options: argparse.Namespace) -> None:
         generator,
     )
     title = f"{options.tree} tree, {verifier}, temperature {options.temperature:g}, {options.nodes} nodes"
-    draw(describe(drafted, verifier, generator, model.tokenizer, title), options.output)
+    render(describe(drafted, verifier, generator, model.tokenizer, title), options.output)
     print(f"picture: {options.output}")
 
 

@@ -3,13 +3,14 @@
 import json
 import sys
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle.checkpoints import convert as module
-from eagle.checkpoints.convert import convert
+from eagle import convert as module
 from eagle.checkpoints.load import load_head
+from eagle.convert import convert, convert_to_gguf
 from eagle.files import sole_writer
 from tests.eagle.checkpoints.test_load import (
     DRAFT,
@@ -93,6 +94,10 @@ def test_a_bad_head_is_not_converted(tmp_path, target):
         {"taps": (1, 3, 6)},
         {"draft_vocab_size": VOCABULARY},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
+        {"taps": (1, 2, 3, 5, 7), "qk_norm": True},
+        {"qkv_bias": True, "o_bias": True},
+        {"num_hidden_layers": 2, "sliding_windows": (None, 5)},
+        {"own_lm_head": False, "draft_vocab_size": VOCABULARY},
     ],
 )
 def test_every_setting_survives(tmp_path, target, changes):
@@ -109,6 +114,7 @@ def test_what_other_engines_need_is_written(tmp_path, target):
     convert(tmp_path / "in", tmp_path / "nested", "speculators", target)
     nested = json.loads((tmp_path / "nested" / "config.json").read_text())
     assert nested["speculators_model_type"] == "eagle3"
+    assert "model_type" not in nested  # vLLM takes a config for speculators' only without one
     assert nested["draft_vocab_size"] == DRAFT
     assert nested["eagle_aux_hidden_state_layer_ids"] == [1, 3, 6]  # layer inputs
     assert nested["speculators_config"]["verifier"]["name_or_path"] == target
@@ -162,3 +168,82 @@ def test_an_error_of_use_is_one_line(tmp_path, place, monkeypatch, capsys):
     assert module.main([place, "out", "--to", "speculators"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: draft head {place!r}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 2, "embeds_in_every_layer": True}, "every layer reads embeddings"),
+        ({"qkv_bias": True}, "none on the output"),
+    ],
+)
+def test_what_speculators_has_no_place_for(tmp_path, target, changes, words):
+    save_head(random_head(**changes), tmp_path / "in", LAYERS)
+    with pytest.raises(ValueError, match=words):
+        convert(tmp_path / "in", tmp_path / "out", "speculators", target)
+
+
+GGUF_REFUSALS = {
+    "5 taps": {"taps": (1, 2, 3, 5, 7)},
+    "2 layers": {"num_hidden_layers": 2},
+    "fc_norm": {"fc_norm": True},
+    "norm_output": {"norm_output": True},
+    "q_norm and k_norm": {"qk_norm": True},
+    "biases": {"qkv_bias": True},
+    "a sliding window": {"sliding_windows": (4,)},
+    "rope type 'yarn'": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+}
+
+
+@pytest.mark.parametrize(("words", "changes"), GGUF_REFUSALS.items(), ids=GGUF_REFUSALS)
+def test_what_llama_cpp_has_no_place_for(tmp_path, words, changes):
+    save_head(random_head(**changes), tmp_path / "in", LAYERS)
+    with pytest.raises(ValueError, match=f"this head has {words}.*no place for; export it as"):
+        convert_to_gguf(tmp_path / "in", tmp_path / "out.gguf", "t.gguf", str(write_target(tmp_path)))
+
+
+def write_target(tmp_path):
+    TARGET.save_pretrained(tmp_path / "target")
+    return tmp_path / "target"
+
+
+def test_a_gguf_file_has_llama_cpp_s_conventions(tmp_path, target):
+    """Absolute d2t, both names of the taps, interleaved rows, divided frequencies, the target's tokenizer."""
+    rope = {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}
+    head = random_head(rope_parameters=rope, norm_before_residual=True)
+    save_head(head, tmp_path / "in", LAYERS)
+    writer = gguf.GGUFWriter(tmp_path / "t.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(VOCABULARY)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    convert_to_gguf(tmp_path / "in", tmp_path / "out.gguf", str(tmp_path / "t.gguf"), target, "float32")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in reader.tensors}
+    assert fields["general.architecture"] == "eagle3"
+    assert fields["eagle3.target_layers"] == fields["eagle3.extract_layers"] == [2, 4, 5]
+    assert fields["eagle3.norm_before_residual"] and fields["tokenizer.ggml.tokens"][7] == "t7"
+    assert torch.equal(found["d2t"], head.support())
+    q = head.midlayer.self_attn.q_proj.weight.data.unflatten(0, (4, 8))
+    assert torch.equal(found["blk.0.attn_q.weight"].unflatten(0, (4, 8))[:, 1], q[:, 4])
+    torch.testing.assert_close(found["rope_freqs.weight"], torch.full((4,), 4.0))
+    assert torch.equal(found["output.weight"], head.lm_head.weight.data)
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "llama")
+    writer.add_token_list(["a"] * 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="3 tokens, and the head's target has 40"):
+        convert_to_gguf(tmp_path / "in", tmp_path / "no.gguf", str(tmp_path / "other.gguf"), target)
+    assert not (tmp_path / "no.gguf").exists()
+
+
+def test_gguf_on_the_command_line(tmp_path, target, capsys):
+    save_head(random_head(), tmp_path / "in", LAYERS)
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--target", target]
+    assert module.main([*arguments, "--to", "gguf"]) == 2
+    assert "needs --target-gguf" in capsys.readouterr().err
+    assert module.main([*arguments, "--to", "safeailab", "--dtype", "float16"]) == 2
+    assert "are for --to gguf" in capsys.readouterr().err
