@@ -160,7 +160,9 @@ class Watch(TorchDispatchMode):
         kwargs, name = kwargs or {}, operator.overloadpacket.__name__
         if name in READS:
             self.note(self.reads, name)
-            return self.oracle(args[0]) if name in ("_local_scalar_dense", "item") else self._sized(name, args[0])
+            return (
+                self.oracle(args[0].view(())) if name in ("_local_scalar_dense", "item") else self._sized(name, args[0])
+            )
         if operator.namespace == "aten" and name != "scaled_dot_product_attention":
             with self:  # in inference mode composite operators arrive whole; their parts may read, too
                 out = operator.decompose(*args, **kwargs)
@@ -304,7 +306,7 @@ class CheckedRunner(GraphRunner):
         self.watch.stale.append(Seen(phase, str(old[0]), f"recorded {old}, now {new}"))
 
 
-# --- the place itself ---------------------------------------------------------------------------------------------------
+# --- the place itself -------------------------------------------------------------------------------------------------
 
 
 def allow_cuda_guards() -> None:

@@ -151,6 +151,8 @@ def test_draft_equal_to_the_target_accepts_everything() -> None:
 def test_somebody_s_settings_for_products_change_nothing(verifier, support):
     """Training scripts run under autocast and with fast float32 products; probabilities are summed, not multiplied."""
     tree, target = random_tree(3, nodes=14, vocabulary=40, support=support, chain=verifier == "block")
+    assert tree.proposals is not None
+    tree = replace(tree, proposals=tree.proposals.float())
     law = hsd.stopping_law(tree, target.float(), verifier)
     expected = [law.stop, law.expected_accepted, *(law.residual(node) for node in range(len(tree)))]
     before = torch.get_float32_matmul_precision()

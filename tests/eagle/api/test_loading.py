@@ -143,7 +143,7 @@ def test_both_constructors_prepare_the_same_model(paths, dtype):
 
 
 @pytest.mark.parametrize("device_map", ["cuda:1", {"": "cuda:1"}, {"": 1}, 1])
-def test_one_device_needs_no_accelerate(monkeypatch, device_map):
+def test_a_gpu_by_any_name_needs_no_accelerate(monkeypatch, device_map):
     """The model is read on the CPU and moved: `transformers` would ask for accelerate."""
     seen: dict = {}
     read = SimpleNamespace(to=lambda device: seen.update(moved_to=device))

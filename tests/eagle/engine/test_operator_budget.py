@@ -17,11 +17,11 @@ from tests.eagle.fake_cuda import PHASES, Watch, fake_cuda, made_on
 
 LAYERS = 8
 BUDGET = {  # draft, score, verify, commit
-    ("hybrid", "hsd"): (2000, 2000, 2000, 200),
-    ("hybrid", "token"): (2000, 2000, 2000, 200),
-    ("rsd", "hsd"): (2000, 2000, 3000, 200),
-    ("topk", "hsd"): (2000, 2000, 2000, 200),
-    ("none", "hsd"): (2000, 2000, 2000, 200),
+    ("hybrid", "hsd"): (1907, 583, 350, 40),
+    ("hybrid", "token"): (1907, 583, 342, 40),
+    ("rsd", "hsd"): (4751, 583, 2865, 40),
+    ("topk", "hsd"): (982, 583, 247, 40),
+    ("none", "hsd"): (11, 541, 59, 40),
 }
 
 
@@ -62,5 +62,4 @@ def operators(tree: str, verifier: str) -> tuple[int, ...]:
 @pytest.mark.parametrize(("tree", "verifier"), BUDGET)
 def test_a_phase_dispatches_no_more_operators_than_it_did(tree, verifier):
     found = operators(tree, verifier)
-    print(tree, verifier, found)
     assert all(count <= most for count, most in zip(found, BUDGET[tree, verifier], strict=True)), found

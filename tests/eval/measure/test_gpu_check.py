@@ -11,10 +11,8 @@ from eval.measure import batch, numerics, step_time, verification
 
 ROOT = Path(__file__).parents[3]
 PARSERS = {
-    "eval.measure.step_time": step_time.parse,
-    "eval.measure.verification": lambda flags: verification.build_parser().parse_args(flags),
-    "eval.measure.numerics": numerics.parse,
-    "eval.measure.batch": batch.parse,
+    f"eval.measure.{module.__name__.rpartition('.')[2]}": module.build_parser()
+    for module in (step_time, verification, numerics, batch)
 }
 
 
@@ -39,7 +37,7 @@ def test_every_call_parses(tmp_path, dry):
     assert {module for module, *_ in calls} == {"pytest", *PARSERS}
     for module, *flags in calls:
         if module in PARSERS:
-            PARSERS[module](flags)
+            PARSERS[module].parse_args(flags)
         else:
             assert all((ROOT / flag).is_file() for flag in flags if flag.endswith(".py"))
 
