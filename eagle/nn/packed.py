@@ -135,25 +135,6 @@ def _versions(layers: Sequence[nn.Linear]) -> list[tuple[int, int]]:
     return [version_of(tensor) for layer in layers for tensor in layer.parameters()]
 
 
-def pack_layers(layers: nn.Module) -> None:
-    """Let every bfloat16 linear layer inside a stock model *of one's own* go through packed copies, where they fit.
-
-    It replaces the layers' `forward`, so a target, which is its user's, never comes here. Layers whose `forward` is
-    someone else's already (accelerate's hooks, a second call of this function) are left alone.
-    """
-    chosen = [
-        layer
-        for layer in layers.modules()
-        if type(layer) is nn.Linear
-        and "forward" not in vars(layer)
-        and layer.weight.dtype == torch.bfloat16
-        and can_pack(layer.weight)
-    ]
-    if chosen and copies_fit([layer.weight for layer in chosen]):
-        for layer in chosen:
-            layer.forward = Product(layer)  # type: ignore[method-assign, assignment]
-
-
 class _Joined:
     """One buffer; the layers' parameters become views of it, with their content."""
 

@@ -7,7 +7,7 @@ from torch.nn.functional import linear
 
 from eagle.nn import packed
 from eagle.nn.native import calls
-from eagle.nn.packed import Product, can_pack, pack_layers
+from eagle.nn.packed import Product, can_pack
 from eagle.nn.precision import has_bf16
 
 
@@ -101,21 +101,3 @@ def test_no_copies_where_they_do_not_fit_or_are_not_wanted(monkeypatch):
     assert Product(layer, copies=False)(x)[0, 0] == 256
     monkeypatch.setattr(packed, "free_bytes", lambda _device: 2**20)
     assert not packed.copies_fit([layer.weight])
-
-
-@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="this CPU does not multiply bfloat16 itself")
-def test_a_model_of_ones_own_can_be_packed_in_place(monkeypatch):
-    layers = nn.Sequential(nn.Linear(512, 1024), nn.Linear(1024, 512)).bfloat16().requires_grad_(False)
-    layers[1].forward = foreign = layers[1].forward
-    x, names = torch.randn(3, 512).bfloat16(), list(layers.state_dict())
-    before = layers(x)
-    pack_layers(layers)
-    ours = layers[0].forward
-    pack_layers(layers)
-    assert layers[0].forward is ours and isinstance(ours, Product) and layers[1].forward is foreign
-    assert torch.allclose(layers(x), before, atol=2e-2)
-    assert list(layers.state_dict()) == names and type(layers[0]) is nn.Linear
-    monkeypatch.setattr(packed, "free_bytes", lambda _device: 2**20)
-    small = nn.Sequential(nn.Linear(512, 1024)).bfloat16()
-    pack_layers(small)
-    assert "forward" not in vars(small[0])
