@@ -352,8 +352,8 @@ class Session:
 
     def _grow(self) -> None:
         """Room for the coming step: a row's limit can be the whole context, so not all of it is reserved at once."""
-        lengths = [row.record.prompt_tokens + len(row.record.new_tokens) for row in self._rows]
-        needed = max(lengths) + self.plan.depth + 1
+        steps = [(len(row.record.ids), row.stopping.room(row.record)) for row in self._rows]
+        needed = max(length + min(self.plan.depth + 1, room) for length, room in steps)  # a row that ends needs no more
         if needed > self._capacity:
             self._reserve(self.width, needed + max(needed // 2, RESERVED))
 
