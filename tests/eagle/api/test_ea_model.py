@@ -122,7 +122,7 @@ def test_an_automatic_number_of_nodes_is_the_fastest_for_the_method(paths, plain
     own, hybrid, ms = Candidate("topk", 16, 6), Candidate("hybrid", 32, 6), 30.0
     table = Table(1.0, 1, (Expected(*own, 1.0, 0.0), Expected(*hybrid, 1.5, 0.0)))
     automatic.model.auto.calibration = Calibration(None, None, "", 0, (table,))
-    monkeypatch.setattr(step_cost, "measure", lambda *_: {PLAIN: plain, own: ms, hybrid: ms})
+    monkeypatch.setattr(step_cost, "measure", lambda *_: step_cost.Times({PLAIN: plain, own: ms, hybrid: ms}, 1.0))
     given = {"temperature": 1.0, "max_new_tokens": 10}
     plans = [next(automatic._rows(PROMPT, hsd=hsd, **given)).plan for hsd in (True, False)]
     assert tuple(plan.nodes for plan in plans) == want

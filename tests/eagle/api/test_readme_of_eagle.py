@@ -17,7 +17,7 @@ def test_it_runs(monkeypatch, tmp_path):
     from eagle.model.ea_model import EaModel
 
     times = {one: 10.0 + one.nodes / 10 for one in [step_cost.PLAIN, *step_cost.candidates_at(1.0)]}
-    monkeypatch.setattr(step_cost, "measure", lambda *_: times)  # float16 is slow on a CPU
+    monkeypatch.setattr(step_cost, "measure", lambda *_: step_cost.Times(times, 1.0))  # float16 is slow on a CPU
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model = EaModel.from_pretrained(
         base_model_path=str(PAIR / "target"),

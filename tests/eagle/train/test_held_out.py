@@ -19,7 +19,9 @@ from eagle.train.setup import build_head, load_pretrained, split_examples
 def head(settings, tiny_target, tmp_path):
     """A fresh head with a small draft vocabulary, saved."""
     target = AutoModelForCausalLM.from_pretrained(tiny_target)
-    save_head(build_head(settings(tmp_path, draft_vocab_size=60), target, []), tmp_path / "head", 6)
+    fresh = build_head(settings(tmp_path, draft_vocab_size=60), target, [])
+    fresh.set_draft_vocab(torch.arange(1, 61))
+    save_head(fresh, tmp_path / "head", 6)
     return tmp_path / "head"
 
 

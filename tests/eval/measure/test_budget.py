@@ -45,7 +45,7 @@ def test_the_command_prints_every_candidate(pair_flags, capsys, monkeypatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(auto, "BRIEF_STATES", 1)
     times = dict.fromkeys([PLAIN, *candidates_at(1.0)], 10.0)
-    monkeypatch.setattr(step_cost, "measure", lambda *_: times)
+    monkeypatch.setattr(step_cost, "measure", lambda *_: step_cost.Times(times, 1.0))
     assert budget.main([*pair_flags, "--tree", "hybrid", "--batch", "2"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("| hybrid |") == len(SHAPES)
