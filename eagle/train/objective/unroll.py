@@ -20,7 +20,7 @@ Origins from which nothing is to be predicted (the prompt's) are computed at ste
 Shapes: B batch, n tokens, m origins, H heads, G key/value heads, E head size, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -58,8 +58,10 @@ def attend_from_origins(q: Tensor, keys: list[Tensor], values: list[Tensor], ori
 class UnrolledAttention:
     """The keys and values of one unrolled pass, and the `attend` of each of its steps."""
 
-    def __init__(self, origins: Tensor):
+    def __init__(self, origins: Tensor, opaque: bool = False):
+        """`opaque`: torch.compile does not look into `attend`, whose lists are others in every batch."""
         self.origins = origins
+        self.opaque = opaque
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -72,24 +74,30 @@ class UnrolledAttention:
                 return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
             return attend_from_origins(q, [*self.keys[:step], k], [*self.values[:step], v], self.origins)
 
-        return attend
+        return torch.compiler.disable(attend, recursive=False) if self.opaque else attend
 
 
 def unroll(
-    head: Eagle3Head, features: Tensor, tokens: Tensor, origins: Tensor, steps: int, checkpointing: bool = False
+    head: Eagle3Head,
+    features: Tensor,
+    tokens: Tensor,
+    origins: Tensor,
+    steps: int,
+    checkpointing: bool = False,
+    compiled: Callable | None = None,
 ) -> Iterator[Tensor]:
     """Hidden states h^s at the origins, [B, m, D], for s = 0 .. steps - 1.
 
     features [B, n, 3F] and tokens Int64[B, n] padded on the right; origins Int64[B, m]. Tokens past the end read as 0:
-    what is predicted after them must be masked by the caller.
+    what is predicted after them must be masked by the caller. `compiled` is the head's forward, compiled.
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     padded = pad(tokens, (0, steps + 1))
-    attention = UnrolledAttention(origins)
-    hidden = head(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
+    attention, run = UnrolledAttention(origins, compiled is not None), compiled or head
+    hidden = run(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
     hidden = gather_rows(hidden, origins)
     yield hidden
     for step in range(1, steps):
         inputs = hidden, padded.gather(1, origins + step + 1), origins + step, attention.at(step)
-        hidden = checkpoint(head, *inputs, use_reentrant=False) if checkpointing else head(*inputs)
+        hidden = checkpoint(run, *inputs, use_reentrant=False) if checkpointing else run(*inputs)
         yield hidden
