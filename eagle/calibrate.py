@@ -17,14 +17,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eagle import command
+from eagle.api.eagle_model import EagleModel
+from eagle.autotune.acceptance import measure, tables_of
+from eagle.autotune.auto import TEMPERATURES
+from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
+from eagle.autotune.candidates import KINDS
+from eagle.autotune.prompts import bundled_prompts, encode
 from eagle.checkpoints.fingerprint import fingerprint, local_directory
-from eagle.model.eagle_model import EagleModel
 from eagle.train.data.conversations import read_records
-from eagle.tuning.acceptance import measure, tables_of
-from eagle.tuning.auto import TEMPERATURES
-from eagle.tuning.calibration import NAME, Calibration, Table, digest_of
-from eagle.tuning.candidates import KINDS
-from eagle.tuning.prompts import bundled_prompts, encode
 
 
 def prompts_of(path: str) -> list[list[dict[str, str]]]:
@@ -46,10 +46,6 @@ def prompts_of(path: str) -> list[list[dict[str, str]]]:
 
 def calibrate(options: argparse.Namespace) -> Path:
     """Measure every temperature and write the file. Returns its path."""
-    if options.states < 1 or min(options.temperatures) < 0:
-        raise ValueError(
-            f"--states {options.states}, --temperatures {min(options.temperatures):g}: expected at least 1 and 0"
-        )
     chats = prompts_of(options.data) if options.data else None
     model = EagleModel.from_pretrained(options.target, options.head, dtype=options.dtype)
     prompts = encode(model.tokenizer, chats) if chats else bundled_prompts(model.tokenizer)
@@ -92,21 +88,16 @@ def build_parser() -> argparse.ArgumentParser:
     add("target", metavar="TARGET", help="directory or hub id of the target model")
     add("head", metavar="HEAD", help="directory or hub id of its draft head")
     add("--data", metavar="F.jsonl", help='prompts, {"messages": [...]} per line (default: bundled ones)')
-    add("--temperatures", type=float, nargs="+", default=list(TEMPERATURES), metavar="T")
-    add("--states", type=int, default=64, metavar="N", help="states per temperature (default 64)")
+    add("--temperatures", type=command.TEMPERATURE, nargs="+", default=list(TEMPERATURES), metavar="T")
+    add("--states", type=command.COUNT, default=64, metavar="N", help="states per temperature (default 64)")
     add("--dtype", help="float32, float16, bfloat16, or auto: what decodes fastest on the device")
-    add("--seed", type=int, default=0)
+    add("--seed", type=command.SEED, default=0)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-
-    def work() -> None:
-        calibrate(options)
-
-    return command.run(work, lambda: "Nothing was written; run the command again.")
+    return command.start(build_parser(), calibrate, argv, lambda _: "Nothing was written; run the command again.")
 
 
 if __name__ == "__main__":

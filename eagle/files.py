@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,15 +69,24 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> None:
         flush(path.parent)
 
 
+def check_writable(path: str | Path) -> None:
+    """Raise ValueError where `path` cannot be written; called before the work whose result goes there."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "there is something other than a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write `content` (text as UTF-8, newlines as they are): `path` holds all of it, or what it held before."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_file(path, lambda temporary: temporary.write_bytes(data))
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """`write_whole` of a text."""
-    write_whole(path, text)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -124,13 +134,21 @@ def write_directory(path: str | Path, fill: Callable[[Path], Any]) -> None:
 
 
 def lock(file: BinaryIO, message: str) -> None:
-    """Claim an open file for this process until it is closed or the process ends; else ValueError(message)."""
+    """Claim an open file for this process until it is closed or the process ends; else ValueError(message).
+
+    Some file systems have no locks: that is said, and the file is written without one.
+    """
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ValueError(message) from error
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise ValueError(message) from error
+        warnings.warn(
+            f"{getattr(file, 'name', 'a file')}: cannot be locked ({error.strerror}); let no second process write it",
+            stacklevel=2,
+        )
 
 
 def open_locked(path: str | Path, message: str) -> BinaryIO:

@@ -12,7 +12,7 @@ Several methods, alternating question by question, with a report at the end:
 
 Over several processes or GPUs (one shard file per rank, joined by the report):
 
-    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.reports results/run
+    accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.report results/run
     torchrun --nproc-per-node 2 -m eval ...                           the same on a machine without GPUs
 
 Questions come from --question-file, from $HSD_DATA, or are downloaded and checked;
@@ -27,15 +27,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle import command
+from eagle import chat_template, command
+from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
-from eagle.tuning.candidates import AUTO
 from eval import flags, provenance
+from eval.measure import dtypes
 from eval.questions import benchmarks, prompts
-from eval.runs import load_models, runner
-from eval.runs.answers import WEIGHTS, AnswerFile, shard_path
-from eval.runs.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
-from eval.speed import dtypes
+from eval.run import load_models, runner
+from eval.run.answers import WEIGHTS, AnswerFile, shard_path
+from eval.run.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
 
 
 def settings(
@@ -106,8 +106,8 @@ def check_choices(options: argparse.Namespace, methods: list[Method], ranks: Ran
     if ranks.world > 1:
         if AUTO in (options.nodes, *(method.tree for method in methods)):
             raise ValueError(
-                "auto: every process would choose its own tree; run python -m eval.speed.budget first and pass what it "
-                "chooses"
+                "auto: every process would choose its own tree; run python -m eval.measure.budget first and pass what "
+                "it chooses"
             )
         if options.dtype == AUTO and not kept.is_file():
             raise ValueError("--dtype auto: every process would measure its own; pass --dtype float32 or bfloat16")
@@ -129,7 +129,8 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
     )
     assisted = any(method.name == "transformers-assisted" for method in methods)
     assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
-    style = prompts.prompt_format(engine.tokenizer, options.base_model_path)
+    style = prompts.prompt_format(engine.tokenizer, options.base_model_path, options.chat_template_kwargs)
+    chat_template.warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     decoding = Decoding(
         temperature=options.temperature,
         top_p=options.top_p,
@@ -150,7 +151,7 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
 
     runs    filled with the methods and their open answer files; closed when this returns or raises
     """
-    flags.check_numbers(options)
+    flags.check_auto(options)
     chosen = flags.chosen_methods(options)
     methods = [method for method, _ in chosen]
     load_models.resolve_flags(options, head=any(method.name not in NEEDS_NO_DRAFTER for method in methods))
@@ -187,11 +188,11 @@ def kept(runs: list[runner.MethodRun]) -> str:
 def report_or_point_to_it(options: argparse.Namespace, finished: runner.Finished) -> int:
     """What follows the last answer: the report of --methods, else the command that makes one. Returns the exit code."""
     if not options.methods:
-        print(f"answers: {finished.files[0]}   (table: python -m eval.reports {finished.files[0]})")
+        print(f"answers: {finished.files[0]}   (table: python -m eval.report {finished.files[0]})")
     elif Ranks.of_environment().world > 1:
-        print(f"this shard is done; when all are: python -m eval.reports {options.output}")
+        print(f"this shard is done; when all are: python -m eval.report {options.output}")
     else:
-        from eval.reports import report
+        from eval.report import report
 
         report.write([str(path) for path in finished.files], Path(options.output))
     return 1 if finished.left_out else 0
@@ -199,9 +200,12 @@ def report_or_point_to_it(options: argparse.Namespace, finished: runner.Finished
 
 def main(argv: list[str] | None = None, load: Load = load_models.load) -> int:
     """The command; returns the exit code: 0, 1 where a method was left out, 2 for an error, 130 when interrupted."""
-    options = flags.build_parser(__doc__ or "").parse_args(argv)
     runs: list[runner.MethodRun] = []
-    return command.run(lambda: report_or_point_to_it(options, evaluate(options, load, runs)), lambda: kept(runs))
+
+    def work(options: argparse.Namespace) -> int:
+        return report_or_point_to_it(options, evaluate(options, load, runs))
+
+    return command.start(flags.build_parser(__doc__ or ""), work, argv, lambda _: kept(runs))
 
 
 if __name__ == "__main__":

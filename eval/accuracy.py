@@ -4,13 +4,13 @@ r"""Accuracy of whole answers by method, many questions at once: whether a rule 
         --base-model-path qwen2.5-coder-1.5b --draft-model-path qwen2.5-coder-0.5b --output results/accuracy
 
 A batch takes less time per answer than one question after the other; how much is not the subject here (python -m eval;
-python -m eval.speed.batch). With `--samples` every question is answered several times, which narrows the interval. A
+python -m eval.measure.batch). With `--samples` every question is answered several times, which narrows the interval. A
 lossless rule has plain decoding's accuracy up to chance; the difference is paired over questions, with a 95 % bootstrap
 interval over them.
 
     DIR/METHOD.jsonl      the settings, then one line per finished batch; the same command goes on behind the last one,
                           also with more questions
-    DIR/accuracy.json     the table, as `python -m eval.reports.embed` takes it
+    DIR/accuracy.json     the table, as `python -m eval.report.embed` takes it
 """
 
 import argparse
@@ -22,17 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from eagle import command
-from eagle.files import write_whole
-from eval import jsonl, provenance
+from eagle import chat_template, command, jsonl
+from eagle.digests import seed_of
+from eagle.files import check_writable, write_whole
+from eval import provenance
 from eval.questions import benchmarks, prompts
-from eval.questions.accuracy import has_number, is_correct
-from eval.reports.estimates import bootstrap, ratio, wilson
-from eval.reports.markdown import Table, markdown_table, percent
-from eval.runs.batches import answer_batch
-from eval.runs.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
-from eval.runs.methods import PLAIN, Decoding, Method, resolve_own
-from eval.runs.runner import seed_of
+from eval.questions.grading import has_number, is_correct
+from eval.report.estimates import bootstrap, ratio, wilson
+from eval.report.markdown import Table, markdown_table, percent
+from eval.run.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
+from eval.run.methods import PLAIN, Decoding, Method, answer_batch, resolve_own
 
 Answer = dict[str, Any]
 
@@ -172,10 +171,7 @@ def write(
 def run(options: argparse.Namespace) -> None:
     """Answer what is missing, print and write the table."""
     methods, output = resolve_own(options.methods), Path(options.output)
-    for name in ("batch", "samples", "max_new_tokens"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
-    jsonl.check_writable(output / "accuracy.json")
+    check_writable(output / "accuracy.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     unjudged = next((one for one in asked.questions if not has_number(one.reference)), None)
@@ -191,8 +187,12 @@ def run(options: argparse.Namespace) -> None:
         **{name: getattr(options, name) for name in ("batch", "samples", "seed", "dtype")},
         "models": weights_of(options),
     }
+    if options.chat_template_kwargs:
+        settings["chat_template_kwargs"] = options.chat_template_kwargs
     engine = load_from_flags(options)
-    encoded = prompts.encode_first_turns(engine.tokenizer, options.base_model_path, asked.questions)
+    encoded = prompts.encode_first_turns(
+        engine.tokenizer, options.base_model_path, asked.questions, options.chat_template_kwargs
+    )
     work = Work(engine, asked.questions, encoded, decoding, options.batch, options.samples, options.seed)
     found = answer_all(work, methods, output, settings, options.quiet)
     print(write(found, methods, output, settings, asked))
@@ -205,13 +205,14 @@ def build_parser() -> argparse.ArgumentParser:
     benchmarks.add_flags(parser, 80)
     add_model_flags(parser)
     add("--methods", nargs="+", default=[PLAIN, "hybrid+token", "hybrid+hsd"], metavar="M", help="as of python -m eval")
-    add("--temperature", type=float, default=1.0, metavar="T")
-    add("--max-new-tokens", type=int, default=320, metavar="N")
-    add("--nodes", "--total-token", type=int, default=16, metavar="N", help="of a draft, the root included")
-    add("--depth", type=int, default=6, metavar="K", help="longest draft")
-    add("--batch", type=int, default=16, metavar="B", help="answers at a time (memory: their caches)")
-    add("--samples", type=int, default=1, metavar="S", help="answers per question")
-    add("--seed", type=int, default=0)
+    add("--temperature", type=command.TEMPERATURE, default=1.0, metavar="T")
+    add("--max-new-tokens", type=command.COUNT, default=320, metavar="N")
+    add("--nodes", "--total-token", type=command.NODES, default=16, metavar="N", help="of a draft, the root included")
+    add("--depth", type=command.COUNT, default=6, metavar="K", help="longest draft")
+    add("--batch", type=command.COUNT, default=16, metavar="B", help="answers at a time (memory: their caches)")
+    add("--samples", type=command.COUNT, default=1, metavar="S", help="answers per question")
+    chat_template.add_flag(parser)
+    add("--seed", type=command.SEED, default=0)
     add("--output", required=True, metavar="DIR")
     add("--quiet", action="store_true", help="no progress bar")
     return parser
@@ -219,10 +220,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options = build_parser().parse_args(argv)
-    return command.run(
-        lambda: run(options),
-        lambda: f"The finished batches are kept in {options.output}; the same command goes on there.",
+    return command.start(
+        build_parser(),
+        run,
+        argv,
+        lambda options: f"The finished batches are kept in {options.output}; the same command goes on there.",
     )
 
 

@@ -25,10 +25,10 @@ from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names
 from eagle.files import write_whole
 from eval import __main__ as evaluation
 from eval import flags
+from eval.measure import dtypes
 from eval.questions import benchmarks
-from eval.reports import report
-from eval.runs import load_models
-from eval.speed import dtypes
+from eval.report import report
+from eval.run import load_models
 
 METHODS = ("plain", "topk+token", "topk+hsd", "hybrid+token", "hybrid+hsd")
 SHOWN = "hybrid+hsd"
@@ -112,7 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's own flags; all others are those of `python -m eval`."""
     parser = command.parser("eval.demo", __doc__)
     parser.add_argument("--pair", default="smollm2-135m", metavar="NAME", help=f"one of {', '.join(pair_names())}")
-    parser.add_argument("--num-questions", type=int, default=4, metavar="N", help="of the 16 bundled problems")
+    parser.add_argument(
+        "--num-questions", type=command.COUNT, default=4, metavar="N", help="of the 16 bundled problems"
+    )
     parser.add_argument("--output", default="results/demo", metavar="DIR")
     return parser
 
@@ -135,8 +137,11 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code of `eagle.command.run`."""
-    options, more = build_parser().parse_known_args(argv)
-    return command.run(lambda: run(options, more))
+
+    def work() -> None:
+        run(*build_parser().parse_known_args(argv))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 import argparse
 from pathlib import Path
 
-import hsd
-from eagle import command
+from eagle import chat_template, command
+from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.trees import TREES
-from eagle.tuning.candidates import AUTO, count_or_auto
 from eval.questions import benchmarks
-from eval.runs import load_models
-from eval.runs.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve
-
-VERIFIERS = [name for name in hsd.VERIFIERS if name != "greedy"]  # which temperature 0 stands for
+from eval.run import load_models
+from eval.run.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve, verifiers_of
+from hsd import VERIFIERS
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +22,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         "paper263 (8-shot), shots4, shots12, shots24 (longer contexts), sample (bundled); humaneval has full, eagle80",
     )
     group.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
-    group.add_argument("--num-questions", type=int, metavar="N", help="the first N questions (default: all)")
+    group.add_argument("--num-questions", type=command.COUNT, metavar="N", help="the first N questions (default: all)")
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +36,9 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tree", choices=[*TREES, AUTO], help="how drafts are laid out (one method; default hybrid)")
     group.add_argument(
         "--verifier",
-        choices=VERIFIERS,
-        help="which drafts are kept (one method; default hsd); `published` is the released rule, not lossless",
+        choices=verifiers_of("chain"),
+        help="which drafts are kept (one method; default hsd); not lossless: "
+        + ", ".join(name for name, verifier in VERIFIERS.items() if not verifier.lossless),
     )
     group.add_argument("--methods", nargs="+", metavar="M", help="several methods: " + ", ".join(METHODS))
     group.add_argument(
@@ -49,15 +48,18 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         dest="nodes",
         metavar="N",
         help="draft-token budget: rows of the target's forward per step, draft tokens and the root; `auto`, as "
-        "`--tree auto`: what is fastest here, depth included (python -m eval.speed.budget shows it)",
+        "`--tree auto`: what is fastest here, depth included (python -m eval.measure.budget shows it)",
     )
     group.add_argument(
-        "--depth", type=int, metavar="K", help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)"
+        "--depth",
+        type=command.COUNT,
+        metavar="K",
+        help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)",
     )
     group.add_argument(
         "--top-k",
         "--width",
-        type=int,
+        type=command.COUNT,
         dest="width",
         metavar="K",
         help="width of the top-k tree, as in EAGLE's scripts (for sampling see --sampling-top-k)",
@@ -66,16 +68,30 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how answers are sampled; what is not given is off, whatever a model's own file says."""
-    add = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)").add_argument
-    add("--temperature", type=float, default=1.0, metavar="T", help="default 1; 0 is greedy")
-    add("--top-p", type=float, default=1.0, metavar="P", help="default 1: all tokens")
-    add("--sampling-top-k", type=int, default=0, metavar="K", help="default 0: all tokens")
-    add("--min-p", type=float, default=0.0, metavar="P", help="default 0: all tokens")
-    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="default 1: none")
-    add("--max-new-tokens", "--max-new-token", type=int, metavar="N", help="per turn (default 512; 1024 for mt_bench)")
-    add("--lookup-tokens", type=int, default=10, metavar="N", help="longest draft of transformers-lookup (default 10)")
+    group = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)")
+    add = group.add_argument
+    add("--temperature", type=command.TEMPERATURE, default=1.0, metavar="T", help="default 1; 0 is greedy")
+    add("--top-p", type=command.SHARE, default=1.0, metavar="P", help="default 1: all tokens")
+    add("--sampling-top-k", type=command.INDEX, default=0, metavar="K", help="default 0: all tokens")
+    add("--min-p", type=command.SHARE, default=0.0, metavar="P", help="default 0: all tokens")
+    add("--repetition-penalty", type=command.POSITIVE, default=1.0, metavar="R", help="default 1: none")
+    add(
+        "--max-new-tokens",
+        "--max-new-token",
+        type=command.COUNT,
+        metavar="N",
+        help="per turn (default 512; 1024 for mt_bench)",
+    )
+    add(
+        "--lookup-tokens",
+        type=command.COUNT,
+        default=10,
+        metavar="N",
+        help="longest draft of transformers-lookup (default 10)",
+    )
+    chat_template.add_flag(group)
     add("--system-prompt", metavar="TEXT", help="put in front of every conversation (default: none)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=command.SEED, default=0)
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -125,28 +141,7 @@ def check_drafter(options: argparse.Namespace, methods: list[Method]) -> None:
         )
 
 
-LIMITS: dict[str, tuple[float, float | None]] = {
-    "temperature": (0, None),
-    "top_p": (0, 1),
-    "sampling_top_k": (0, None),
-    "min_p": (0, 1),
-    "max_new_tokens": (1, None),
-    "lookup_tokens": (1, None),
-    "nodes": (2, None),
-    "depth": (1, None),
-    "width": (1, None),
-    "seed": (0, None),
-}
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """ValueError for a number no run can have."""
-    for name, (low, high) in LIMITS.items():
-        value = getattr(options, name)
-        if value not in (None, AUTO) and not (low <= value < float("inf") and (high is None or value <= high)):
-            bound = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected {bound}")
+def check_auto(options: argparse.Namespace) -> None:
+    """ValueError for a depth that `--nodes auto` chooses."""
     if options.nodes == AUTO and options.depth is not None:
         raise ValueError(f"--depth {options.depth}: --nodes auto chooses the depth; leave it out, or name --nodes")
-    if not 0 < options.repetition_penalty < float("inf"):
-        raise ValueError(f"--repetition-penalty {options.repetition_penalty}: expected a number above 0")

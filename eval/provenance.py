@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from eagle.tuning.machine import processor
+from eagle.autotune.machine import processor
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "fschat", "accelerate", "numpy")
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -3,9 +3,9 @@
     tree = hsd.DraftTree(tokens, parents, proposal_rows, proposals)
     law = hsd.stopping_law(tree, target_probs, verifier="hsd")       # exact distribution of the stopping node
     path, token = hsd.verify(tree, target_probs, verifier="hsd", generator=g)
-    decision = hsd.decide(tree_batch, target_probs, verifier="hsd", generator=g)    # a batch, in fixed shapes
+    decision = hsd.decide(tree_batch, target_probs, "hsd", uniforms)                # a batch, in fixed shapes
 
-Torch only: no model, no tokenizer, no global random state unless `generator` is None.
+Torch only: no model, no tokenizer, no global random state unless `verify` gets no generator.
 """
 
 from hsd.layout import Layout
@@ -14,9 +14,10 @@ from hsd.sampling import draw, draw_distinct
 from hsd.topology import Topology, ancestors_of, topology
 from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import VERIFIERS, Verifier
-from hsd.verify import decide, stopping_law, verify
+from hsd.verify import DRAWS, decide, stopping_law, verify
 
 __all__ = [
+    "DRAWS",
     "VERIFIERS",
     "Decision",
     "DraftTree",

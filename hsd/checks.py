@@ -62,7 +62,7 @@ def check_values(tree: DraftTree, target: Tensor) -> None:
     _check_range(tree.tokens, "tokens", target.shape[1])
     _check_probs(target, "target_probs", "apply softmax after the warpers, in float32 or better")
     count = 0 if tree.proposals is None else tree.proposals.shape[0]
-    _check_range(tree.proposal_rows, "proposal_rows", count, low=-1)
+    _check_range(tree.proposal_rows, "proposal_rows", count, low=-2)
     if tree.proposal_rows[0] >= 0:
         raise ValueError(f"proposal_rows[0] is {int(tree.proposal_rows[0])}: expected -1, the root is not a draft")
     sampled = tree.proposal_rows >= 0

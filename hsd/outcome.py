@@ -51,16 +51,14 @@ class Decision(NamedTuple):
     """The outcome for every row of a batch, in fixed shapes.
 
     path               Int64[B, K+1]  node indices from the root to the stopping node, then -1; K = layout.depth
-    length             Int64[B]       accepted draft tokens k; path[b, :k+1] is valid
-    node               Int64[B]       the stopping node, path[b, k]
+    accepted           Int64[B]       accepted draft tokens k; path[b, :k+1] is valid, path[b, k] the stopping node
     token              Int64[B]       the bonus token
     expected_accepted  Float[B]       sum_v stop(v) * depth(v)
     stop               Float[B, N]    the distribution that the stopping node was drawn from
     """
 
     path: Tensor
-    length: Tensor
-    node: Tensor
+    accepted: Tensor
     token: Tensor
     expected_accepted: Tensor
     stop: Tensor
@@ -70,4 +68,10 @@ class Decision(NamedTuple):
         """The decision about trees of a root alone: only the bonus token Int64[B] was drawn."""
         root = token[:, None] * 0
         one = torch.ones_like(root, dtype=torch.float32)
-        return cls(root, root[:, 0], root[:, 0], token, 0 * one[:, 0], one)
+        return cls(root, root[:, 0], token, 0 * one[:, 0], one)
+
+    def emitted(self, tokens: Tensor) -> Tensor:
+        """tokens Int64[B, N] of the trees -> Int64[B, K+1]: the accepted tokens, the bonus token, then padding."""
+        following = tokens.gather(1, self.path.clamp(min=0).roll(-1, 1))
+        place = torch.arange(self.path.shape[1], device=tokens.device)
+        return torch.where(place == self.accepted[:, None], self.token[:, None], following)

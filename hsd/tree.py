@@ -32,7 +32,8 @@ class DraftTree:
 
     tokens         Int64[N]      tokens[0] is the root, the last committed token
     parents        Int64[N]      parents[0] = -1 and 0 <= parents[i] < i
-    proposal_rows  Int64[N]      row of `proposals` that holds d_i; -1: a top-k token, d_i is a point mass
+    proposal_rows  Int64[N]      row of `proposals` that holds d_i; -1: a top-k token, d_i is a point mass;
+                                 -2: padding, a last child without children that is never accepted
     proposals      Float[M, V]   the distributions d_i; or Float[M, Vd] with `support`; None if nothing was sampled
     support        Int64[Vd]     distinct token ids of the columns of `proposals`
     layout         Layout        static hints; without them the tree's shape is read on the host (one sync)

@@ -18,7 +18,9 @@ from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
 from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import Verifier, find_verifier
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.inputs import VerifierInput
+
+DRAWS = 2  # uniform numbers of a decision: the stopping node's, the bonus token's
 
 
 @torch.no_grad()
@@ -36,12 +38,12 @@ def stopping_law(
     `check` also rows that do not sum to 1, tokens out of range, parents out of order, a sampled token with
     d_i = 0.
     """
-    problem, distribution = _solve_one(tree, target_probs, verifier, check)
+    inputs, distribution = _solve_one(tree, target_probs, verifier, check)
 
     def residual(node: int | Tensor) -> Tensor:
         return distribution.residual(torch.as_tensor(node, device=target_probs.device).reshape(1))[0]
 
-    return StoppingLaw(distribution.stop[0], residual, _expected(problem, distribution)[0])
+    return StoppingLaw(distribution.stop[0], residual, _expected(inputs, distribution)[0])
 
 
 @torch.no_grad()
@@ -55,10 +57,11 @@ def verify(
     """Which path to keep and what to emit after it.
 
     Returns path Int64[k+1], node indices from root to stopping node, and token Int64[], the bonus token.
-    Arguments and errors as for `stopping_law`; `generator` on the device of `target_probs`, None for the
-    global one.
+    Arguments and errors as for `stopping_law`; `generator` on any device, None for torch's global one.
     """
-    decision = _draw(*_solve_one(tree, target_probs, verifier, check), generator)
+    device = torch.device("cpu") if generator is None else generator.device
+    uniforms = torch.rand(1, DRAWS, dtype=torch.float64, generator=generator, device=device).to(target_probs.device)
+    decision = _draw(*_solve_one(tree, target_probs, verifier, check), uniforms)
     path = decision.path[0]
     return Verdict(path[path >= 0], decision.token[0])
 
@@ -67,16 +70,15 @@ def verify(
 def decide(
     batch: TreeBatch,
     target_probs: Tensor,
-    verifier: str | Verifier = "hsd",
-    generator: torch.Generator | None = None,
+    verifier: str | Verifier,
+    uniforms: Tensor,
     check: bool = False,
 ) -> Decision:
     """Draw the stopping node and the bonus token of every row.
 
-    target_probs  Float[B, N, V]  as for `stopping_law`, per row
+    target_probs  Float[B, N, V]   as for `stopping_law`, per row
     verifier      a name in hsd.VERIFIERS, or an hsd.Verifier
-    generator     on the device of `target_probs`; None for the global one. One call draws the nodes of all rows, a
-                  second one all bonus tokens.
+    uniforms      Float64[B, 2]    numbers in [0, 1) that nothing else was drawn with: for the node, for the bonus token
     check         check the values of every row (needs host syncs)
 
     With check=False there is no host synchronization, provided the layout's slots are ranges, and every shape is
@@ -85,12 +87,12 @@ def decide(
     check_target_shape(batch, target_probs)
     if check:
         check_batch_values(batch, target_probs)
-    return _draw(*_solve(batch, target_probs, verifier), generator)
+    return _draw(*_solve(batch, target_probs, verifier), uniforms)
 
 
 def _solve_one(
     tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, check: bool
-) -> tuple[Problem, StopDistribution]:
+) -> tuple[VerifierInput, StopDistribution]:
     if isinstance(verifier, str):
         find_verifier(verifier)
     check_target_shape(tree, target_probs)
@@ -99,22 +101,22 @@ def _solve_one(
     return _solve(TreeBatch.of_one(tree), target_probs[None], verifier)
 
 
-def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[Problem, StopDistribution]:
+def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[VerifierInput, StopDistribution]:
     entry = find_verifier(verifier) if isinstance(verifier, str) else verifier
     if entry.scope == "path":
-        check_path(batch, verifier if isinstance(verifier, str) else entry.solve.__name__)
-    problem = _in_one_dtype(batch, target_probs)
-    return problem, entry.solve(problem)
+        check_path(batch, verifier if isinstance(verifier, str) else entry.stop_distribution.__name__)
+    inputs = _in_one_dtype(batch, target_probs)
+    return inputs, entry.stop_distribution(inputs)
 
 
-def _in_one_dtype(batch: TreeBatch, target: Tensor) -> Problem:
+def _in_one_dtype(batch: TreeBatch, target: Tensor) -> VerifierInput:
     """p and q in the wider of their dtypes, at least float32. Half precision rows are renormalized."""
     proposals = batch.proposals
     dtype = torch.promote_types(torch.float32, target.dtype)
     if proposals is not None:
         dtype = torch.promote_types(dtype, proposals.dtype)
         proposals = _as_probs(proposals, dtype)
-    return Problem(batch, _as_probs(target, dtype), proposals)
+    return VerifierInput(batch, _as_probs(target, dtype), proposals)
 
 
 def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,20 +126,20 @@ def _as_probs(probs: Tensor, dtype: torch.dtype) -> Tensor:
     return raised / raised.sum(-1, keepdim=True)
 
 
-def _draw(problem: Problem, distribution: StopDistribution, generator: torch.Generator | None) -> Decision:
-    """One draw of every row's node, then one of every row's bonus token."""
-    topo, slots = problem.topo, problem.layout.depth + 1
-    node = draw(distribution.stop, generator)
-    token = draw(distribution.residual(node), generator)
+def _draw(inputs: VerifierInput, distribution: StopDistribution, uniforms: Tensor) -> Decision:
+    """One draw of every row's node, one of its bonus token."""
+    topo, slots = inputs.topo, inputs.layout.depth + 1
+    node = draw(distribution.stop, uniforms[:, 0])
+    token = draw(distribution.residual(node), uniforms[:, 1])
     rows = torch.arange(len(node), device=node.device)
     on_path = topo.ancestors[rows, node]
     place = torch.where(on_path, topo.depth, slots)
     index = torch.arange(place.shape[1], device=node.device).expand_as(place)
     path = index.new_full((len(node), slots + 1), -1).scatter_(1, place, index)
-    length = topo.depth.gather(1, node[:, None])[:, 0]
-    return Decision(path[:, :slots], length, node, token, _expected(problem, distribution), distribution.stop)
+    accepted = topo.depth.gather(1, node[:, None])[:, 0]
+    return Decision(path[:, :slots], accepted, token, _expected(inputs, distribution), distribution.stop)
 
 
-def _expected(problem: Problem, distribution: StopDistribution) -> Tensor:
+def _expected(inputs: VerifierInput, distribution: StopDistribution) -> Tensor:
     """E[accepted] Float[B]."""
-    return (distribution.stop * problem.topo.depth).sum(-1)
+    return (distribution.stop * inputs.topo.depth).sum(-1)

@@ -7,7 +7,7 @@
 # NAME       of the fetch table (qwen2.5-coder-1.5b, qwen2.5-coder-0.5b: fetched and checked), or a directory or hub id
 # what       1. token-wise, block-wise, HSD and the released rule on the same drafts at the same states, exactly:
 #            temperatures 1, 0.6, 0.8; draft lengths 5, 10, 15; 4 and 11 paths; 10 tokens behind contexts of 0.5k, 2k and
-#            4k tokens (python -m eval.trees.paths)
+#            4k tokens (python -m eval.measure.paths)
 #            2. GSM8K accuracy of whole answers under every rule, in batches, zero-shot (python -m eval.accuracy)
 #            3. answers on the clock, one at a time, transformers' assisted generation beside them
 #            GSM8K in 1 and 3: the first questions of the paper's 263, 8-shot; HumanEval. CNN/DM is not among the benchmarks
@@ -30,7 +30,7 @@ SINGLE="plain chain+token chain+block chain+hsd chain+published transformers tra
 
 fetch() { case "$1" in */*) ;; *) "$PYTHON_VENV" -m eagle.checkpoints.fetch "$1" ;; esac; }
 states() {
-    "$PYTHON_VENV" -m eval.trees.paths --base-model-path "$1" --draft-model-path "$DRAFT" --num-questions "$QUESTIONS" \
+    "$PYTHON_VENV" -m eval.measure.paths --base-model-path "$1" --draft-model-path "$DRAFT" --num-questions "$QUESTIONS" \
         --stride 32 --max-new-tokens 256 --rows 10 --output "$2" $DTYPE_FLAG "${@:3}"
 }
 answers() {
@@ -47,9 +47,9 @@ tables() {
         states "$1" "$OUT/states-shots$SHOTS" --bench gsm8k --protocol "shots$SHOTS" --temperatures 1 --depths 10 --paths
     done
     for BENCH in gsm8k humaneval; do
-        "$PYTHON_VENV" -m eval.trees.paths_table "$OUT/states-$BENCH"
+        "$PYTHON_VENV" -m eval.measure.paths_table "$OUT/states-$BENCH"
     done
-    "$PYTHON_VENV" -m eval.trees.paths_table "$OUT"/states-shots{4,12,24}
+    "$PYTHON_VENV" -m eval.measure.paths_table "$OUT"/states-shots{4,12,24}
     "$PYTHON_VENV" -m eval.accuracy --bench gsm8k --protocol full --base-model-path "$1" --draft-model-path "$DRAFT" \
         --num-questions "$JUDGED" --nodes 11 --depth 10 --output "$OUT/accuracy" $DTYPE_FLAG \
         --methods plain chain+token chain+block chain+hsd chain+published

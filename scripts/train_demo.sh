@@ -12,7 +12,7 @@ source "$(dirname "$0")/setup.sh"
 export OMP_WAIT_POLICY=passive
 DATA=${1:?expected DATA_DIR} WORK=${WORK:-results/train_demo} DEMO=checkpoints/demo
 
-"$PYTHON_VENV" -m eagle.train.demo.target "$DATA" --output "$DEMO/target" --work "$WORK/target" --minutes 60
+"$PYTHON_VENV" -m eagle.train.demo.target "$DATA" --output "$DEMO/target" --work "$WORK/target" --steps 1000
 "$PYTHON_VENV" -m eagle.train.demo.corpus "$DATA" "$WORK"
 shuf --random-source=<(yes) -n 1200 "$WORK/flan_cot.jsonl" | cat "$WORK/gsm8k.jsonl" - | shuf --random-source=<(yes) > "$WORK/questions.jsonl"
 "$PYTHON_VENV" -m eagle.train.regenerate --target "$DEMO/target" --data "$WORK/questions.jsonl" --output "$WORK/own.jsonl" \

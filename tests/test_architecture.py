@@ -14,92 +14,55 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"hsd": set(), "eagle": {"hsd"}, "eval": {"hsd", "eagle"}}
 EVERY_LAYER = {"hsd", "eagle", "eval", "scripts", "tests"}
 
+# What everything stands on and which stands on nothing of ours; any room of `eagle` may import it.
+BASICS = {"eagle.chat_template", "eagle.command", "eagle.digests", "eagle.files", "eagle.jsonl", "eagle.threads"}
+
 # A room is a folder of a package, or a file directly in it; the longest name that fits counts. A room may import
 # itself, the rooms named here, and whatever MAY_IMPORT allows of the lower packages.
 ROOMS = {
     # the mathematics: a tree and its checks, what verification returns, the rules, the two entry points
     "hsd.checks": {"hsd.layout", "hsd.tree"},
     "hsd.layout": set(),
-    "hsd.outcome": {"hsd.sampling"},
+    "hsd.outcome": set(),
     "hsd.sampling": set(),
     "hsd.topology": set(),
-    "hsd.tree": {"hsd.checks", "hsd.layout", "hsd.topology"},
-    "hsd.verifiers": {"hsd.layout", "hsd.outcome", "hsd.sampling", "hsd.topology", "hsd.tree"},
-    "hsd.verify": {
-        "hsd.checks",
-        "hsd.layout",
-        "hsd.outcome",
-        "hsd.sampling",
-        "hsd.topology",
-        "hsd.tree",
-        "hsd.verifiers",
-    },
+    "hsd.tree": {"hsd.layout", "hsd.topology"},
+    "hsd.verifiers": {"hsd.layout", "hsd.outcome", "hsd.topology", "hsd.tree"},
+    "hsd.verify": {"hsd.checks", "hsd.outcome", "hsd.sampling", "hsd.tree", "hsd.verifiers"},
     "hsd.audit": {"hsd"},
     # drafting and decoding, from the weights up to what people call
-    "eagle.command": set(),
-    "eagle.files": set(),
-    "eagle.modules": set(),
-    "eagle.drafters": {"eagle.modules"},
-    "eagle.trees": {"eagle.drafters"},
-    "eagle.checkpoints": {"eagle.command", "eagle.files", "eagle.modules"},
-    "eagle.engine": {"eagle.drafters", "eagle.model.outputs", "eagle.modules", "eagle.trees"},
-    "eagle.model.outputs": set(),
-    "eagle.tuning": {"eagle.checkpoints", "eagle.engine", "eagle.files", "eagle.modules", "eagle.trees"},
-    "eagle.model": {
-        "eagle.checkpoints",
-        "eagle.drafters",
-        "eagle.engine",
-        "eagle.model.outputs",
-        "eagle.modules",
-        "eagle.trees",
-        "eagle.tuning",
-    },
-    # training: the drafting engine is used in evaluation/ only
-    "eagle.train": {"eagle.checkpoints", "eagle.command", "eagle.files", "eagle.modules", "eagle.train.evaluation"},
-    "eagle.train.evaluation": {
-        "eagle.checkpoints",
-        "eagle.command",
-        "eagle.files",
-        "eagle.model",
-        "eagle.modules",
-        "eagle.train",
-    },
-    "eagle.convert": {"eagle.checkpoints"},
-    "eagle.calibrate": {"eagle.checkpoints", "eagle.command", "eagle.model", "eagle.train", "eagle.tuning"},
+    "eagle.nn": set(),
+    "eagle.drafters": {"eagle.nn"},
+    "eagle.trees": set(),
+    "eagle.checkpoints": {"eagle.nn"},
+    "eagle.engine": {"eagle.drafters", "eagle.nn", "eagle.trees"},
+    "eagle.autotune": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.trees"},
+    "eagle.api": {"eagle.autotune", "eagle.checkpoints", "eagle.drafters", "eagle.engine", "eagle.nn", "eagle.trees"},
+    "eagle.model": {"eagle.api", "eagle.autotune"},
+    # training: a session samples the answers it learns from; evaluation drafts as users do
+    "eagle.train": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.train.evaluation", "eagle.trees"},
+    "eagle.train.evaluation": {"eagle.api", "eagle.checkpoints", "eagle.nn", "eagle.train"},
+    "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
+    "eagle.calibrate": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.train"},
     # where people talk to a model
-    "eagle.serve": {
-        "eagle.checkpoints",
-        "eagle.command",
-        "eagle.files",
-        "eagle.model",
-        "eagle.model.outputs",
-        "eagle.trees",
-        "eagle.tuning",
-    },
-    "eagle.chat": {"eagle.command", "eagle.model", "eagle.model.outputs", "eagle.serve", "eagle.trees", "eagle.tuning"},
+    "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.engine", "eagle.trees"},
+    "eagle.chat": {"eagle.serve"},
+    "eagle.cli": set(),
     # benchmarks
-    "eval.clock": set(),
-    "eval.jsonl": set(),
     "eval.provenance": set(),
-    "eval.questions": {"eval.jsonl", "eval.provenance"},
-    "eval.runs": {"eval.clock", "eval.jsonl", "eval.provenance", "eval.questions"},
-    "eval.reports": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.runs"},
-    "eval.trees": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
-    "eval.speed": {
-        "eval.clock",
-        "eval.jsonl",
-        "eval.provenance",
-        "eval.questions",
-        "eval.reports",
-        "eval.runs",
-    },
-    "eval.report": {"eval.reports"},
-    "eval.accuracy": {"eval.jsonl", "eval.provenance", "eval.questions", "eval.reports", "eval.runs"},
-    "eval.flags": {"eval.questions", "eval.runs"},
+    "eval.engines": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
+    "eval.questions": {"eval.provenance"},
+    "eval.run": {"eval.questions"},
+    "eval.report": {"eval.questions", "eval.run"},
+    "eval.measure": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
+    "eval.reports": {"eval.report"},
+    "eval.accuracy": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
+    "eval.flags": {"eval.questions", "eval.run"},
 }
-# A tree is checked when it is built; the trainer evaluates, and evaluation reads training's settings and data.
-MUTUAL = {("hsd.checks", "hsd.tree"), ("eagle.train.evaluation", "eagle.train")}
+# The trainer evaluates, and evaluation reads training's settings and data.
+MUTUAL = {("eagle.train.evaluation", "eagle.train")}
 TESTED_IN = {  # folders whose tests lie elsewhere
+    "eagle/model": "eagle/api",  # EAGLE's import path
     "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
     "hsd/audit": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
@@ -136,7 +99,7 @@ def is_module(name: str) -> bool:
 
 def room_of(name: str) -> str:
     """The room a module lies in; packages themselves and their commands are rooms of their own."""
-    if name in ABOVE_ALL:
+    if name in ABOVE_ALL | BASICS:
         return name
     inside = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
     assert inside, f"{name} lies in no room: add it to ROOMS"
@@ -157,15 +120,36 @@ def test_no_upward_imports(package):
         assert not upward, f"{path.relative_to(ROOT)} imports {sorted(upward)}"
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_rooms_import_what_the_floor_plan_allows(package):
+def imported_by_rooms(package: str) -> dict[str, dict[str, str]]:
+    """Room -> the rooms of the package that it imports, each with a file that does."""
+    found: dict[str, dict[str, str]] = {}
     for path in source(package):
         room = room_of(name_of(path))
-        if room in ABOVE_ALL:
-            continue
-        used = {room_of(name) for name in imports(path) if name.split(".")[0] == package} - {room}
-        forbidden = {one for one in used if not any(one == may or one.startswith(f"{may}.") for may in ROOMS[room])}
-        assert not forbidden, f"{path.relative_to(ROOT)} imports {sorted(forbidden)}; {room} may not"
+        if room not in ABOVE_ALL | BASICS:
+            used = {room_of(name) for name in imports(path) if name.split(".")[0] == package} - {room} - BASICS
+            found.setdefault(room, {}).update(dict.fromkeys(used, str(path.relative_to(ROOT))))
+    return found
+
+
+def test_the_basics_stand_on_nothing_else():
+    for name in BASICS:
+        used = imports(ROOT / f"{name.replace('.', '/')}.py")
+        assert {one for one in used if one.split(".")[0] in EVERY_LAYER} <= BASICS | {"eagle"}, name
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_rooms_import_what_the_floor_plan_allows(package):
+    for room, used in imported_by_rooms(package).items():
+        for one, path in used.items():
+            allowed = any(one == may or one.startswith(f"{may}.") for may in ROOMS[room])
+            assert allowed, f"{path} imports {one}; {room} may not"
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_the_floor_plan_allows_nothing_that_is_not_imported(package):
+    for room, used in imported_by_rooms(package).items():
+        unused = {may for may in ROOMS[room] if not any(one == may or one.startswith(f"{may}.") for one in used)}
+        assert not unused, f"{room} does not import {sorted(unused)}: take them out of ROOMS"
 
 
 def test_the_floor_plan_has_no_cycle_between_rooms():

@@ -25,47 +25,47 @@ PASSED_ON = {"--help"}
 # The test that runs each command on something tiny: file below tests/, function. It calls main or starts the module.
 TRIED_IN = {
     "hsd.audit": ("hsd/test_hsd_audit.py", "test_the_shipped_verifiers_pass_and_the_published_rule_is_shown_as_lossy"),
-    "eagle.calibrate": ("eagle/tuning/test_calibrate.py", "test_a_calibration_is_written_beside_the_head"),
+    "eagle.calibrate": ("eagle/autotune/test_calibrate.py", "test_a_calibration_is_written_beside_the_head"),
     "eagle.chat": ("eagle/test_chat.py", "test_piped"),
-    "eagle.checkpoints.convert": ("eagle/checkpoints/test_convert.py", "test_command_line"),
+    "eagle.convert": ("eagle/test_convert.py", "test_command_line"),
     "eagle.checkpoints.fetch": (
         "eagle/checkpoints/test_fetch.py",
         "test_a_target_is_fetched_converted_and_fetched_once",
     ),
-    "eagle.serve": ("eagle/serve/test_server.py", "test_ctrl_c_ends_every_process"),
+    "eagle.serve": ("eagle/serve/test_server.py", "test_the_command_ends_by_a_signal_and_leaves_nothing"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
-    "eagle.train.data.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
+    "eagle.train.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),
     "eagle.train.demo.corpus": ("eagle/train/test_corpus.py", "test_the_command_writes_three_files"),
     "eagle.train.evaluation.held_out": ("eagle/train/test_held_out.py", "test_table_and_json"),
     "eagle.train.evaluation.plot": ("eagle/train/test_loop.py", "test_curves_are_drawn"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
+    "eagle.nn.native": ("eagle/nn/test_native.py", "test_the_command_says_what_there_is"),
+    "eval.engines": ("eval/engines/test_side_by_side.py", "test_a_table_by_engine"),
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
     "eval.accuracy": ("eval/test_accuracy.py", "test_a_run_that_goes_on_with_more_questions"),
     "eval.demo": ("eval/test_demo.py", "test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else"),
-    "eval.reports.report": ("eval/reports/test_report.py", "test_report_command_equals_the_run_s_own_report"),
-    "eval.reports.released": ("eval/reports/test_released.py", "test_by_hand"),
-    "eval.reports.embed": ("eval/reports/test_embed.py", "test_a_marked_table_is_rewritten"),
+    "eval.report.report": ("eval/report/test_report.py", "test_report_command_equals_the_run_s_own_report"),
+    "eval.report.released": ("eval/report/test_released.py", "test_by_hand"),
+    "eval.report.embed": ("eval/report/test_embed.py", "test_a_marked_table_is_rewritten"),
     "eval.questions.downloads": ("eval/questions/test_benchmarks.py", "test_the_command_lists_and_downloads"),
-    "eval.speed.budget": ("eval/speed/test_budget.py", "test_the_command_prints_every_candidate"),
-    "eval.speed.gpu_check": ("eval/speed/test_gpu_check.py", "test_a_dry_run_of_one_part"),
-    "eval.speed.numerics": ("eval/speed/test_numerics.py", "test_a_row_per_dtype"),
-    "eval.speed.operators": ("eval/speed/test_operators.py", "test_a_table_per_variant"),
-    "eval.speed.step_time": ("eval/speed/test_step_time.py", "test_rows_by_variant"),
-    "eval.speed.verification": ("eval/speed/test_verification.py", "test_rows_by_draft_vocabulary"),
-    "eval.trees.draw": ("eval/trees/test_draw.py", "test_a_picture_is_written"),
-    "eval.trees.gains": ("eval/trees/test_gains.py", "test_a_picture_of_two_runs_and_their_table"),
-    "eval.trees.optimum": ("eval/trees/test_optimum.py", "test_a_row_per_shape_and_tree"),
-    "eval.trees.paths": ("eval/trees/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
-    "eval.trees.paths_table": ("eval/trees/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
-    "eval.trees.table": ("eval/trees/test_table.py", "test_a_table_that_is_resumed"),
-    "eval.speed.batch": ("eval/speed/test_batch.py", "test_rows_by_batch_size_and_method"),
+    "eval.measure.budget": ("eval/measure/test_budget.py", "test_the_command_prints_every_candidate"),
+    "eval.measure.numerics": ("eval/measure/test_numerics.py", "test_a_row_per_dtype"),
+    "eval.measure.operators": ("eval/measure/test_operators.py", "test_a_table_per_variant"),
+    "eval.measure.products": ("eval/measure/test_products.py", "test_tables_by_shape_and_rows"),
+    "eval.measure.step_time": ("eval/measure/test_step_time.py", "test_rows_by_variant"),
+    "eval.measure.verification": ("eval/measure/test_verification.py", "test_rows_by_draft_vocabulary"),
+    "eval.measure.tree_picture": ("eval/measure/test_tree_picture.py", "test_a_picture_is_written"),
+    "eval.measure.gains": ("eval/measure/test_gains.py", "test_a_picture_of_two_runs_and_their_table"),
+    "eval.measure.optimum": ("eval/measure/test_optimum.py", "test_a_row_per_shape_and_tree"),
+    "eval.measure.paths": ("eval/measure/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
+    "eval.measure.paths_table": ("eval/measure/test_paths.py", "test_a_run_that_is_resumed_and_its_table"),
+    "eval.measure.table": ("eval/measure/test_table.py", "test_a_table_that_is_resumed"),
+    "eval.measure.batch": ("eval/measure/test_batch.py", "test_rows_by_batch_size_and_method"),
 }
 SHORT_NAMES = {  # modules that only forward to another command
-    "eagle.convert": "eagle.checkpoints.convert",
-    "eagle.train.regenerate": "eagle.train.data.regenerate",
-    "eval.report": "eval.reports.report",
-    "eval.reports": "eval.reports.report",
+    "eval.report": "eval.report.report",
+    "eval.reports": "eval.report.report",
 }
 
 
@@ -73,6 +73,7 @@ def commands() -> list[str]:
     """Modules with a `__main__` guard, as `python -m` names them."""
     paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
     paths = [path for path in paths if 'if __name__ == "__main__":' in path.read_text(encoding="utf-8")]
+    paths = [path for path in paths if not path.name.endswith("_run.py")]  # for the interpreters of other engines
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
     return [name.removesuffix(".__main__") for name in names]
 

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from transformers import DynamicCache
 
 from eagle import EagleModel
-from eagle.modules.target import cache_keyword
+from eagle.nn.target import cache_keyword
 
 ROOT = Path(__file__).parents[1]
 PAIR = ROOT / "checkpoints" / "demo"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.reports.embed import MARKED, embedded
+from eval.report.embed import MARKED, embedded
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [

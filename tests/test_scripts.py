@@ -11,8 +11,8 @@ import pytest
 
 from eval import accuracy
 from eval.flags import build_parser
-from eval.runs.methods import METHODS
-from eval.trees import paths
+from eval.measure import paths
+from eval.run.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
@@ -70,7 +70,7 @@ def calls_of(script, arguments, tmp_path):
 def test_every_call_of_the_paper_s_tables_parses(tmp_path):
     lines = calls_of("paper_tables", ["--target", "a-target", "--draft", "a-draft", "--seed", "3"], tmp_path)
     assert [line[1:] for line in lines if line[0] == "eagle.checkpoints.fetch"] == [["a-target"], ["a-draft"]]
-    states = [paths.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.trees.paths"]
+    states = [paths.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.measure.paths"]
     assert sorted(sum((options.temperatures for options in states), [])) == [0.6, 0.8, 1.0, 1.0, 1.0, 1.0, 1.0]
     (judged,) = [accuracy.build_parser().parse_args(line[1:]) for line in lines if line[0] == "eval.accuracy"]
     assert set(judged.methods) <= set(METHODS) and "chain+published" in judged.methods

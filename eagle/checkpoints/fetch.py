@@ -13,7 +13,6 @@ already is not fetched again.
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from eagle import command
@@ -106,17 +105,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit status: 0, or 2 after a one-line error."""
-    options = build_parser().parse_args(argv)
-    try:
+    """Fetch as `argv` says and return the exit status."""
+
+    def work(options: argparse.Namespace) -> None:
         fetch(options.name, options.source)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the parts that are complete stay, and the same command goes on with them", file=sys.stderr)
-        return 130
-    return 0
+
+    kept = "The parts that are complete stay, and the same command goes on with them."
+    return command.start(build_parser(), work, argv, lambda _: kept)
 
 
 if __name__ == "__main__":

@@ -71,16 +71,18 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, stop_tokens: Iterable[str]) -> 
     return [vocabulary[token] for token in stop_tokens]
 
 
-def check_tokenizer(directory: Path) -> None:
-    """The saved tokenizer decodes what it encodes and renders a chat. Raises ValueError."""
+def check_tokenizer(directory: Path, chat: bool) -> None:
+    """The saved tokenizer decodes what it encodes and, for a `chat` model, renders a chat. Raises ValueError."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     back = tokenizer.decode(tokenizer(SAMPLE, add_special_tokens=False)["input_ids"])
     if back != SAMPLE:
         raise ValueError(f"the converted tokenizer turns {SAMPLE!r} into {back!r}; the GGUF file's tokenizer is broken")
+    if not chat:
+        return
     if not tokenizer.chat_template:
         raise ValueError("the GGUF file has no chat template; expected that of an instruct model")
-    chat = [{"role": "user", "content": SAMPLE}]
-    if SAMPLE not in tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True):
+    messages = [{"role": "user", "content": SAMPLE}]
+    if SAMPLE not in tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True):
         raise ValueError("the chat template leaves the user's message out; the GGUF file's template is broken")
 
 
@@ -102,12 +104,15 @@ def save_model(gguf: Path, directory: Path, name: str, generation: GenerationCon
     model.save_pretrained(directory)
 
 
-def convert_gguf(gguf: Path, output: Path, name: str, stop_tokens: Iterable[str], origin: dict[str, Any]) -> None:
+def convert_gguf(
+    gguf: Path, output: Path, name: str, stop_tokens: Iterable[str], origin: dict[str, Any], chat: bool = True
+) -> None:
     """Write the model in `gguf` to the directory `output`, which must not exist; it appears when it is complete.
 
     name         what config.json calls the model
     stop_tokens  tokens that end an answer, the tokenizer's own EOS first
     origin       written to origin.json: where the file came from
+    chat         whether a chat template is required, as of an instruct model
     Raises ValueError for a tokenizer that does not decode what it encodes, and for an unknown stop token.
     """
 
@@ -115,7 +120,7 @@ def convert_gguf(gguf: Path, output: Path, name: str, stop_tokens: Iterable[str]
         tokenizer = read_tokenizer(gguf)
         stops = stop_ids(tokenizer, stop_tokens)
         tokenizer.save_pretrained(directory)
-        check_tokenizer(directory)
+        check_tokenizer(directory, chat)
         generation = GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=stops[0] if len(stops) == 1 else stops,

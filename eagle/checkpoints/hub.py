@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 from eagle.checkpoints.known import Hub
-from eagle.checkpoints.registry import sha256
+from eagle.digests import sha256_of_file
 from eagle.files import write_json, write_whole
 
 WANTED = ("*.json", "*.safetensors", "*.bin", "*.jinja", "*.txt", "*.model")
@@ -35,7 +35,7 @@ def check_sums(repository: str, commit: str, directory: Path) -> None:
     """Compare the large files with the SHA-256 that the hub states. Raises ValueError naming the file."""
     for entry in HfApi().model_info(repository, revision=commit, files_metadata=True).siblings or []:
         place = directory / entry.rfilename
-        if entry.lfs is not None and place.is_file() and sha256(place) != entry.lfs.sha256:
+        if entry.lfs is not None and place.is_file() and sha256_of_file(place) != entry.lfs.sha256:
             place.unlink()
             raise ValueError(
                 f"{repository}, {entry.rfilename}: SHA-256 differs from the hub's {entry.lfs.sha256}; the file was "

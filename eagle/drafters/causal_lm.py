@@ -1,69 +1,80 @@
 """Drafting with an ordinary small causal LM that shares the target's tokenizer (the paper's main tables)."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eagle.drafters.base import Lineage
-from eagle.modules.target import CachedLM
+from eagle.drafters.base import AncestorMask
+from eagle.nn.kv_cache import RowCache
+from eagle.nn.target import CachedLM
 
 
 class CausalLMDrafter:
     """`Drafter` over a `CachedLM`: grown nodes are scored as a partial tree in the LM's scratch area."""
+
+    ahead = 0
 
     def __init__(self, model, target_vocab_size: int):
         self.lm = CachedLM(model)
         self.device = self.lm.device
         # Families pad their embedding tables to different sizes: only ids that both sides know are proposed.
         self.columns = min(self.lm.vocab_size, target_vocab_size)
-        self.lineage = Lineage(0, 0, self.device)
+        self.ancestors = AncestorMask(0, 0, self.device)
         self.support: Tensor | None = None
         if self.columns < target_vocab_size:
             self.support = torch.arange(self.columns, device=self.device)
 
     @property
-    def cached_ids(self) -> list[int]:
-        return self.lm.cached_ids
+    def cache(self) -> RowCache:
+        return self.lm.cache
 
-    def remember(self, ids: list[int]) -> None:
-        self.lm.cached_ids = ids
+    def fork(self) -> "CausalLMDrafter":
+        other = copy.copy(self)
+        other.lm, other.ancestors = self.lm.fork(), AncestorMask(0, 0, self.device)
+        return other
 
-    def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
-        self.lm.reserve(batch, slots, capacity, slack, keep)
-        if self.lineage.seen.shape != (batch, slots + 1, slots):
-            self.lineage = Lineage(batch, slots, self.device)
-        self.lineage.clear()
+    def refresh(self) -> None:
+        """Nothing is copied of the LM's weights that it does not check itself."""
 
-    def keep_rows(self, rows: list[int]) -> None:
-        self.lm.keep_rows(rows)
-        self.lineage.keep_rows(rows)
+    def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
+        self.cache.reserve(rows, nodes, capacity, slack)
+        room = self.cache.store_shape
+        if self.ancestors.mask.shape != (room.batch, room.scratch + 1, room.scratch):
+            self.ancestors = AncestorMask(room.batch, room.scratch, self.device)
+        self.cache.scratch = room.scratch  # the mask's columns are the whole area
 
-    def release(self) -> None:
-        self.lm.release()
+    def use(self, count: int) -> None:
+        self.cache.use(count)
 
     def state(self) -> list[Tensor]:
-        return [*self.lm.state(), self.lineage.seen, self.lineage.depths]
+        return [*self.cache.state(), self.ancestors.mask, self.ancestors.depths]
 
-    def window(self, more: int = 0) -> int:
-        return self.lm.window(more)
+    def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None = None) -> None:  # noqa: ARG002
+        last = self.lm.vocab_size - 1
+        self.lm.read_prompt(row, [min(token, last) for token in prompt], held)
+        self.cache.ids[row] = list(prompt)
 
-    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None = None) -> Tensor:  # noqa: ARG002  a head's
-        self.lineage.clear()
-        forward = self.lm.extend if self.lm.longest else self.lm.prefill
-        return forward(self._known(tokens), counts.to(self.device)).logits[:, 0, : self.columns]
+    def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None = None) -> Tensor:  # noqa: ARG002  a head's
+        self.ancestors.clear()
+        return self._proposed(self.lm.extend(self._known(tokens), counts.to(self.device)).logits[:, 0])
 
     def rewind(self) -> None:
-        self.lineage.clear()
+        self.ancestors.clear()
 
-    def set_length_bound(self, longest: int) -> None:
-        self.lm.set_length_bound(longest)
+    def set_held(self, read: list[int]) -> None:
+        self.cache.set_held(read)
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        first = self.lineage.filled
-        seen, depths = self.lineage.add(parents)
+        first = self.ancestors.filled
+        mask, depths = self.ancestors.add(parents)
         # The root is committed, so a node of depth d lies d - 1 positions past the committed length.
-        return self.lm.score(self._known(tokens), depths - 1, seen, start=first).logits[..., : self.columns]
+        return self._proposed(self.lm.score(self._known(tokens), depths - 1, mask, start=first).logits)
+
+    def _proposed(self, logits: Tensor) -> Tensor:
+        """Of an LM spread over devices they come from its last one."""
+        return logits[..., : self.columns].to(self.device)
 
     def _known(self, tokens: Tensor) -> Tensor:
         return tokens.to(self.device).clamp(max=self.lm.vocab_size - 1)

@@ -5,144 +5,157 @@ position c - 1 when c pairs are committed; a drafted node of depth d sits at pos
 output.
 """
 
+import copy
+
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from eagle.drafters.base import Lineage
-from eagle.modules.fused_head import FusedHead
-from eagle.modules.grouped_attention import attend_grouped
-from eagle.modules.head import Eagle3Head
-from eagle.modules.kv_cache import CacheShape, KVBuffer, bucket, whole
+from eagle.drafters.base import AncestorMask
+from eagle.nn.fused_head import FusedHead
+from eagle.nn.head import Eagle3Head
+from eagle.nn.kv_cache import CacheShape, CacheWindow, RowCache
 
 
 class Eagle3Drafter:
-    """`Drafter` over an `Eagle3Head` with bound embeddings."""
+    """`Drafter` over an `Eagle3Head` with bound embeddings. A row's `held` counts pairs: one less than its `ids`."""
+
+    ahead = 1
 
     def __init__(self, head: Eagle3Head):
         self.head = head.eval().requires_grad_(False)
         self.support = head.support()
         self.device = head.fc.weight.device
-        self.fused = FusedHead(head)
-        self._buffer: KVBuffer | None = None
-        self.lengths = torch.zeros(0, dtype=torch.int64, device=self.device)
-        self.longest = self._limit = 0
-        self.cached_ids: list[int] = []
-
-    def remember(self, ids: list[int]) -> None:
-        self.cached_ids = ids
-
-    def reserve(self, batch: int, slots: int, capacity: int, slack: int, keep: int = 0) -> None:
-        config, dtype = self.head.config, self.head.fc.weight.dtype
-        room = whole(capacity + slack, self.device)
-        shape = CacheShape(batch, config.num_key_value_heads, config.head_dim, slots, room, (self.device,), dtype)
-        if not self.fused.is_current():
-            self.fused = FusedHead(self.head)
-        if self._buffer is None or self._buffer.shape.scratch != slots or not self._buffer.shape.fits(shape):
-            old = self._buffer if keep else None
-            self._buffer = None  # unless it is copied from, its memory is free for the new one
-            self._buffer = KVBuffer(shape)
-            if old is not None:
-                self._buffer.copy_committed(old, keep - 1)
-            self.lengths = torch.zeros(batch, dtype=torch.int64, device=self.device)
-            self.lineage = Lineage(batch, slots, self.device, dtype)
-            self.outputs = torch.zeros(batch, slots + 1, config.hidden_size, dtype=dtype, device=self.device)
-        self.fused.reserve(self.buffer.shape.capacity)
-        self.cached_ids = []
-        self.longest = max(keep - 1, 0)  # a pair per token but the first
-        self._limit = self.buffer.shape.capacity - slack
-        self.lengths.fill_(self.longest)
+        self._fuse()
+        config, dtype = head.config, head.fc.weight.dtype
+        layers = (self.device,) * config.num_hidden_layers
+        shape = CacheShape(0, config.num_key_value_heads, config.head_dim, 0, 0, layers, dtype)
+        self.cache = RowCache(shape, self.device)
+        self.ancestors = AncestorMask(0, 0, self.device, dtype)
+        self.outputs = torch.zeros(0, 1, config.hidden_size, dtype=dtype, device=self.device)
         self._committed: Tensor | None = None
-        self.lineage.clear()
 
-    @property
-    def buffer(self) -> KVBuffer:
-        """The head's keys and values. RuntimeError before `reserve`."""
-        if self._buffer is None:
-            raise RuntimeError("the drafter has no cache: call reserve first")
-        return self._buffer
+    def _fuse(self) -> None:
+        """Make the fused forms of the layers anew, from the head's weights; `fused` is the last layer's."""
+        *self.earlier, self.fused = [FusedHead(self.head, layer) for layer in range(self.head.config.num_hidden_layers)]
 
-    def keep_rows(self, rows: list[int]) -> None:
-        self.buffer.keep_rows(rows)
-        self.lineage.keep_rows(rows)
-        self.lengths, self.outputs, self._committed = self.lengths[rows], self.outputs[rows], None
+    def fork(self) -> "Eagle3Drafter":
+        other = copy.copy(self)
+        other.cache = self.cache.fork()
+        other.ancestors = AncestorMask(0, 0, self.device, self.outputs.dtype)
+        return other
 
-    def release(self) -> None:
-        self._buffer, self.cached_ids = None, []
+    def refresh(self) -> None:
+        if not self.fused.is_current():
+            self._fuse()
+
+    def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
+        self.cache.reserve(rows, nodes, capacity, slack)
+        room = self.cache.store_shape
+        if self.ancestors.mask.shape != (room.batch, room.scratch + 1, room.scratch):
+            dtype = self.head.fc.weight.dtype
+            self.ancestors = AncestorMask(room.batch, room.scratch, self.device, dtype)
+            self.outputs = torch.zeros(
+                room.batch, room.scratch + 1, self.outputs.shape[2], dtype=dtype, device=self.device
+            )
+        for layer in (*self.earlier, self.fused):
+            layer.reserve(room.capacity)
+        self._committed = None
+
+    def use(self, count: int) -> None:
+        self.cache.use(count)
+        self._committed = None
 
     def state(self) -> list[Tensor]:
-        own = [self.lengths, self.outputs, self.lineage.seen, self.lineage.depths]
-        return [*self.buffer.stores, *own, *self.fused.state()]
+        fused = [tensor for layer in (*self.earlier, self.fused) for tensor in layer.state()]
+        return [*self.cache.state(), self.outputs, self.ancestors.mask, self.ancestors.depths, *fused]
 
-    def window(self, more: int = 0) -> int:
-        return min(bucket(self.longest + more, self.device), self.buffer.shape.capacity)
+    def read_prompt(self, row: int, prompt: list[int], held: int, aux_states: Tensor | None) -> None:
+        """Nothing attends to the last layer yet: a prompt's pairs leave keys and values there, no outputs."""
+        aux_states = self._needed(aux_states)[:, :-1]
+        tokens = torch.tensor([prompt[held + 1 :]], device=self.device)
+        with self.cache.only(row, held):
+            if tokens.shape[1]:
+                positions = torch.arange(held, len(prompt) - 1, device=self.device)[None]
+                hidden = self._through_earlier(self.fused.fuse(aux_states), tokens, positions)
+                _, _, kv = self.fused.before_attention(hidden, tokens, positions)
+                slot = self.cache.buffer.shape.scratch + held
+                self.cache.buffer.write_pair(self.fused.index, slot, kv.permute(2, 0, 3, 1, 4))
+            self.cache.lengths.fill_(len(prompt) - 1)
+        self.cache.held[row], self.cache.ids[row] = len(prompt) - 1, list(prompt)
 
-    def _advance(self, counts: Tensor) -> None:
-        """Rows that are done go along with the batch; the clamp keeps what they write inside the buffer."""
-        self.lengths.add_(counts).clamp_(max=self._limit)
-
-    def _attend(self, q: Tensor, mask: Tensor | None, first: int, stop: int) -> Tensor:
-        """q [B, n, H, E] over slots first .. stop - 1 -> [B, n, H * E].
-
-        mask: additive [B, n, stop - first]; None for n = 1 or plain causal attention.
-        """
-        keys, values = self.buffer.view(0, first, stop)
-        if mask is None:
-            q = q.transpose(1, 2)
-            out = scaled_dot_product_attention(q, keys, values, is_causal=q.shape[2] > 1, enable_gqa=True)
-            return out.transpose(1, 2).flatten(2)
-        return attend_grouped(q.transpose(1, 2), keys, values, mask[:, None]).transpose(1, 2).flatten(2)
-
-    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
-        if aux is None:
-            raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
-        tokens, counts, aux = tokens.to(self.device), counts.to(self.device), aux.to(self.device)
-        if not self.longest:  # the first token of a sequence follows no hidden state
-            tokens, counts = tokens[:, 1:], counts - 1
-        n, scratch = tokens.shape[1], self.buffer.shape.scratch
-        positions = self.lengths[:, None] + torch.arange(n, device=self.device)
-        residual, q, kv = self.fused.enter(self.head.fuse(aux), tokens, positions)
-        pair = kv.permute(2, 0, 3, 1, 4)
-        last = (counts - 1)[:, None]
-        if self.longest:  # only the last token's output is needed, the others' keys and values
-            window = self.window(n)
-            self.buffer.write_rows(0, positions, *pair)
-            q = q.gather(1, last[:, :, None, None].expand(-1, -1, *q.shape[2:]))
-            mask = _hide(torch.arange(window, device=self.device) > positions.gather(1, last), q.dtype)
-            attended = self._attend(q, mask[:, None], scratch, scratch + window)
-        else:  # an empty cache: plain causal attention, whatever the rows' lengths
-            self.buffer.write_pair(0, scratch, pair)
-            attended = self._attend(q, None, scratch, scratch + n)
-            attended = attended.gather(1, last[:, :, None].expand(-1, -1, attended.shape[-1]))
-        hidden = self.fused.leave(residual.gather(1, last[:, :, None].expand(-1, -1, residual.shape[-1])), attended)
-        self._advance(counts)
-        self.longest += n
-        self.lineage.clear()
+    def read(self, tokens: Tensor, counts: Tensor, aux_states: Tensor | None) -> Tensor:
+        cache, aux_states = self.cache, self._needed(aux_states)
+        tokens, counts = tokens.to(self.device), counts.to(self.device)
+        positions = cache.lengths[:, None] + torch.arange(tokens.shape[1], device=self.device)
+        hidden = self._through_earlier(self.fused.fuse(aux_states), tokens, positions)
+        # Only the last token's output is needed, the others' keys and values.
+        view, mask = self._committed_view(self.fused, positions)
+        hidden = self.fused(hidden, tokens, positions, view, mask, (counts - 1)[:, None])
+        cache.advance(counts)
+        cache.longest += tokens.shape[1]
+        self.rewind()
         self._committed = None
-        self.outputs[:, :1] = hidden
+        self.outputs[: len(tokens), :1] = hidden
         return self.fused.logits(hidden)[:, 0]
 
-    def rewind(self) -> None:
-        self.lineage.clear()
+    def _through_earlier(self, hidden: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """g [B, n, D] of committed pairs through all layers but the last, whose keys and values are written."""
+        for fused in self.earlier:
+            hidden = fused(hidden, tokens, positions, *self._committed_view(fused, positions))
+        return hidden
 
-    def set_length_bound(self, longest: int) -> None:
-        self.longest = longest - 1
+    def _committed_view(self, fused: FusedHead, positions: Tensor) -> tuple[CacheWindow, Tensor]:
+        """What pairs at `positions` Int64[B, n] write and see in a layer: all that is committed up to them, and the
+        additive mask [B, n, slots].
+        """
+        buffer, window = self.cache.buffer, self.cache.window(positions.shape[1])
+        first = buffer.shape.scratch
+        unseen = _unseen(torch.arange(window, device=self.device), positions[:, :, None], fused.window)
+        view = CacheWindow(buffer, first=first, stop=first + window, positions=positions)
+        return view, _hide(unseen, self.outputs.dtype)
+
+    def rewind(self) -> None:
+        self.ancestors.clear()
+
+    def set_held(self, read: list[int]) -> None:
+        self.cache.set_held([count - 1 for count in read])
         self._committed = None
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        first, count = self.lineage.filled, tokens.shape[1]
-        seen, depths = self.lineage.add(parents)
-        hidden = self.outputs.gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
-        residual, q, kv = self.fused.enter(hidden, tokens, self.lengths[:, None] - 1 + depths)
-        self.buffer.write_pair(0, first, kv.permute(2, 0, 3, 1, 4))
-        window = self.window()
-        if self._committed is None:  # the same for every level
-            self._committed = _hide(torch.arange(window, device=self.device) >= self.lengths[:, None], q.dtype)
-        mask = torch.cat([seen, self._committed[:, None].expand(-1, count, -1)], dim=-1)
-        attended = self._attend(q, mask, 0, self.buffer.shape.scratch + window)
-        output = self.fused.leave(residual, attended)
-        self.outputs[:, first + 1 : first + 1 + count] = output
-        return self.fused.logits(output)
+        cache, first, (batch, count) = self.cache, self.ancestors.filled, tokens.shape
+        mask, depths = self.ancestors.add(parents)
+        hidden = self.outputs[:batch].gather(1, parents[:, :, None].expand(-1, -1, self.outputs.shape[-1]))
+        positions = cache.lengths[:, None] - 1 + depths
+        view = CacheWindow(cache.buffer, first=0, stop=cache.buffer.shape.scratch + cache.window(), start=first)
+        for fused in (*self.earlier, self.fused):
+            hidden = fused(hidden, tokens, positions, view, self._tree_mask(mask, depths, positions, fused.window))
+        self.outputs[:batch, first + 1 : first + 1 + count] = hidden
+        return self.fused.logits(hidden)
+
+    def _tree_mask(self, ancestors: Tensor, depths: Tensor, positions: Tensor, window: int | None) -> Tensor:
+        """What nodes at these depths and positions Int64[B, n] see: `ancestors` [B, n, slots], then committed tokens.
+
+        Additive [B, n, slots + cache window]; of both only what lies within the layer's sliding `window`.
+        """
+        slots, (batch, count) = torch.arange(self.cache.window(), device=self.device), depths.shape
+        if window is None:
+            if self._committed is None:  # the same for every level
+                self._committed = _hide(slots >= self.cache.lengths[:, None], ancestors.dtype)
+            return torch.cat([ancestors, self._committed[:, None].expand(-1, count, -1)], dim=-1)
+        far = depths[:, :, None] - self.ancestors.depths[:batch, None, 1:] >= window
+        unseen = (slots >= self.cache.lengths[:, None, None]) | _unseen(slots, positions[:, :, None], window)
+        return torch.cat([ancestors.masked_fill(far, -torch.inf), _hide(unseen, ancestors.dtype)], dim=-1)
+
+    def _needed(self, aux_states: Tensor | None) -> Tensor:
+        if aux_states is None:
+            raise ValueError("an EAGLE-3 head reads auxiliary hidden states: load the target with the head's taps")
+        return aux_states.to(self.device)
+
+
+def _unseen(slots: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Bool: the committed `slots` that a query at `positions` does not see: later ones, and those past its window."""
+    later = slots > positions
+    return later if window is None else later | (slots <= positions - window)
 
 
 def _hide(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,41 +1,30 @@
-"""`Plan`: how one generation decodes, with the tree builder and the verifier looked up once."""
+"""`Plan`: how a session drafts and verifies, with the tree builder and the verifier looked up once."""
 
 from dataclasses import dataclass
 
-from eagle.engine.sampling import SamplingTransform
+from eagle.engine.distributions import GREEDY_BELOW
 from eagle.trees import TreeBuilder, TreeSettings, find_tree, greedy_tree
 from hsd.verifiers import Verifier, find_verifier
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The fixed choices of a generation; equal plans decode alike, so a plan is part of the key of recorded steps.
+    """The fixed choices of a session; equal plans decode alike, so a plan is part of the key of recorded steps.
 
     tree       name of the builder, for messages
     builder    None for plain decoding
     settings   size and shape of the tree
     verifier   an entry of `hsd.VERIFIERS`
-    target     logits of the target -> target distribution p
-    draft      logits of the drafter -> draft distribution q
     """
 
     tree: str
     builder: TreeBuilder | None
     settings: TreeSettings
     verifier: Verifier
-    target: SamplingTransform
-    draft: SamplingTransform
 
     @classmethod
-    def resolve(
-        cls,
-        tree: str,
-        verifier: str,
-        settings: TreeSettings,
-        target: SamplingTransform,
-        draft: SamplingTransform | None = None,
-    ) -> "Plan":
-        """A plan from names. `draft` None: the target's transform.
+    def resolve(cls, tree: str, verifier: str, settings: TreeSettings, temperature: float = 1.0) -> "Plan":
+        """A plan from names, for rows at this temperature (any other above 0 is the same).
 
         At temperature 0 every lossless verifier accepts what "greedy" accepts, so that one is used; a sampled tree has
         nothing to sample there, so "hybrid" and "rsd" are built as "topk".
@@ -47,12 +36,12 @@ class Plan:
         builder = find_tree(tree)
         if settings.nodes == 1:
             builder = None  # the root alone is plain decoding
-        if target.settings.greedy:
+        if temperature < GREEDY_BELOW:
             found, tree = find_verifier("greedy"), greedy_tree(tree)
             builder = builder and find_tree(tree)
-        elif verifier == "greedy":
+        elif found.scope == "one-hot":
             raise ValueError(
-                f"verifier='greedy' at temperature {target.settings.temperature:g}: it keeps the most likely token "
+                f"verifier={verifier!r} at temperature {temperature:g}: it keeps the most likely token "
                 "and is lossless at temperature 0 only; use verifier='hsd' or 'token'"
             )
         elif found.scope == "path" and builder is not None and not builder.single_path:
@@ -61,8 +50,13 @@ class Plan:
                 "verifier='hsd' or 'token'"
             )
         if builder is not None:
-            builder.slots(settings)  # raises where the settings do not fit the tree
-        return cls(tree, builder, settings, found, target, draft or target)
+            builder.grown(settings)  # raises where the settings do not fit the tree
+        return cls(tree, builder, settings, found)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether it is for temperature 0 only."""
+        return self.verifier.scope == "one-hot"
 
     @property
     def depth(self) -> int:
@@ -73,3 +67,15 @@ class Plan:
     def nodes(self) -> int:
         """Rows that the target scores in a step, at most."""
         return self.settings.nodes if self.builder else 1
+
+    def grown_by(self, rows: int) -> int:
+        """Nodes given to the drafter in a step of this many rows, at most. A level is as wide as its widest row."""
+        if self.builder is None:
+            return 0
+        widest = min(rows, max(self.settings.depth - 1, 1)) if self.builder.ragged else 1
+        return widest * self.builder.grown(self.settings)
+
+    @property
+    def draws(self) -> int:
+        """Numbers that a step's tree is sampled with, at most."""
+        return self.builder.draws(self.settings) if self.builder else 0

@@ -1,108 +1,171 @@
-"""The record of a step's draft tree and of its verification (`EagleModel.generate(record_trees=True)`).
-
-A recorder keeps references while a step runs and reads them on the host after the step's clock has stopped: what a step
-takes does not change. It draws nothing, so the tokens are those of a generation without it.
+"""What a generation leaves: a `GeneratedRow` per sequence, a `StepRecord` per step, a `TreeRecord` of a draft tree.
 
 Shapes: B batch, N nodes, R drafted distributions (of the root and of every node grown below it), V vocabulary, Vd draft
 vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import hsd
-from eagle.drafters import Drafter
-from eagle.engine.plan import Plan
-from eagle.model.outputs import TreeRecord
-from eagle.trees import DraftProbs, TreeBatch
+from eagle.trees import Draft, TreeBatch
+
+ToProbs = Callable[[Tensor], Tensor]
 
 
-class Grown(NamedTuple):
-    """What one `grow` was given: parents as slots Int64[B, n], tokens Int64[B, n]."""
+class StepRecord(NamedTuple):
+    """What one decoding step did for one row.
 
-    parents: Tensor
-    tokens: Tensor
+    accepted            draft tokens emitted, bonus excluded; nothing past an EOS or the token limit
+    emitted             tokens emitted, bonus included
+    expected_accepted   E[accepted] of the step's stopping distribution (before any truncation)
+    nodes               rows of the target's scoring forward
+    truncated           cut by an EOS, a stopping criterion or the token limit
+    seconds             wall seconds by phase: draft, score, verify, commit
+    """
 
-
-class DrafterTap:
-    """A `Drafter` that keeps the logits it gives, until the next `read`."""
-
-    def __init__(self, drafter: Drafter):
-        self._drafter = drafter
-        self.logits: list[Tensor] = []  # [B, 1, Vd] of the root, then [B, n, Vd] of every `grow`
-        self.grown: list[Grown] = []
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the drafter's own."""
-        return getattr(self._drafter, name)
-
-    def read(self, tokens: Tensor, counts: Tensor, aux: Tensor | None) -> Tensor:
-        """As `Drafter.read`."""
-        logits = self._drafter.read(tokens, counts, aux)
-        self.logits, self.grown = [logits[:, None]], []
-        return logits
-
-    def rewind(self) -> None:
-        """As `Drafter.rewind`."""
-        self._drafter.rewind()
-        del self.logits[1:], self.grown[:]
-
-    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        """As `Drafter.grow`."""
-        logits = self._drafter.grow(parents, tokens)
-        self.logits.append(logits)
-        self.grown.append(Grown(parents, tokens))
-        return logits
-
-    def slots(self, row: int) -> dict[tuple[int, ...], int]:
-        """The slot of every grown path of tokens below the root, () being the root's. Equal paths have equal logits."""
-        paths: list[tuple[int, ...]] = [()]
-        for grown in self.grown:
-            pairs = zip(grown.parents[row].tolist(), grown.tokens[row].tolist(), strict=True)
-            paths += [(*paths[parent], token) for parent, token in pairs]
-        return {path: slot for slot, path in reversed(list(enumerate(paths)))}
+    accepted: int
+    emitted: int
+    expected_accepted: float
+    nodes: int
+    truncated: bool
+    seconds: dict[str, float]
 
 
-class TreeRecorder:
-    """The trees of the latest step of a generation; `drafter` is the one to draft with."""
+class PlanRecord(NamedTuple):
+    """How a generation decoded: keywords of `generate` that decode alike, `tree="auto"` and `nodes="auto"` resolved."""
 
-    def __init__(self, drafter: Drafter | None, plan: Plan):
-        self.drafter: Any = None if drafter is None else DrafterTap(drafter)
-        self.plan = plan
-        self._step: tuple[TreeBatch, Tensor, hsd.Decision]
+    tree: str
+    verifier: str
+    nodes: int
+    depth: int
+    beta: float
+    sharpness: float
 
-    def keep(self, tree: TreeBatch, probs: Tensor, decision: hsd.Decision) -> None:
-        """A step after verification. probs Float[B, N, V]: p at every node."""
-        self._step = tree, probs, decision
+
+class TreeRecord(NamedTuple):
+    """One step's draft tree and its verification, for one row. Lists have an entry per node; node 0 is the root.
+
+    tokens    token ids
+    parents   parents[i] < i; -1 for the root
+    sampled   True: sampled from a draft distribution; False: a top-k token (and the root)
+    p         the target's probability of the token after its parent; 1 for the root
+    q         the drafter's, in full, before top-k tokens are taken out; at temperature 0 without truncation, at
+              temperature 1, as the tree is ranked; 1 for the root
+    d         what verification divides by: the probability that a sampled token was sampled with, 1 for a top-k token
+    stop      probability that the accepted path ends at the node; sums to 1
+    path      the accepted path: nodes from the root to the one where verification stopped
+    bonus     the token id emitted after it
+    """
+
+    tokens: list[int]
+    parents: list[int]
+    sampled: list[bool]
+    p: list[float]
+    q: list[float]
+    d: list[float]
+    stop: list[float]
+    path: list[int]
+    bonus: int
+
+
+@dataclass(eq=False)
+class GeneratedRow:
+    """One sequence, and the handle of a row of a session.
+
+    prompt            token ids without padding
+    new_tokens        the generated ones; nothing after an EOS or the token at which a criterion stopped the row
+    steps             one record per decoding step; the first new token comes from the prefill and has none
+    stop_reason       "eos", "length" (max_new_tokens or max_length), "context" (the target's limit), "criteria"
+                      (stop_strings or stopping_criteria); "" while the row grows
+    seconds           wall seconds from the start of the generation to the row's last token
+    prefill_seconds   those of them spent on the prompt
+    reused_tokens     how many of the prompt's tokens were still in the caches (`reuse_cache=True`)
+    trees             one draft tree per entry of `steps` with `record_trees=True`, else empty
+    plan              what drafted and verified: `generate` with its fields as keywords and the same seed gives the same
+                      tokens (None in rows of a session that was made without a model)
+    """
+
+    prompt: list[int]
+    new_tokens: list[int] = field(default_factory=list)
+    steps: list[StepRecord] = field(default_factory=list)
+    stop_reason: str = ""
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    reused_tokens: int = 0
+    trees: list[TreeRecord] = field(default_factory=list)
+    plan: PlanRecord | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of prompt tokens."""
+        return len(self.prompt)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be generated."""
+        return bool(self.stop_reason)
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and new tokens."""
+        return self.prompt + self.new_tokens
+
+
+class StepTrees(NamedTuple):
+    """References to what one step drafted and decided, to be read on the host after its clock has stopped.
+
+    draft    None where nothing was drafted
+    logits   [B, N, V]: the target's, at every node
+    probs    Float[B, N, V]: p at every node
+    """
+
+    draft: Draft | None
+    tree: TreeBatch
+    logits: Tensor
+    probs: Tensor
+    decision: hsd.Decision
 
     @torch.inference_mode()
-    def records(self) -> list[TreeRecord]:
-        """The latest step's trees, one per row. Waits for the device."""
-        tree, probs, decision = self._step
-        return [
-            _record(tree.row(row), probs[row], decision, row, self._draft_probs(tree.row(row), row))
-            for row in range(len(tree))
-        ]
+    def record(self, row: int, to_probs: ToProbs) -> TreeRecord:
+        """One row's tree. `to_probs`: logits [1, R, Vd] of the row -> q. Waits for the device."""
+        tree = self._row(row)
+        return _record(tree, self.probs[row], self.decision, row, self._draft_probs(tree, row, to_probs))
 
-    def _draft_probs(self, tree: hsd.DraftTree, row: int) -> Tensor:
+    def _row(self, row: int) -> hsd.DraftTree:
+        """One row's tree without the padding behind it."""
+        tree = self.tree.row(row)
+        real = int((tree.proposal_rows >= -1).sum())
+        parts = (tree.tokens[:real], tree.parents[:real], tree.proposal_rows[:real])
+        return hsd.DraftTree(*parts, tree.proposals, tree.support)
+
+    def _draft_probs(self, tree: hsd.DraftTree, row: int, to_probs: ToProbs) -> Tensor:
         """q of every node's token after its parent: Float[N], 1 for the root."""
         found = torch.ones(len(tree), device=tree.tokens.device)
-        if len(tree) == 1:
+        if len(tree) == 1 or self.draft is None:
             return found
-        paths, slots = _paths(tree), self.drafter.slots(row)
-        logits = torch.cat([part[row] for part in self.drafter.logits])  # [R, Vd]
-        q = DraftProbs(self._transform())(logits).to(found.device)
-        rows = torch.tensor([slots[path[:-1]] for path in paths[1:]], device=found.device)
-        columns = _columns(tree.tokens[1:], self.drafter.support, q.shape[-1])
+        paths, grown = _paths(tree), self._grown(row)
+        q = to_probs(torch.cat([part[row] for part in self.draft.logits])[None])[0].to(found.device)  # [R, Vd]
+        q = q.nan_to_num(nan=1 / q.shape[-1])  # replaced by the uniform distribution when it was drafted
+        rows = torch.tensor([grown[path[:-1]] for path in paths[1:]], device=found.device)
+        columns = _columns(tree.tokens[1:], self.draft.support, q.shape[-1])
         found[1:] = torch.where(columns >= 0, q[rows, columns.clamp(min=0)], 0)
         return found
 
-    def _transform(self) -> Callable[[Tensor], Tensor]:
-        draft = self.plan.draft
-        return (lambda logits: logits.float().softmax(-1)) if draft.settings.greedy else draft
+    def _grown(self, row: int) -> dict[tuple[int, ...], int]:
+        """The draft index of every grown path of tokens below the root, () being the root's. Equal paths have equal
+        logits.
+        """
+        assert self.draft is not None
+        paths: list[tuple[int, ...]] = [()]
+        for parents, tokens in self.draft.passes:
+            pairs = zip(parents[row].tolist(), tokens[row].tolist(), strict=True)
+            paths += [(*paths[parent], token) for parent, token in pairs]
+        return {path: index for index, path in reversed(list(enumerate(paths)))}
 
 
 def _paths(tree: hsd.DraftTree) -> list[tuple[int, ...]]:
@@ -138,7 +201,7 @@ def _record(tree: hsd.DraftTree, probs: Tensor, decision: hsd.Decision, row: int
         p.tolist(),
         q.tolist(),
         d.tolist(),
-        decision.stop[row].tolist(),
-        decision.path[row, : int(decision.length[row]) + 1].tolist(),
+        decision.stop[row, : len(tree)].tolist(),
+        decision.path[row, : int(decision.accepted[row]) + 1].tolist(),
         int(decision.token[row]),
     )

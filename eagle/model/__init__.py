@@ -1,1 +1,1 @@
-"""What users call: `EagleModel`, and `EaModel` with EAGLE's own names."""
+"""EAGLE's own import path: `from eagle.model.ea_model import EaModel`."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, sequences_of
-from eagle.tuning.candidates import AUTO
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow, sequences_of
+from eagle.autotune.candidates import AUTO
 
 
 class EaModel:

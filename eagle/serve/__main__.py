@@ -1,37 +1,69 @@
-"""An OpenAI-compatible server for a pair, on this machine or on several.
+"""An OpenAI-compatible server for a pair, in one process, with a page that shows draft trees.
 
-    python -m eagle.serve --pair demo                                            controller, API and one worker
-    python -m eagle.serve --pair demo --worker-only --controller http://HOST:21001     one more worker, anywhere
+    python -m eagle.serve --pair demo
+    python -m eagle.serve --target TARGET --head HEAD --port 8000 --api-key SECRET
+    python -m eagle.serve --pair demo --controller http://HOST:21001       the same as a worker of FastChat's, too
 
-Ctrl-C ends what the command started. Everything listens on 127.0.0.1 unless --host names another address; there are no
-accounts and no encryption, so put a proxy in front of a server that others can reach.
+Ctrl-C ends it. It listens on 127.0.0.1 unless --host names another address; there is no encryption, so put a proxy in
+front of a server that others can reach.
 """
 
 import argparse
-import importlib.util
+import errno
+import logging
 import os
+import signal
+import socket
 import sys
-import threading
-import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from eagle import command
-from eagle.serve import launch
+from eagle.chat_template import check_keywords
 from eagle.serve.options import add_model_arguments, drafting_arguments, load_model
+
+DEFAULT_PORT = 8000
+SHUTDOWN = 2  # seconds that open streams have to end
+PORTS_TRIED = 100
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = command.parser("eagle.serve", __doc__)
     add_model_arguments(parser)
-    parser.add_argument("--model-name", help="name in requests; default: the pair's, or the target's folder")
+    parser.add_argument(
+        "--model-name", metavar="NAME", help="name in requests; default: the pair's, or the target's folder"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--port", type=int, help="of the API, or with --worker-only of the worker; default: a free one")
-    parser.add_argument("--most-queued", type=int, default=64, help="requests a worker takes before it refuses (429)")
-    parser.add_argument("--most-bytes", type=int, default=1 << 20, help="of one request (413)")
-    parser.add_argument("--worker-only", action="store_true", help="a worker for a controller that runs elsewhere")
-    parser.add_argument("--controller", metavar="URL", help="that controller")
-    parser.add_argument("--worker-address", metavar="URL", help="where API and controller reach this worker")
+    parser.add_argument("--port", type=command.PORT, default=DEFAULT_PORT, help="to listen on")
+    parser.add_argument("--max-rows", type=command.whole(1, 1024), default=16, help="answers that are decoded at once")
+    parser.add_argument(
+        "--max-queued", type=command.COUNT, default=64, help="answers that run or wait; further ones get a 429"
+    )
+    parser.add_argument(
+        "--max-bytes", type=command.COUNT, default=1 << 20, help="of one request; larger ones get a 413"
+    )
+    parser.add_argument(
+        "--api-key",
+        default=os.environ.get("EAGLE_API_KEY", ""),
+        metavar="KEY",
+        help="asked of every request; default: $EAGLE_API_KEY",
+    )
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="further name in Host headers"
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="site whose pages may ask (CORS); may be repeated",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no line per request")
+    parser.add_argument("--controller", metavar="URL", help="FastChat's controller, to register at as a worker")
+    parser.add_argument(
+        "--worker-address", metavar="URL", help="where the controller and its API server reach this one"
+    )
     return parser
 
 
@@ -40,75 +72,123 @@ def model_name(options: argparse.Namespace) -> str:
     return options.model_name or options.pair or Path(options.base_model_path or "model").name
 
 
-def serve_worker(options: argparse.Namespace) -> None:
-    """Load the model and answer in this process."""
-    os.environ.setdefault("LOGDIR", "")  # FastChat writes log files there
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ValueError naming a free port where this one is taken."""
+    try:
+        return _bound(host, port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise ValueError(f"--host {host} --port {port}: {error.strerror or error}") from error
+        free = next((other for other in range(port + 1, min(port + PORTS_TRIED, 65536)) if _is_free(host, other)), None)
+        remedy = f"pass --port {free}, which is free" if free else "pass another --port"
+        raise ValueError(f"port {port} on {host} is in use: {remedy}") from error
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Bound and listening, so that no other server can take the port while the model loads."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+        found.listen(128)
+    except OSError:
+        found.close()
+        raise
+    return found
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _bound(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+def url(host: str, port: int) -> str:
+    """How this machine reaches a server that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def check_worker(options: argparse.Namespace) -> None:
+    """ValueError for options that do not go together."""
+    if options.worker_address and not options.controller:
+        raise ValueError("--worker-address is what a controller is told: give --controller URL with it")
+    if options.controller and options.api_key:
+        raise ValueError("--controller and --api-key: FastChat sends no key to its workers; give one of the two")
+
+
+def host_of(address: str) -> str:
+    """The name in a URL. Raises ValueError where it is none."""
+    name = urlsplit(address).hostname
+    if not address.startswith("http") or not name:
+        raise ValueError(f"--worker-address {address}: expected a URL such as http://10.0.0.2:8000")
+    return name
+
+
+def serve(options: argparse.Namespace, place: socket.socket) -> None:
+    """Load the model and answer until the process is interrupted."""
+    name, address = model_name(options), url(options.host, options.port)
+    hosts = [*options.allow_host, *([host_of(options.worker_address)] if options.worker_address else [])]
+    print(f"loading {name} ...", flush=True)
+    model = load_model(options)
+
     import uvicorn
 
-    from eagle.serve.worker import Worker, build_app
+    from eagle.serve.app import build_app
+    from eagle.serve.fastchat import Worker
+    from eagle.serve.guard import Rules
+    from eagle.serve.service import Service
 
-    port = options.port or launch.free_port(options.host, 21002)
-    address = options.worker_address or launch.url(options.host, port)
-    model = load_model(options)
-    worker = Worker(
-        model, model_name(options), options.controller, address, drafting_arguments(options), options.most_queued
-    )
-    app = build_app(worker, options.most_bytes)
-    server = uvicorn.Server(uvicorn.Config(app, host=options.host, port=port, log_level="warning"))
-    threading.Thread(target=register, args=(worker, server), daemon=True).start()
-    server.run()
-
-
-def register(worker, server) -> None:
-    """Once the worker listens; a controller that is not there yet is tried again."""
-    while not server.started:
-        time.sleep(0.05)
-    while not server.should_exit:
-        try:
-            worker.init_heart_beat()
-            print(f"worker {worker.worker_addr} is registered at {worker.controller_addr}", flush=True)
-            return
-        except (OSError, AssertionError) as error:
-            print(f"no controller at {worker.controller_addr} yet: {error}", flush=True)
-            time.sleep(1)
+    template = options.chat_template_kwargs
+    check_keywords(model.tokenizer, template)
+    service = Service(model, name, drafting_arguments(options), template, options.max_rows, options.max_queued)
+    rules = Rules(options.host, hosts, options.allow_origin, options.api_key, options.max_bytes)
+    worker = Worker(service, options.controller, options.worker_address or address) if options.controller else None
+    app = build_app(service, rules, worker)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN)
+    print(f"page   {address}/    chat and draft trees")
+    print(f"API    {address}/v1    model {name!r}, {'the API key' if options.api_key else 'any API key'}")
+    print("Ctrl-C ends it.", flush=True)
+    uvicorn.Server(config).run(sockets=[place])
 
 
-def serve_all(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Controller, API and a worker, until Ctrl-C."""
-    name = model_name(options)
-    with launch.Server() as server:
-        controller = launch.start_controller(server, options.host)
-        api = launch.start_api(server, controller, options.host, options.port, options.most_bytes)
-        worker_port = str(launch.free_port(options.host, 21002))
-        own = ["--worker-only", "--controller", controller, "--model-name", name, "--port", worker_port]
-        server.start("worker", ["-m", "eagle.serve", *arguments, *own])
-        print(f"starting {name} (logs in {server.logs}) ...", flush=True)
-        server.wait_for_model(api, name)
-        print(f"controller  {controller}")
-        print(f"worker      {launch.url(options.host, int(worker_port))}")
-        print(f"page        {launch.url(options.host, int(worker_port))}/    chat and draft trees")
-        print(f"API         {api}/v1    model {name!r}, any API key")
-        print("Ctrl-C ends all three.", flush=True)
-        server.watch()
+def log_requests() -> None:
+    """One line per request on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("eagle.serve")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.worker_only != bool(options.controller):
-        parser.error("--worker-only and --controller URL go together")
-    if importlib.util.find_spec("fastchat") is None:
-        parser.error("FastChat is not installed: pip install 'eagle3-hsd[serve]'")
-    launch.interrupt_on_termination()
+def interrupt_on_termination() -> None:
+    """SIGTERM ends this process as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Listen, then load the model and answer, until the process is interrupted."""
+    check_worker(options)
+    interrupt_on_termination()
+    if not options.quiet:
+        log_requests()
     try:
-        serve_worker(options) if options.worker_only else serve_all(options, arguments)
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+        with listen(options.host, options.port) as place:
+            serve(options, place)
     except KeyboardInterrupt:
         print("\nended", flush=True)
 
 
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    return command.start(build_parser(), run, argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

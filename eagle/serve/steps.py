@@ -2,10 +2,10 @@
 
     {"messages": [{"role": "user", "content": "What is 2 + 3?"}], "tree": "hybrid", "verifier": "hsd", "max_tokens": 64}
 
-Optional: temperature, top_p, top_k, max_tokens, tree, verifier, nodes, depth, seed, and trees (false leaves the trees
-out, so that steps may run as CUDA graphs). The answer is one event per line:
+Optional: temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, seed, tree ("auto" too), verifier, nodes,
+depth, and trees (false leaves the trees out, so that steps may run as CUDA graphs). The answer is one event per line:
 
-    queued    ahead: requests that are answered before this one
+    begin     tree, nodes, depth: how it is drafted; ahead: rows that run or wait before this one
     step      index (0: the prompt's forward, which has no tree), text, tokens (emitted so far), and from index 1 on
               accepted, emitted, expected_accepted, nodes, seconds by phase, tree (see `tree_columns`)
     end       finish ("stop" or "length"), tokens, prompt_tokens, reused_tokens, prefill_seconds, rate (tokens per
@@ -13,93 +13,111 @@ out, so that steps may run as CUDA graphs). The answer is one event per line:
     error     message
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow, TreeRecord
-from eagle.serve.options import LOSSLESS
-from eagle.serve.prompts import chat_tokens, check_messages
-from eagle.serve.text import TextStep, stream_text
-from eagle.trees import TREES
+from eagle.api.arguments import flag, integer
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow, TreeRecord
+from eagle.serve.answers import Answers, Numbered
+from eagle.serve.messages import chat_tokens, check_messages
+from eagle.serve.options import check_names
+from eagle.serve.refusal import Refused
+from eagle.serve.requests import SAMPLING, Asked, prepare
+from eagle.serve.scheduler import Job, Update
 
-ARGUMENTS = {  # of a request: keywords of `EagleModel.stream`
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "max_tokens": "max_new_tokens",
-    "tree": "tree",
-    "verifier": "verifier",
-    "nodes": "nodes",
-    "depth": "depth",
-    "seed": "seed",
-    "trees": "record_trees",
-}
-CHOICES = {"tree": list(TREES), "verifier": LOSSLESS}
-MOST_TOKENS = 256  # where a request does not say
+DRAFTING = ("tree", "verifier", "nodes", "depth")
+FIELDS = (*sorted(SAMPLING), "max_tokens", *DRAFTING, "trees")
 
 
-def open_steps(model: EagleModel, request: Any, drafting: Mapping[str, Any]) -> Iterator[TextStep]:
-    """The steps of one request; nothing is computed yet. `drafting`: keywords of `EagleModel.stream` it starts from.
+def read_steps(
+    body: Any, model: EagleModel, drafting: Mapping[str, Any], template: Mapping[str, Any] | None = None
+) -> Asked:
+    """One request. `drafting`: keywords of `EagleModel.generate` it starts from, unless it names a tree.
 
-    Raises ValueError naming what is wrong with the request.
+    Raises ValueError naming what is wrong with it.
     """
-    if not isinstance(request, dict):
-        raise ValueError("expected a JSON object with messages")
-    unknown = sorted(request.keys() - ARGUMENTS.keys() - {"messages"})
+    if not isinstance(body, dict):
+        raise Refused("expected a JSON object with messages")
+    unknown = sorted(body.keys() - {*FIELDS, "messages"})
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not known; expected messages and optionally {', '.join(ARGUMENTS)}")
-    check_messages(request.get("messages"))
-    if not all(isinstance(message["content"], str) for message in request["messages"]):
-        raise ValueError("every message's content must be a text")
-    given = {ARGUMENTS[name]: value for name, value in request.items() if name in ARGUMENTS and value is not None}
-    for name, names in CHOICES.items():
-        if name in given and given[name] not in names:
-            raise ValueError(f"{name}={given[name]!r}: expected one of {', '.join(names)}")
-    prompt = chat_tokens(model.tokenizer, request["messages"])
-    arguments = {"max_new_tokens": MOST_TOKENS, "record_trees": True, "reuse_cache": True, **drafting, **given}
-    return stream_text(model, prompt, **arguments)
+        raise Refused(f"{unknown[0]!r} is not known; expected messages and optionally {', '.join(FIELDS)}", unknown[0])
+    given = {name: value for name, value in body.items() if value is not None}
+    check_names(given)
+    prompt = chat_tokens(model.tokenizer, check_messages(given.get("messages")), template)
+    limit = integer("max_tokens", given["max_tokens"], 1) if "max_tokens" in given else None
+    own = {name: given[name] for name in DRAFTING if name in given}
+    start = {} if "tree" in own else drafting
+    trees = flag("trees", given.get("trees", True))
+    return Asked([prepare(model, prompt, given, limit, {**start, **own, "record_trees": trees})], stream=True)
+
+
+async def events_of(
+    answers: Answers, updates: AsyncIterator[Numbered], text_of: Callable[[int], str]
+) -> AsyncIterator[dict[str, Any]]:
+    """The events of one job."""
+    [job] = answers.jobs
+    plan = job.prepared.plan
+    kind = plan.tree if plan.builder else "none"
+    yield {"event": "begin", "tree": kind, "nodes": plan.nodes, "depth": plan.depth, "ahead": answers.ahead}
+    index, tokens = 0, 0
+    async for _, update in updates:
+        if update.error:
+            yield {"event": "error", "message": update.error}
+            return
+        tokens += len(update.tokens)
+        yield step_event(update, index, tokens, text_of)
+        index += 1
+    yield end_event(job, update.finish)
+
+
+def step_event(update: Update, index: int, tokens: int, text_of: Callable[[int], str]) -> dict[str, Any]:
+    """The event of one step. `index`: its number; `tokens`: emitted so far."""
+    event: dict[str, Any] = {"event": "step", "index": index, "text": update.text, "tokens": tokens}
+    record = update.step
+    if record is not None:
+        event |= {
+            "accepted": record.accepted,
+            "emitted": record.emitted,
+            "expected_accepted": rounded(record.expected_accepted),
+            "nodes": record.nodes,
+            "seconds": {phase: rounded(seconds) for phase, seconds in record.seconds.items()},
+            "tree": None if update.tree is None else tree_columns(update.tree, text_of),
+        }
+    return event
 
 
 def tree_columns(tree: TreeRecord, text_of: Callable[[int], str]) -> dict[str, Any]:
-    """`eagle.model.outputs.TreeRecord` by columns, tokens as text and numbers to four digits."""
-    rounded = {name: [float(f"{value:.4g}") for value in getattr(tree, name)] for name in ("p", "q", "d", "stop")}
+    """`eagle.api.outputs.TreeRecord` by columns, tokens as text and numbers to four digits."""
+    numbers = {name: [rounded(value) for value in getattr(tree, name)] for name in ("p", "q", "d", "stop")}
     return {
         "text": [text_of(token) for token in tree.tokens],
         "parent": tree.parents,
         "sampled": [int(sampled) for sampled in tree.sampled],
-        **rounded,
+        **numbers,
         "path": tree.path,
         "bonus": text_of(tree.bonus),
     }
 
 
-def step_events(step: TextStep, text_of: Callable[[int], str]) -> Iterator[dict[str, Any]]:
-    """The event of a step, and the last one behind the last step."""
-    row = step.row
-    event: dict[str, Any] = {"event": "step", "index": len(row.steps), "text": step.text, "tokens": len(row.new_tokens)}
-    if row.steps:
-        record = row.steps[-1]
-        event |= {
-            "accepted": record.accepted,
-            "emitted": record.emitted,
-            "expected_accepted": float(f"{record.expected_accepted:.4g}"),
-            "nodes": record.nodes,
-            "seconds": {phase: float(f"{seconds:.4g}") for phase, seconds in record.seconds.items()},
-            "tree": tree_columns(row.trees[-1], text_of) if row.trees else None,
-        }
-        row.trees.clear()  # sent
-    yield event
-    if step.finish:
-        yield {
-            "event": "end",
-            "finish": step.finish,
-            "tokens": len(row.new_tokens),
-            "prompt_tokens": row.prompt_tokens,
-            "reused_tokens": row.reused_tokens,
-            "prefill_seconds": float(f"{row.prefill_seconds:.4g}"),
-            "rate": float(f"{steps_rate(row):.4g}"),
-        }
+def end_event(job: Job, finish: str) -> dict[str, Any]:
+    """The last event."""
+    row = job.row
+    assert row is not None
+    return {
+        "event": "end",
+        "finish": finish,
+        "tokens": job.tokens,
+        "prompt_tokens": row.prompt_tokens,
+        "reused_tokens": row.reused_tokens,
+        "prefill_seconds": rounded(row.prefill_seconds),
+        "rate": rounded(steps_rate(row)),
+    }
+
+
+def rounded(value: float) -> float:
+    """To four digits."""
+    return float(f"{value:.4g}")
 
 
 def steps_rate(row: GeneratedRow) -> float:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GeneratedRow
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GeneratedRow
+
+CHARACTER = 4  # tokens that one character can be split over: a byte each
+WAITING = 16  # tokens after which what is no character by now will be none
 
 
 class TextDecoder:
@@ -23,10 +26,21 @@ class TextDecoder:
         """The text that becomes certain with this token."""
         self.tokens.append(token)
         before, now = self._texts()
+        done = len(self.tokens)
         if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""
-        self._start, self._done = self._done, len(self.tokens)
+            if done - self._done < WAITING:
+                return ""
+            done, now = self._settled(now)
+        self._start, self._done = self._done, done
         return now[len(before) :]
+
+    def _settled(self, text: str) -> tuple[int, str]:
+        """All tokens but the last few, whose character may be incomplete, and their text, which `text` begins with."""
+        for done in range(len(self.tokens) - CHARACTER, len(self.tokens) - 2 * CHARACTER, -1):
+            settled = self.tokenizer.decode(self.tokens[self._start : done], skip_special_tokens=True)
+            if text.startswith(settled):
+                return done, settled
+        return len(self.tokens), text
 
     def finish(self) -> str:
         """What was held back."""
@@ -89,7 +103,9 @@ class TextStep(NamedTuple):
 
 
 @dataclass
-class _Texts:
+class Texts:
+    """One answer's tokens to text, up to a stop string."""
+
     decoder: TextDecoder
     stops: StopFilter
     shown: list[str] = field(default_factory=list)
@@ -104,6 +120,7 @@ class _Texts:
         return text, len(tokens)
 
     def finish(self) -> str:
+        """What was held back."""
         if self.stops.stopped:
             return ""
         text = self.stops.push(self.decoder.finish())
@@ -122,10 +139,10 @@ def stream_text(
     """
     device = model.device
     steps = model.stream(torch.tensor([list(prompt)], dtype=torch.int64, device=device), **arguments)
-    return _texts_of(steps, _Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
+    return _texts_of(steps, Texts(TextDecoder(model.tokenizer), StopFilter(stop)))
 
 
-def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[TextStep]:
+def _texts_of(steps: Iterator[list[GeneratedRow]], texts: Texts) -> Iterator[TextStep]:
     read = 0
     with closing(steps):  # type: ignore[type-var]
         for rows in steps:
@@ -133,7 +150,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
             text, count = texts.push(row.new_tokens[read:])
             tokens = row.new_tokens[read : read + count]
             read += count
-            finish = "stop" if texts.stops.stopped else _finish(row)
+            finish = "stop" if texts.stops.stopped else finish_reason(row)
             if finish:
                 text += texts.finish()
                 finish = "stop" if texts.stops.stopped else finish
@@ -142,7 +159,7 @@ def _texts_of(steps: Iterator[list[GeneratedRow]], texts: _Texts) -> Iterator[Te
                 return
 
 
-def _finish(row: GeneratedRow) -> str:
+def finish_reason(row: GeneratedRow) -> str:
     """OpenAI's names of stop reasons."""
     if not row.stop_reason:
         return ""

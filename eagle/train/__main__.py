@@ -7,6 +7,7 @@ output directory holds checkpoints continues from the last one. The best head so
 itself, in the SafeAILab layout; with several processes or machines, start it with `accelerate launch -m eagle.train`.
 """
 
+import argparse
 import sys
 
 import torch
@@ -22,9 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     """Train a head as `argv` says and return the exit status."""
     parser = command.parser("eagle.train", __doc__)
     add_arguments(parser)
-    args = parser.parse_args(argv)
 
-    def kept() -> str:
+    def kept(args: argparse.Namespace) -> str:
         found = checkpoint.directories(checkpoint_root(from_arguments(args).output))
         if not found:
             return "no checkpoint was written yet; the same command begins again"
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.set_flush_denormal(True)  # a CPU computes a draft's smallest probabilities many times slower than others
     try:
-        return command.run(lambda: train(from_arguments(args)), kept)
+        return command.start(parser, lambda args: train(from_arguments(args)), argv, kept)
     finally:
         torch.set_flush_denormal(False)
 

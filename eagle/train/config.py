@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
+from eagle.command import LARGEST
 from eagle.files import parse_json
-from eagle.modules.precision import has_bf16
+from eagle.nn.precision import fastest
 
-PRECISIONS = ("auto", "bf16", "no")
+PRECISIONS = ("auto", "bfloat16", "float32")
 COMPILE = ("auto", "on", "off")
-LARGEST = 2**31 - 1  # of whole numbers: sizes and counts that torch takes
+OLD_PRECISIONS = {"bf16": "bfloat16", "no": "float32"}  # how runs begun before December 2026 say it
 
 # What numbers may be: the words, the test, the settings. None is always allowed where the default is None.
 Range = tuple[str, Callable[[float], bool], tuple[str, ...]]
@@ -32,7 +33,8 @@ RANGES: tuple[Range, ...] = (
         f"1 .. {LARGEST}",
         lambda x: 1 <= x <= LARGEST,
         ("unroll", "accumulation", "log_every", "eval_every", "save_every", "keep", "max_length", "batch_tokens")
-        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size"),
+        + ("eval_examples", "eval_tokens", "eval_nodes", "eval_depth", "draft_vocab_size", "intermediate_size")
+        + ("head_layers", "sliding_window"),
     ),
     (f"0 .. {LARGEST}", lambda x: 0 <= x <= LARGEST, ("seed",)),
     ("0 or more", lambda x: x >= 0, ("warmup", "weight_decay", "eval_prompts", "eval_temperature")),
@@ -57,8 +59,12 @@ class TrainConfig:
     draft_vocab_size: int | None = None  # None: the target's whole vocabulary
     taps: list[int] | None = None  # None: layers 2, L // 2, L - 3
     intermediate_size: int | None = None  # None: the target's
+    qk_norm: bool = False  # a Qwen 3 layer: norms of each head's query and key
+    head_layers: int = 1
+    sliding_window: int | None = None  # tokens that the head's layers see; None: all
     init_from: str | None = None  # continue from this head instead of a fresh one
 
+    chat_template_kwargs: dict = field(default_factory=dict)  # what the chat template reads beside the messages
     max_length: int = 2048
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
@@ -66,7 +72,7 @@ class TrainConfig:
     compile: str = "auto"  # the loss in one pass, by torch.compile: on | off | auto: where a compiler is, and it pays
     shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
     feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
-    precision: str = "auto"  # bf16 where the device multiplies it itself, else no: float32
+    precision: str = "auto"  # bfloat16 where the device multiplies it itself, else float32
     seed: int = 0
 
     steps: int | None = None  # optimizer steps; training ends at the first limit that is reached
@@ -92,6 +98,7 @@ class TrainConfig:
     keep: int = 2  # checkpoints kept for resuming
 
     def __post_init__(self) -> None:
+        self.precision = OLD_PRECISIONS.get(self.precision, self.precision)
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
         if self.compile not in COMPILE:
@@ -106,7 +113,7 @@ class TrainConfig:
         """These settings with `precision` "auto" resolved for `device`."""
         if self.precision != "auto":
             return self
-        return dataclasses.replace(self, precision="bf16" if has_bf16(device) else "no")
+        return dataclasses.replace(self, precision=fastest(device))
 
     def check_runnable(self) -> None:
         """Raise ValueError where target, data, output or every limit of the run is missing."""
@@ -151,6 +158,7 @@ KINDS = {
     "bool": ("true or false", lambda v: isinstance(v, bool)),
     "int": ("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool)),
     "float": ("a number", lambda v: isinstance(v, (int, float)) and not isinstance(v, bool)),
+    "dict": ("a JSON object", lambda v: isinstance(v, dict)),
     "list[str]": ("a list of texts", lambda v: isinstance(v, list) and all(isinstance(x, str) for x in v)),
     "list[int]": ("a list of whole numbers", lambda v: isinstance(v, list) and all(isinstance(x, int) for x in v)),
 }

@@ -55,7 +55,7 @@ def training_device() -> torch.device:
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """An Accelerator of this run's precision; `accumulation` is the trainer's, whatever the accelerate config says."""
     return Accelerator(
-        mixed_precision=config.precision,
+        mixed_precision="bf16" if config.precision == "bfloat16" else "no",  # accelerate's names
         cpu=on_cpu(),
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
     )

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from eagle.files import naming, parse_json, write_text
+from eagle import jsonl
+from eagle.files import write_whole
 from eagle.train.progress import Progress
 
 
@@ -30,15 +31,7 @@ def finite(value):
 def whole_rows(path: Path) -> list[dict]:
     """The rows of a log, without a last line cut short. Raises ValueError naming any other line that is no row."""
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: not JSON ({error}); remove the line to continue the run"
-            ) from error
+    for number, row in jsonl.lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise ValueError(f"{path}, line {number}: expected an object with a step; remove the line to continue")
         rows.append(row)
@@ -73,7 +66,7 @@ class TrainingLog:
         for row in kept:
             self.take_evaluation(row)
         if self.accelerator.is_main_process:
-            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            write_whole(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def take_evaluation(self, row: dict) -> None:
         """Remember the last evaluation's step and value, and the best value."""
@@ -87,8 +80,8 @@ class TrainingLog:
         """Append a line. Raises OSError naming the file where it cannot be written."""
         self.take_evaluation(row)
         if self.accelerator.is_main_process:
-            with naming(self.path), self.path.open("a") as file:
-                file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+            with jsonl.open_locked(self.path) as file:
+                jsonl.append(file, finite(row), self.path)
 
     def count_positions(self, positions: int) -> None:
         """Positions of a whole batch; every process counts the same ones, so only one of them does."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from eagle.checkpoints.fingerprint import fingerprint
 from eagle.train import checkpoint
-from eagle.train.config import TrainConfig
+from eagle.train.config import OLD_PRECISIONS, TrainConfig
 from eagle.train.data.conversations import Example, digest
 
 # Settings that may differ when a run is continued; with another value of any other it would be another run.
@@ -51,6 +51,7 @@ def checkpoint_root(output: str | Path) -> Path:
 def check_same_run(saved: dict, config: TrainConfig, path: Path) -> None:
     """ValueError listing the settings that differ between a checkpoint and the run that would continue from it."""
     now = asdict(config)
+    saved = {**saved, "precision": OLD_PRECISIONS.get(saved.get("precision", ""), saved.get("precision"))}
     changed = [key for key in saved if key not in CHANGEABLE and key in now and saved[key] != now[key]]
     if changed:
         listed = "; ".join(f"{key}: was {saved[key]!r}, is {now[key]!r}" for key in changed)

@@ -7,26 +7,26 @@ from torch import Tensor
 
 from eagle.checkpoints.load import load_head
 from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
-from eagle.modules.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
-from eagle.modules.target import check_supported
+from eagle.nn.head import DEFAULT_ROPE, Eagle3Head, HeadConfig, default_taps
+from eagle.nn.precision import DTYPES
+from eagle.nn.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
 from eagle.train.distributed import shard_layers
 
 
-def load_pretrained(path: str, dtype: torch.dtype, device_map=None):
-    """A target model in eval mode and its tokenizer.
+def load_pretrained(path: str, dtype: torch.dtype, device_map=None, **hub):
+    """A target model in eval mode and its tokenizer; `hub`: where files are, as in `transformers`.
 
     Raises ValueError naming the target where it cannot be loaded or its architecture is not supported.
     """
-    check_supported(read_config(path))
-    return read_model(path, dtype=dtype, device_map=device_map), read_tokenizer(path)
+    check_supported(read_config(path, **hub))
+    return read_model(path, dtype=dtype, device_map=device_map, **hub), read_tokenizer(path, **hub)
 
 
 def load_target(config: TrainConfig, device: torch.device):
     """The frozen target on `device`, in bfloat16 where training is, and its tokenizer."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    target, tokenizer = load_pretrained(config.target, dtype)
+    target, tokenizer = load_pretrained(config.target, DTYPES[config.precision])
     if config.shard_target:
         shard_layers(target, device)
     return target.to(device), tokenizer
@@ -38,9 +38,11 @@ def split_examples(config: TrainConfig, tokenizer, context: int) -> tuple[list[E
     Raises ValueError where nothing would be left to train on.
     """
     longest = min(config.max_length, context)
-    train = load_examples(tokenizer, config.data, longest)
+    train = load_examples(tokenizer, config.data, longest, config.chat_template_kwargs)
     if config.held_out:
-        return train, load_examples(tokenizer, config.held_out, longest)[: config.eval_examples]
+        return train, load_examples(tokenizer, config.held_out, longest, config.chat_template_kwargs)[
+            : config.eval_examples
+        ]
     if len(train) < 2:
         raise ValueError(
             f"training data {config.data}: one conversation, and every {round(1 / config.held_out_share)}th is held "
@@ -84,6 +86,9 @@ def head_config(config: TrainConfig, target_config) -> HeadConfig:
         target_hidden_size=target_config.hidden_size,
         max_position_embeddings=target_config.max_position_embeddings,
         rms_norm_eps=target_config.rms_norm_eps,
+        qk_norm=config.qk_norm,
+        num_hidden_layers=config.head_layers,
+        sliding_windows=None if config.sliding_window is None else (config.sliding_window,) * config.head_layers,
         rope_parameters=dict(DEFAULT_ROPE),  # not the target's: every engine assumes this of a head
     )
 
@@ -105,8 +110,9 @@ def fresh_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3He
         rows = rows[kept]
     head.lm_head.weight.copy_(rows)
     head.norm.weight.copy_(target.model.norm.weight)
-    head.midlayer.self_attn.o_proj.weight *= 0.5
-    head.midlayer.mlp.down_proj.weight *= 0.5
+    for layer in head.all_layers():
+        layer.self_attn.o_proj.weight *= 0.5
+        layer.mlp.down_proj.weight *= 0.5
     return head
 
 
@@ -116,5 +122,5 @@ def build_head(config: TrainConfig, target, examples: list[Example]) -> Eagle3He
         head = load_head(config.init_from, target.config, dtype=torch.float32)
     else:
         head = fresh_head(config, target, examples)
-    head.bind_embeddings(target.get_input_embeddings())
+    head.bind(target)
     return head.to(target.device)

@@ -18,15 +18,17 @@ import torch
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from eagle.chat_template import record_beside
 from eagle.checkpoints.load import save_head
 from eagle.files import sole_writer, write_json
+from eagle.nn.precision import DTYPES
 from eagle.train import checkpoint
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Batch, collate, digest, epoch_plan, split_rows
 from eagle.train.data.feature_cache import CachedFeatures, cache_directory, estimate
 from eagle.train.data.features import OnlineFeatures
 from eagle.train.distributed import build_accelerator, check_launch, is_sharded, training_device
-from eagle.train.evaluation.acceptance import evaluate
+from eagle.train.evaluation.agreement import evaluate
 from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.evaluation.plot import plot
 from eagle.train.fusion import is_fused
@@ -98,7 +100,7 @@ class Trainer:
     def open_cache(self) -> CachedFeatures | None:
         """The feature cache, checked but not filled; None where features are computed online."""
         config, taps = self.config, self.source.taps
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        dtype = DTYPES[config.precision]
         size = estimate(self.train_set, self.target.config.hidden_size, len(taps), dtype)
         directory = cache_directory(config, self.train_set, size)
         if directory is None:
@@ -226,6 +228,7 @@ class Trainer:
         """Write the head in bfloat16, in the SafeAILab layout."""
         if self.accelerator.is_main_process:
             save_head(self.head, directory, self.target.config.num_hidden_layers, torch.bfloat16)
+            record_beside(directory, self.config.chat_template_kwargs)
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

@@ -4,34 +4,42 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from eagle.trees import hybrid, paths, rsd, topk
-from eagle.trees.base import DraftProbs, GeneratorDraw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import grown_slots
+from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
+from eagle.trees.grown import grown
 
 
 class TreeBuilder(NamedTuple):
     """How one kind of tree is grown.
 
-    build          (drafter, root Int64[B], logits [B, Vd] after it, settings, probs: DraftProbs, draw) -> TreeBatch
-    slots          settings -> number of nodes given to the drafter
+    build          (draft: Draft, settings: TreeSettings) -> TreeBatch
+    grown          settings -> nodes given to the drafter, at most. Raises ValueError where settings do not fit the tree
+    uniforms       settings -> numbers that its children are sampled with, at most; None: nothing is sampled
     single_path    whether every tree is one path, whatever the settings
     greedy         the tree built in its place at temperature 0; None: itself
-    sampled        whether tokens of it are sampled
+    fitted         whether it is fitted to a head by its calibration (beta, sharpness)
+    ragged         whether levels may have other sizes in every row of a batch
     """
 
-    build: Callable[..., TreeBatch]
-    slots: Callable[[TreeSettings], int]
+    build: Callable[[Draft, TreeSettings], TreeBatch]
+    grown: Callable[[TreeSettings], int]
+    uniforms: Callable[[TreeSettings], int] | None = None
     single_path: bool = False
     greedy: str | None = None
-    sampled: bool = True
+    fitted: bool = False
+    ragged: bool = False
+
+    def draws(self, settings: TreeSettings) -> int:
+        """Numbers that one tree is sampled with, at most."""
+        return self.uniforms(settings) if self.uniforms else 0
 
 
 TREES: dict[str, TreeBuilder | None] = {
     "none": None,  # plain decoding: the root alone
-    "topk": TreeBuilder(topk.build, topk.slots, sampled=False),
-    "chain": TreeBuilder(paths.build_chain, paths.chain_slots, single_path=True),
-    "multi": TreeBuilder(paths.build_multi, paths.multi_slots),
-    "rsd": TreeBuilder(rsd.build, grown_slots, greedy="topk"),
-    "hybrid": TreeBuilder(hybrid.build, grown_slots, greedy="topk"),
+    "topk": TreeBuilder(topk.build, topk.grown),
+    "chain": TreeBuilder(paths.build_chain, paths.chain_grown, paths.chain_uniforms, single_path=True),
+    "multi": TreeBuilder(paths.build_multi, paths.multi_grown, paths.multi_uniforms),
+    "rsd": TreeBuilder(rsd.build, grown, rsd.uniforms, greedy="topk"),
+    "hybrid": TreeBuilder(hybrid.build, grown, hybrid.uniforms, greedy="topk", fitted=True, ragged=True),
 }
 
 
@@ -50,12 +58,11 @@ def greedy_tree(name: str) -> str:
 def is_sampled(name: str) -> bool:
     """Whether trees of this name that are drafted twice at one state can differ."""
     builder = find_tree(name)
-    return builder is not None and builder.sampled
+    return builder is not None and builder.uniforms is not None
 
 
 __all__ = [
-    "DraftProbs",
-    "GeneratorDraw",
+    "Draft",
     "TREES",
     "TreeBatch",
     "TreeBuilder",

@@ -1,9 +1,9 @@
-"""What tree builders share. A builder grows one tree per batch row from the draft distributions of a drafter.
+"""What a tree builder gets and gives. It grows one tree per batch row from the draft distributions of a `Draft`.
 
 The rule every builder keeps, which is what makes verification lossless: whether a sampled child exists, and its
 distribution d_i, may depend on anything except the token sampled for it and what grew below it.
 
-Shapes: B batch, N nodes, K depth, M proposal rows, Vd draft vocabulary.
+Shapes: B batch, n frontier nodes, N nodes, M proposal rows, Vd draft vocabulary.
 """
 
 import math
@@ -17,60 +17,91 @@ from torch import Tensor
 import hsd
 from hsd import TreeBatch
 
-Transform = Callable[[Tensor], Tensor]  # logits [..., Vd] -> probabilities Float32[..., Vd]
+ToProbs = Callable[[Tensor], Tensor]  # logits [B, n, Vd] -> probabilities Float32[B, n, Vd]
 
 
-class Draw(Protocol):
-    """A tree's randomness, handed to its builder: probabilities Float[..., Vd] -> sampled columns."""
+class Grower(Protocol):
+    """What a draft asks of a drafter (`eagle.drafters.base.Drafter`)."""
 
-    def __call__(self, probs: Tensor) -> Tensor:
-        """One column per row: Int64[...]."""
+    support: Tensor | None
 
-    def distinct(self, probs: Tensor, count: int) -> Tensor:
-        """`count` columns per row in draw order, without replacement, columns of probability 0 last: [..., count]."""
+    def rewind(self) -> None: ...
 
-
-@dataclass(frozen=True)
-class GeneratorDraw:
-    """`Draw` from a generator; None: torch's global one."""
-
-    generator: torch.Generator | None
-
-    def __call__(self, probs: Tensor) -> Tensor:
-        """As `Draw`."""
-        return hsd.draw(probs, self.generator)
-
-    def distinct(self, probs: Tensor, count: int) -> Tensor:
-        """As `Draw`."""
-        return hsd.draw_distinct(probs, count, self.generator)
+    def grow(self, parents: Tensor, tokens: Tensor) -> Tensor: ...
 
 
-class DraftProbs:
-    """Draft logits [..., Vd] -> draft distributions q; a row that is not finite is replaced by the uniform one.
+class Draft:
+    """One step's drafting: q at the frontier, samples, and growth. What a tree builder sees of a drafter.
 
-    The replacement happens before anything is ranked or sampled, without a host wait, and the uniform distribution is
-    the one recorded as d_i, so verification stays exact whatever the drafter computes.
+    root      Int64[B]: the last committed tokens
+    support   Int64[Vd]: target token of every draft token; None where the vocabularies are the same
+    q         Float32[B, n, Vd]: draft distributions at the frontier, under the rows' sampling parameters
+    log_q     the same, logarithms, at temperature 1
+
+    The frontier is the root, then the nodes given to `grow` last. A row of logits that is not finite is replaced by the
+    uniform distribution before anything is ranked or sampled, without a host wait; the uniform distribution is then the
+    one recorded as d_i, so verification stays exact whatever the drafter computes.
     """
 
-    def __init__(self, transform: Transform):
-        self.transform = transform
-        self._seen: list[Tensor] = []  # before the replacement; read once a step, not once a level
+    def __init__(self, drafter: Grower, root: Tensor, logits: Tensor, to_probs: ToProbs, uniforms: Tensor):
+        """`logits` [B, Vd] after the root; `uniforms` Float64[B, n]: the step's numbers for sampled children."""
+        self.drafter, self.to_probs, self.uniforms = drafter, to_probs, uniforms
+        self.root, self.support = root, drafter.support
+        self.passes: list[tuple[Tensor, Tensor]] = []  # parents and tokens of every `grow`
+        self.logits = [logits[:, None]]  # of the root, then of every `grow`
+        self._unsound: list[Tensor] = []  # Bool[B] per pass that was looked at
+        self._column = 0
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """Float32[..., Vd]: q under the sampling parameters."""
-        return self._finite(self.transform(logits), 1 / logits.shape[-1])
+    @property
+    def q(self) -> Tensor:
+        """See the class."""
+        return self._finite(self.to_probs(self.logits[-1]), 1 / self.logits[-1].shape[-1])
 
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Float32[..., Vd]: log q at temperature 1."""
-        return self._finite(logits.float().log_softmax(-1), -math.log(logits.shape[-1]))
+    @property
+    def log_q(self) -> Tensor:
+        """See the class."""
+        return self._finite(self.logits[-1].float().log_softmax(-1), -math.log(self.logits[-1].shape[-1]))
+
+    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:
+        """One column per row of probs Float[B, n, Vd]: Int64[B, n].
+
+        The next `reserved` (default n) uniform numbers belong to this call: a fixed count where n depends on the rows.
+        """
+        return hsd.draw(probs, self._take(probs.shape[1], reserved))
+
+    def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
+        """`count` columns per row in draw order, without replacement, columns of probability 0 last: [B, n, count]."""
+        batch, n = probs.shape[:2]
+        return hsd.draw_distinct(probs, self._take(n * count, None).view(batch, n, count))
+
+    def grow(self, parents: Tensor, tokens: Tensor) -> None:
+        """Add nodes below earlier ones (draft indices Int64[B, n]: 0 the root, then in the order of growth; target
+        token ids Int64[B, n]); they are the frontier from now on.
+        """
+        self.passes.append((parents, tokens))
+        self.logits.append(self.drafter.grow(parents, tokens))
+
+    def again(self, uniforms: Tensor, to_probs: ToProbs | None = None) -> "Draft":
+        """A draft from the same root with other numbers, and maybe another q; what was grown here is forgotten."""
+        self.drafter.rewind()
+        return Draft(self.drafter, self.root, self.logits[0][:, 0], to_probs or self.to_probs, uniforms)
 
     def replaced(self) -> Tensor:
-        """Bool[]: whether any row was replaced so far."""
-        # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
-        return torch.cat([values[..., 0].flatten() for values in self._seen]).isnan().any()
+        """Bool[B]: whether any distribution of the row was replaced so far."""
+        if not self._unsound:
+            return torch.zeros_like(self.root, dtype=torch.bool)
+        return torch.stack(self._unsound, 1).any(1)
+
+    def _take(self, count: int, reserved: int | None) -> Tensor:
+        first = self._column
+        self._column += count if reserved is None else reserved
+        if self._column > self.uniforms.shape[1]:
+            raise ValueError(f"{self._column} samples: {self.uniforms.shape[1]} numbers were drawn for this tree")
+        return self.uniforms[:, first : first + count]
 
     def _finite(self, values: Tensor, uniform: float) -> Tensor:
-        self._seen.append(values)
+        # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
+        self._unsound.append(values[..., 0].isnan().any(1))
         return values.nan_to_num(nan=uniform, neginf=-torch.inf, posinf=torch.inf)
 
 
@@ -80,11 +111,11 @@ class TreeSettings:
 
     nodes   rows of the target's scoring forward: drafted nodes and the root
     depth   longest path below the root (EAGLE's own `depth` counts one less)
-    width   topk: nodes expanded per level; hybrid and rsd: slots per level at most; multi: number of paths;
+    width   topk: nodes expanded per level; hybrid and rsd: nodes per level at most; multi: number of paths;
             None: topk 10, the others as many as `nodes` allows
-    beta    hybrid and rsd: how far a draw is trusted, in [0, 1]: the probability that an unlikely one is accepted
-    sharpness  hybrid: slots are valued with q to this power, renormalised; below 1 for a head that is surer than it is
-            right. Tokens are sampled from q itself
+    beta    hybrid and rsd: assumed acceptance probability of an unlikely sample, in [0, 1]
+    sharpness  hybrid: nodes are valued with q to this power, renormalised; below 1 for an overconfident head. Tokens
+            are sampled from q itself
     """
 
     nodes: int = 60

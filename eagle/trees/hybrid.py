@@ -1,9 +1,9 @@
 """Top-k children and one sampled child per node: a tree that leaves the verifier something to balance.
 
 Level by level, slots go to the most valuable candidates; how many slots a level gets is decided before one of its
-tokens is sampled (eagle/trees/prices.py). At a frontier node v let q be its draft distribution, S its top-k children,
-u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the accepted path passes v. A top-k child x
-is estimated to follow with probability q(x), a token x sampled from d to be accepted with probability
+tokens is sampled (eagle/trees/level_budget.py). At a frontier node v let q be its draft distribution, S its top-k
+children, u = 1 - q(S), d = q / u outside S, and R an estimate of the probability that the accepted path passes v. A
+top-k child x is estimated to follow with probability q(x), a token x sampled from d to be accepted with probability
 
     u f(x),     f(x) = 1 - (1 - beta) u (1 - q(x))      beta: acceptance of an unlikely sample; a certain one is right
 
@@ -24,16 +24,16 @@ In all of this but d, q is the draft distribution to the power `sharpness`, reno
 Shapes: B batch, n frontier nodes, t top-k candidates per node, w slots of a level, Vd draft vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import hsd
-from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, even_level, grow_levels
-from eagle.trees.prices import child_gains, slots_of_level
+from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
+from eagle.trees.grown import Level, Sizes, even_level, grow_levels
+from eagle.trees.level_budget import child_gains, level_sizes
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -45,27 +45,46 @@ def sizes_follow_q(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def build(
-    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
-) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd] -> trees of at most `nodes` nodes."""
-    if settings.nodes == 1:
-        return root_only(root)
-    beta, priced = settings.beta, sizes_follow_q(root.device)
+def uniforms(settings: TreeSettings) -> int:
+    """Numbers that a tree is sampled with, at most: one per frontier node, reserved level by level."""
+    return settings.nodes * settings.depth
 
-    def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
-        most = left if priced else even_level(left, below)
+
+def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
+    """Trees of at most `nodes` nodes."""
+    if settings.nodes == 1:
+        return root_only(draft.root)
+    beta, follows = settings.beta, sizes_follow_q(draft.root.device)
+
+    def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
+        most = settings.nodes - 1 if follows else even_level(max(left), below)  # no function of other rows' trees
         believed = sharpened(q, settings.sharpness)
         candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
-        picked = candidates.best(slots_of_level(candidates.values, left, below, beta) if priced else most)
+        sizes = level_sizes(candidates.values, left, below, beta) if follows else None
+        picked = candidates.best(sizes)
         outside = _outside(q, picked)
-        columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
+        columns = torch.where(
+            picked.sampled, draft.sample(outside, settings.nodes).gather(1, picked.parent), picked.column
+        )
         row = torch.where(picked.sampled, picked.parent, -1)
-        return Level(columns, picked.parent, row, outside, lambda: _reach(believed, reach, picked, columns, beta))
+        return Level(
+            columns, picked.parent, row, outside, lambda: _reach(believed, reach, picked, columns, beta), sizes
+        )
 
-    grown = grow_levels(drafter, root, logits, settings, probs, pick)
-    most_sampled = [min(above, size) for above, size in zip([1, *grown.sizes], grown.sizes)]
-    return grown.batch(hsd.Layout.levels(grown.sizes, most_sampled))
+    return grow_levels(draft, settings, pick).batch(layout_of)
+
+
+def layout_of(sizes: Sequence[Sizes]) -> hsd.Layout:
+    """A level's nodes lie between the first row's first and the last row's last. The sampled ones come first, at most
+    one per node above.
+    """
+    rounds, starts = [], [1] * len(sizes[0])
+    above: Sizes = starts
+    for level in sizes:
+        sampled = range(min(starts), max(first + min(pair) for first, *pair in zip(starts, above, level)))
+        rounds.append((sampled,))
+        starts, above = [first + size for first, size in zip(starts, level)], level
+    return hsd.Layout(tuple(rounds), sampled_first=True)
 
 
 def sharpened(q: Tensor, sharpness: float) -> Tensor:
@@ -88,33 +107,45 @@ class _Candidates(NamedTuple):
     top_q: Tensor
     top_columns: Tensor
 
-    def best(self, w: int) -> "_Slots":
-        """The level's w slots (all candidates if there are fewer): sampled first, then likelier siblings first."""
+    def best(self, sizes: Sizes | None) -> "_Picked":
+        """The level's nodes, as many of each row: sampled ones first, then likelier siblings first, then padding.
+        `sizes` None: all candidates.
+        """
         n, t = self.top_q.shape[1:]
-        winners = self.number[:, :w].sort(1).values
-        sampled = winners < n
-        topk = (winners - n).clamp(min=0)
-        return _Slots(
+        w = self.number.shape[1] if sizes is None else max(sizes)
+        winners, end = self.number[:, :w], n * (t + 1)
+        if sizes is not None and min(sizes) < w:
+            padding = torch.arange(w) >= torch.tensor(sizes)[:, None]
+            winners = winners.masked_fill(padding, end)
+        winners = winners.sort(1).values
+        sampled, topk = winners < n, (winners - n).clamp(min=0, max=n * t - 1)
+        column, q_column = self.top_columns.flatten(1).gather(1, topk), self.top_q.flatten(1).gather(1, topk)
+        chosen = ~sampled & (winners < end)
+        return _Picked(
             sampled,
-            torch.where(sampled, winners.clamp(max=n - 1), topk // t),
-            torch.where(sampled, 0, self.top_columns.flatten(1).gather(1, topk)),
-            torch.where(sampled, 0, self.top_q.flatten(1).gather(1, topk)),
+            torch.where(sampled, winners.clamp(max=n - 1), torch.where(chosen, topk // t, 0)),
+            torch.where(chosen, column, 0),
+            torch.where(chosen, q_column, 0),
         )
 
 
 def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates:
-    """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all."""
+    """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all. A node with a
+    negative reach is padding, and so are its children.
+    """
     top_q, top_columns = q.topk(min(most, q.shape[-1]))  # [B, n, t]
     sampled, topk = child_gains(top_q, q.square().sum(-1), beta)
     values = torch.cat([reach * sampled, (reach[..., None] * topk).flatten(1)], 1)
-    return _Candidates(*values.topk(min(most, values.shape[1])), top_q, top_columns)
+    values = torch.where(torch.cat([reach, reach.repeat_interleave(top_q.shape[2], 1)], 1) < 0, -1.0, values)
+    best = values.sort(dim=1, descending=True, stable=True)  # among equals the first one: a row's tree is its own
+    return _Candidates(best.values[:, :most], best.indices[:, :most], top_q, top_columns)
 
 
-class _Slots(NamedTuple):
-    """The winners of one level, sampled ones first; all [B, w].
+class _Picked(NamedTuple):
+    """The nodes of one level, sampled ones first; all [B, w].
 
     sampled Bool; parent Int64, index within the frontier; column Int64, the top-k token, and q_column Float, its q
-    (0 where sampled).
+    (0 where sampled, and at padding).
     """
 
     sampled: Tensor
@@ -127,17 +158,18 @@ class _Slots(NamedTuple):
         return self.q_column.new_zeros(len(self.parent), n).scatter_add_(1, self.parent, self.q_column)
 
 
-def _outside(q: Tensor, picked: _Slots) -> Tensor:
+def _outside(q: Tensor, picked: _Picked) -> Tensor:
     """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]."""
     place = picked.parent * q.shape[-1] + picked.column
-    taken = torch.where(picked.sampled, 0, q.flatten(1).gather(1, place))  # a sampled slot takes nothing
+    taken = torch.where(picked.q_column > 0, q.flatten(1).gather(1, place), 0)  # sampled nodes and padding take nothing
     outside = q.flatten(1).scatter_add(1, place, -taken).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 
-def _reach(q: Tensor, reach: Tensor, picked: _Slots, columns: Tensor, beta: float) -> Tensor:
-    """Reach of the level's nodes [B, w], their tokens being known."""
+def _reach(q: Tensor, reach: Tensor, picked: _Picked, columns: Tensor, beta: float) -> Tensor:
+    """Reach of the level's nodes [B, w], their tokens being known; -1 at padding."""
     outside = (1 - picked.topk_mass(q.shape[1])).clamp(min=0).gather(1, picked.parent)  # u
     q_token = q.flatten(1).gather(1, picked.parent * q.shape[-1] + columns)
     accepted = outside * (1 - (1 - beta) * outside * (1 - q_token))
-    return reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
+    found = reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
+    return torch.where(picked.sampled | (picked.q_column > 0), found, -1.0)

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, to_target
+from eagle.trees.base import Draft, TreeBatch, TreeSettings, to_target
 
 
-def chain_slots(settings: TreeSettings) -> int:
+def chain_grown(settings: TreeSettings) -> int:
     """Nodes given to the drafter: all but the last one."""
     return _depth(settings) - 1
 
 
-def multi_slots(settings: TreeSettings) -> int:
+def multi_grown(settings: TreeSettings) -> int:
     """Nodes given to the drafter: all but the last of every path. Raises ValueError where the paths do not fit."""
     width, depth = _multi_width(settings), _depth(settings)
     if 1 + width * depth > settings.nodes:
@@ -38,18 +37,24 @@ def multi_slots(settings: TreeSettings) -> int:
     return width * (depth - 1)
 
 
-def build_chain(
-    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
-) -> TreeBatch:
+def chain_uniforms(settings: TreeSettings) -> int:
+    """Numbers that a path is sampled with."""
+    return _depth(settings)
+
+
+def multi_uniforms(settings: TreeSettings) -> int:
+    """Numbers that the paths are sampled with."""
+    return _multi_width(settings) * _depth(settings)
+
+
+def build_chain(draft: Draft, settings: TreeSettings) -> TreeBatch:
     """One sampled path of min(depth, nodes - 1) tokens."""
-    return _build(drafter, root, logits, 1, settings, probs, draw)
+    return _build(draft, 1, settings)
 
 
-def build_multi(
-    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
-) -> TreeBatch:
+def build_multi(draft: Draft, settings: TreeSettings) -> TreeBatch:
     """`width` sampled paths of min(depth, nodes - 1) tokens; without a width, as many as `nodes` has room for."""
-    return _build(drafter, root, logits, _multi_width(settings), settings, probs, draw)
+    return _build(draft, _multi_width(settings), settings)
 
 
 def _depth(settings: TreeSettings) -> int:
@@ -60,27 +65,26 @@ def _multi_width(settings: TreeSettings) -> int:
     return settings.width or max((settings.nodes - 1) // _depth(settings), 1)
 
 
-def _build(
-    drafter: Drafter, root: Tensor, logits: Tensor, count: int, settings: TreeSettings, probs: DraftProbs, draw: Draw
-) -> TreeBatch:
-    depth = _depth(settings)
+def _build(draft: Draft, count: int, settings: TreeSettings) -> TreeBatch:
+    depth, root = _depth(settings), draft.root
     parents = [torch.full_like(root, -1)[:, None], torch.zeros_like(root)[:, None].expand(-1, count)]
-    q = [probs(logits)[:, None]]  # the root's distribution is shared by the first token of every path
-    columns = draw(q[0].expand(-1, count, -1))
+    q = [draft.q]  # the root's distribution is shared by the first token of every path
+    columns = draft.sample(q[0].expand(-1, count, -1))
     tokens = [root[:, None]]
     for level in range(depth):
-        tokens.append(to_target(columns, drafter.support))
+        tokens.append(to_target(columns, draft.support))
         if level + 1 == depth:
             break
-        q.append(probs(drafter.grow(parents[-1], tokens[-1])))
+        draft.grow(parents[-1], tokens[-1])
+        q.append(draft.q)
         first = _first_alike(parents[-1], columns)
-        columns = draw(q[-1].gather(1, first[..., None].expand(-1, -1, q[-1].shape[-1])))
+        columns = draft.sample(q[-1].gather(1, first[..., None].expand(-1, -1, q[-1].shape[-1])))
         parents.append(1 + level * count + first)
     above = torch.cat(parents, 1)
     depths = (torch.arange(above.shape[1], device=root.device) + (count - 1)) // count
     layout = hsd.Layout.siblings((count,) * depth)
     return TreeBatch(  # row i of q: node i
-        torch.cat(tokens, 1), above, depths.expand_as(above), above, torch.cat(q, 1), drafter.support, layout
+        torch.cat(tokens, 1), above, depths.expand_as(above), above, torch.cat(q, 1), draft.support, layout
     )
 
 

@@ -27,21 +27,27 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, root_only
+from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import Level, even_level, grow_levels
 
 
-def build(
-    drafter: Drafter, root: Tensor, logits: Tensor, settings: TreeSettings, probs: DraftProbs, draw: Draw
-) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd] -> trees of at most `nodes` nodes, in equal levels."""
-    if settings.nodes == 1:
-        return root_only(root)
+def uniforms(settings: TreeSettings) -> int:
+    """Numbers that a tree is sampled with, at most: candidates of every level's frontier, drawn one after the other."""
+    count, frontier, left = 0, 1, settings.nodes - 1
+    for below in range(settings.depth - 1, -1, -1):
+        w = min(even_level(left, below), settings.width or left)
+        count, frontier, left = count + frontier * w, w, left - w
+    return count
 
-    def pick(q: Tensor, reach: Tensor, left: int, below: int) -> Level:
-        w = min(even_level(left, below), settings.width or left, q.shape[1] * q.shape[2])
-        children = _draw_children(q, min(w, q.shape[2]), draw)
+
+def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
+    """Trees of at most `nodes` nodes, in equal levels."""
+    if settings.nodes == 1:
+        return root_only(draft.root)
+
+    def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
+        w = min(even_level(left[0], below), settings.width or left[0], q.shape[1] * q.shape[2])
+        children = _draw_children(q, min(w, q.shape[2]), draft)
         picked = _allot(children.values(reach, settings.beta), w)
         row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), -1)
         return Level(
@@ -52,8 +58,7 @@ def build(
             lambda: picked.of(children.reach(reach, settings.beta)),
         )
 
-    grown = grow_levels(drafter, root, logits, settings, probs, pick)
-    return grown.batch(hsd.Layout.siblings(grown.sizes))
+    return grow_levels(draft, settings, pick).batch(lambda sizes: hsd.Layout.siblings([level[0] for level in sizes]))
 
 
 class _Slots(NamedTuple):
@@ -89,8 +94,8 @@ class _Children(NamedTuple):
         return reach[..., None] * _accepted(self.q, beta)
 
 
-def _draw_children(q: Tensor, k: int, draw: Draw) -> _Children:
-    columns = draw.distinct(q, k)
+def _draw_children(q: Tensor, k: int, draft: Draft) -> _Children:
+    columns = draft.sample_distinct(q, k)
     return _Children(columns, q.gather(2, columns), q.square().sum(2, keepdim=True))
 
 

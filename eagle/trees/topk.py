@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 import hsd
-from eagle.drafters.base import Drafter
-from eagle.trees.base import DraftProbs, Draw, TreeBatch, TreeSettings, to_target
+from eagle.trees.base import Draft, TreeBatch, TreeSettings, to_target
 
 
-def slots(settings: TreeSettings) -> int:
+def grown(settings: TreeSettings) -> int:
     """Nodes given to the drafter while a tree is grown."""
     return sum(frontier_sizes(settings))
 
@@ -32,43 +31,35 @@ def frontier_sizes(settings: TreeSettings) -> list[int]:
     return [size for size in sizes if size > 0]
 
 
-def build(
-    drafter: Drafter,
-    root: Tensor,
-    logits: Tensor,
-    settings: TreeSettings,
-    probs: DraftProbs,
-    draw: Draw,  # noqa: ARG001
-) -> TreeBatch:
-    """root Int64[B], draft logits after it [B, Vd]. Candidates are ranked by q at temperature 1, as published.
-
-    `draw` is not used: nothing is sampled.
-    """
-    k = max(min(width(settings), settings.nodes - 1, logits.shape[-1]), 1)
-    value, columns = probs.log_probs(logits).topk(k)  # [B, k]
-    levels = [_Level(value, to_target(columns, drafter.support), torch.zeros_like(columns))]
-    frontier = torch.arange(k, device=logits.device).expand_as(columns)  # candidates to expand, within their level
-    parent_slots, first_slot, offset = torch.zeros_like(columns), 1, 1
+def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
+    """Candidates are ranked by q at temperature 1, as published. Nothing is sampled."""
+    log_q = draft.log_q[:, 0]
+    k = max(min(width(settings), settings.nodes - 1, log_q.shape[-1]), 1)
+    value, columns = log_q.topk(k)  # [B, k]
+    levels = [_Level(value, to_target(columns, draft.support), torch.zeros_like(columns))]
+    frontier = torch.arange(k, device=value.device).expand_as(columns)  # candidates to expand, within their level
+    above, first, offset = torch.zeros_like(columns), 1, 1  # draft indices of the frontier's parents
     sizes = frontier_sizes(settings)
     for depth, size in enumerate(sizes, 1):
-        last, frontier, parent_slots = levels[-1], frontier[:, :size], parent_slots[:, :size]
+        last, frontier, above = levels[-1], frontier[:, :size], above[:, :size]
         reach = last.value.gather(1, frontier)
-        log_q = probs.log_probs(drafter.grow(parent_slots, last.tokens.gather(1, frontier)))
+        draft.grow(above, last.tokens.gather(1, frontier))
+        log_q = draft.log_q
         k = min(size, log_q.shape[-1])
         value, columns = log_q.topk(k)  # [B, n, k]
         levels.append(
             _Level(
                 (reach[:, :, None] + value).flatten(1),
-                to_target(columns, drafter.support).flatten(1),
+                to_target(columns, draft.support).flatten(1),
                 (frontier + offset)[:, :, None].expand_as(columns).flatten(1),
             )
         )
         if depth < len(sizes):
             offset += last.value.shape[1]
             frontier = levels[-1].value.topk(min(k, levels[-1].value.shape[1])).indices
-            parent_slots = frontier // k + first_slot
-            first_slot += reach.shape[1]
-    return _select(root, levels, settings)
+            above = frontier // k + first
+            first += reach.shape[1]
+    return _select(draft.root, levels, settings)
 
 
 class _Level:

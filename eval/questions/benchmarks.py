@@ -23,9 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eagle import command, jsonl
+from eagle.chat_template import check_text
+from eagle.digests import sha256
 from eval.provenance import portable
 from eval.questions import downloads
-from eval.questions.accuracy import has_number, reference_number
+from eval.questions.grading import has_number, reference_number
 
 SAMPLE = Path(__file__).parent / "sample.jsonl"
 PAPER_QUESTIONS = 263
@@ -52,7 +55,7 @@ class QuestionSet(NamedTuple):
     @property
     def sha256(self) -> str:
         """Hash of the questions, whatever the file's name and layout."""
-        return downloads.sha256(json.dumps([list(question) for question in self.questions]).encode())
+        return sha256(json.dumps([list(question) for question in self.questions]))
 
 
 class Line(NamedTuple):
@@ -68,31 +71,10 @@ def parse(content: bytes, source: str) -> list[Line]:
         raw = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{source}: damaged gzip data ({error}); download it again") from error
-    found = []
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            place = f"{source}, line {number}"
-            found.append(Line(place, parse_line(line, place)))
+    found = [Line(*read) for read in jsonl.objects(raw.split(b"\n"), source, "a question")]
     if not found:
         raise ValueError(f"{source}: no questions in it; expected one JSON object per line")
     return found
-
-
-def parse_line(line: bytes, place: str) -> dict[str, Any]:
-    """One line's JSON object."""
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{place}: not UTF-8 (byte {error.object[error.start]:#04x} at place {error.start}); save it as UTF-8"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not JSON ({error}); expected one JSON object per line") from error
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{place}: {line[:40].decode('utf-8', 'replace')!r} is not a JSON object with a question in it"
-        )
-    return value
 
 
 def shown(value: Any) -> str:
@@ -105,8 +87,7 @@ def text_of(value: Any, key: str, place: str) -> str:
     """A text with something in it. Raises ValueError for anything else."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{place}: {key} is {shown(value)}; expected a text that is not empty")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{place}: {key} holds half of a surrogate pair, which no UTF-8 text can; write the character")
+    check_text(value, f"{place}: {key}")
     return value
 
 
@@ -313,4 +294,4 @@ def add_flags(parser: argparse.ArgumentParser, count: int) -> None:
     parser.add_argument("--bench", choices=list(BENCHMARKS), default="gsm8k")
     parser.add_argument("--protocol")
     parser.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
-    parser.add_argument("--num-questions", type=int, default=count, metavar="N")
+    parser.add_argument("--num-questions", type=command.COUNT, default=count, metavar="N")

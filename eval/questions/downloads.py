@@ -7,13 +7,14 @@ A file is looked for in `$HSD_DATA`, then in the download folder (`~/.cache/hsd-
 compared with the checksum written here before it is used: a changed question is a changed benchmark.
 """
 
-import hashlib
+import argparse
 import os
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 from eagle import command
+from eagle.digests import sha256
 from eagle.files import write_whole
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -79,11 +80,6 @@ KNOWN = {
 
 class MissingDataError(ValueError):
     """A question file is neither in $HSD_DATA nor downloaded; the message says which command gets it."""
-
-
-def sha256(content: bytes) -> str:
-    """Hexadecimal SHA-256."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def folders() -> list[Path]:
@@ -168,15 +164,14 @@ def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     parser = command.parser("eval.questions.downloads", __doc__)
     parser.add_argument("paths", nargs="*", help="files to download, named as in the list; nothing: list them")
-    options = parser.parse_args(argv)
 
-    def work() -> None:
+    def work(options: argparse.Namespace) -> None:
         for path in options.paths:
             print(f"{path} -> {download(path)}")
         if not options.paths:
             list_files()
 
-    return command.run(work, lambda: "Files that were printed are complete.")
+    return command.start(parser, work, argv, lambda _: "Files that were printed are complete.")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@ A wrong template costs half of the acceptance and still looks like English, so n
 tokenizer has no template and whose family is not listed here is refused. The answer file records which one was used.
 """
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
+from eagle import chat_template
+from eagle.digests import sha256
 from eval.questions.benchmarks import Question
-from eval.questions.downloads import sha256
 
 FASTCHAT_BY_FAMILY = {  # a piece of the model's name -> FastChat's template for that family
     "vicuna": "vicuna_v1.1",
@@ -21,9 +23,6 @@ FASTCHAT_BY_FAMILY = {  # a piece of the model's name -> FastChat's template for
     "zephyr": "zephyr",
     "chatglm3": "chatglm3",
 }
-# Llama-3 templates print a date. A fixed one keeps the prompt the same tomorrow.
-TEMPLATE_DATE = "26 Jul 2024"
-
 Messages = list[dict[str, str]]
 
 
@@ -35,15 +34,12 @@ class PromptFormat(NamedTuple):
     adds_bos: bool  # whether the text still needs the tokenizer's own first token
 
 
-def from_tokenizer(tokenizer: Any) -> PromptFormat:
-    """The tokenizer's own chat template."""
-
-    def render(messages: Messages) -> str:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, date_string=TEMPLATE_DATE
-        )
-
-    return PromptFormat(f"tokenizer:{sha256(str(tokenizer.chat_template).encode())[:12]}", render, adds_bos=False)
+def from_tokenizer(tokenizer: Any, keywords: Mapping[str, Any]) -> PromptFormat:
+    """The tokenizer's own chat template. Raises ValueError for keywords that it does not read."""
+    chat_template.check_keywords(tokenizer, keywords)
+    name = f"tokenizer:{sha256(str(tokenizer.chat_template))[:12]}{chat_template.shown(keywords)}"
+    render = functools.partial(chat_template.render, tokenizer, keywords=chat_template.fixed(keywords))
+    return PromptFormat(name, render, adds_bos=False)
 
 
 def from_fastchat(template: str) -> PromptFormat:
@@ -64,10 +60,12 @@ def from_fastchat(template: str) -> PromptFormat:
     return PromptFormat(f"fastchat:{template}", render, adds_bos=True)
 
 
-def prompt_format(tokenizer: Any, model_name: str) -> PromptFormat:
-    """The template of a model. Raises ValueError when neither the tokenizer nor the family list has one."""
+def prompt_format(tokenizer: Any, model_name: str, keywords: Mapping[str, Any] | None = None) -> PromptFormat:
+    """The template of a model; `keywords` for it. ValueError when neither the tokenizer nor the family list has one."""
     if getattr(tokenizer, "chat_template", None):
-        return from_tokenizer(tokenizer)
+        return from_tokenizer(tokenizer, keywords or {})
+    if keywords:
+        raise ValueError(f"chat template keywords {dict(keywords)}: the target's tokenizer has no chat template")
     lowered = model_name.lower()
     found = next((template for family, template in FASTCHAT_BY_FAMILY.items() if family in lowered), None)
     if found is None:
@@ -84,7 +82,9 @@ def encode(tokenizer: Any, style: PromptFormat, messages: Messages) -> torch.Ten
     return torch.tensor([ids], dtype=torch.int64)
 
 
-def encode_first_turns(tokenizer: Any, model_name: str, questions: Iterable[Question]) -> list[list[int]]:
+def encode_first_turns(
+    tokenizer: Any, model_name: str, questions: Iterable[Question], keywords: Mapping[str, Any] | None = None
+) -> list[list[int]]:
     """Each question's first turn as the only user message of a conversation, as token ids."""
-    style = prompt_format(tokenizer, model_name)
+    style = prompt_format(tokenizer, model_name, keywords)
     return [encode(tokenizer, style, [{"role": "user", "content": one.turns[0]}])[0].tolist() for one in questions]

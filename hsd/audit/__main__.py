@@ -4,12 +4,14 @@ For every family of drafts (top-k, one path, several paths, with and without rep
 every verifier: the error of the joint distribution it emits, E[accepted], the optimum over all lossless verifiers (a
 linear program, scipy), an upper bound, and how much of the way from token-wise to the optimum it goes.
 
-Somebody else's verifier:  --verifier module:function  where
+Somebody else's verifier:  --verifier module:function  where function is one of
 
-    function(tree: hsd.DraftTree, target_probs: Float64[N, V]) -> (stop Float[N], residuals Float[N, V])
+    function(inputs: VerifierInput) -> StopDistribution                          as those of hsd/verifiers
+    function(tree: hsd.DraftTree, target_probs: Float64[N, V]) -> (stop Float[N], residuals Float[N, V]), or an object
+                                                                                 with .stop and .residual(node)
 
-or an object with .stop and .residual(node). It has to be exact: distributions, not samples. It is taken to
-claim losslessness. Raising ValueError on a tree refuses its family.
+or an hsd.Verifier. It has to be exact: distributions, not samples. It is taken to claim losslessness, except an
+hsd.Verifier, which says so itself. Raising ValueError on a tree refuses its family.
 
 Exit code 1 if something that claims losslessness is not lossless, 2 if a file cannot be written.
 """
@@ -17,14 +19,16 @@ Exit code 1 if something that claims losslessness is not lossless, 2 if a file c
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -34,7 +38,18 @@ from hsd.audit.exact import Rule
 from hsd.audit.report import HEADER, Row, Subject, audit, families, line, plot
 
 
-def as_rule(function: Callable[[hsd.DraftTree, Tensor], Any]) -> Rule:
+def as_rule(function: hsd.Verifier | Callable[..., Any]) -> Rule:
+    """Accept a function of `VerifierInput` as it stands in hsd.VERIFIERS, or of a tree and target probabilities."""
+    if isinstance(function, hsd.Verifier):
+        entry = function
+    elif len(inspect.signature(function).parameters) == 1:
+        entry = hsd.Verifier(function, lossless=True, scope="tree")
+    else:
+        return rule_of(function)
+    return rule_of(lambda tree, target: hsd.stopping_law(tree, target, entry))
+
+
+def rule_of(function: Callable[[hsd.DraftTree, Tensor], Any]) -> Rule:
     """Accept (stop, residuals) or an object with .stop and .residual(node)."""
 
     def rule(tree: hsd.DraftTree, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,8 +67,7 @@ def as_rule(function: Callable[[hsd.DraftTree, Tensor], Any]) -> Rule:
 def known(name: str) -> Subject:
     """A verifier of hsd.VERIFIERS."""
     entry = hsd.VERIFIERS[name]
-    rule = as_rule(lambda tree, p: hsd.stopping_law(tree, p, name))
-    return Subject(name, rule, entry.lossless, entry.scope)
+    return Subject(name, as_rule(entry), entry.lossless, entry.scope)
 
 
 def foreign(spec: str) -> Subject:
@@ -63,11 +77,28 @@ def foreign(spec: str) -> Subject:
         known_names = ", ".join(hsd.VERIFIERS)
         raise ValueError(f"--verifier {spec!r}: expected one of {known_names}, or module:function")
     sys.path.insert(0, "")
-    return Subject(spec, as_rule(getattr(importlib.import_module(module), function)))
+    found = getattr(importlib.import_module(module), function)
+    claims = found[1:] if isinstance(found, hsd.Verifier) else ()
+    return Subject(spec, as_rule(found), *claims)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit code 2."""
+        self.exit(2, f"error: {message.removeprefix('argument --seed: ')}\n")
+
+
+def seed(text: str) -> int:
+    """A whole number that a random generator takes."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"--seed {text}: expected a whole number from 0 to {2**63 - 1}")
+    return int(text)
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hsd.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
@@ -84,7 +115,7 @@ def arguments() -> argparse.ArgumentParser:
         default="standard",
         help="quick: four; full: every recipe crossed with every kind of world (minutes)",
     )
-    parser.add_argument("--seed", type=int, default=7, help="of the toy models (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=7, help="of the toy models (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--plot", metavar="FILE", help="write a PNG of E[accepted] (needs matplotlib)")
     return parser
@@ -94,11 +125,17 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; return the exit code."""
     parser = arguments()
     args = parser.parse_args(argv)
+    try:
+        for place in (args.json, args.plot):
+            if place:
+                check_writable(Path(place))
+    except OSError as error:
+        parser.error(str(error))
     names = list(dict.fromkeys(["token", *(args.verifier or hsd.VERIFIERS)]))
     try:
         subjects = [known(name) if name in hsd.VERIFIERS else foreign(name) for name in names]
-    except (ValueError, ImportError, AttributeError) as problem:
-        parser.error(str(problem))
+    except (ValueError, ImportError, AttributeError) as inputs:
+        parser.error(str(inputs))
     rows = []
     print(HEADER)
     for row in audit(subjects, families(args.families), args.seed):
@@ -114,6 +151,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return _conclude(subjects, rows)
+
+
+def check_writable(path: Path) -> None:
+    """OSError naming a place where no file can be written; called before the work."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "there is something other than a file; choose another place", str(path))
+    write_whole(path.with_name(f"{path.name}.tmp"), lambda temporary: temporary.write_bytes(b""))
+    path.with_name(f"{path.name}.tmp").unlink()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

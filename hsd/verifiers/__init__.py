@@ -9,7 +9,7 @@ from hsd.outcome import StopDistribution
 from hsd.verifiers.block import block
 from hsd.verifiers.greedy import greedy
 from hsd.verifiers.hierarchical import hierarchical
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.inputs import VerifierInput
 from hsd.verifiers.published import published
 from hsd.verifiers.token import token
 
@@ -17,12 +17,12 @@ from hsd.verifiers.token import token
 class Verifier(NamedTuple):
     """A verifier and its claims.
 
-    solve     Problem (a batch of trees with target distributions) -> StopDistribution
+    stop_distribution     VerifierInput (a batch of trees with target distributions) -> StopDistribution
     lossless  whether it claims to preserve the target distribution (given its scope)
     scope     "tree", "path" (a branching tree is a ValueError) or "one-hot" (target distributions at temperature 0)
     """
 
-    solve: Callable[[Problem], StopDistribution]
+    stop_distribution: Callable[[VerifierInput], StopDistribution]
     lossless: bool
     scope: str
 

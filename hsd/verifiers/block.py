@@ -18,41 +18,41 @@ import torch
 from torch import Tensor
 
 from hsd.outcome import StopDistribution
-from hsd.verifiers.problem import Problem, take_rows
-from hsd.verifiers.residual import normalized, target_row
+from hsd.verifiers.bonus import normalized, target_row
+from hsd.verifiers.inputs import VerifierInput, take_rows
 
 
-def block(problem: Problem) -> StopDistribution:
+def block(inputs: VerifierInput) -> StopDistribution:
     """Distribution of the stopping node and of the bonus token under block verification. Lossless; one path only."""
-    capped = capped_products(problem)
-    excess = path_excess(problem, capped)
+    capped = capped_products(inputs)
+    excess = path_excess(inputs, capped)
     heads = path_heads(capped, excess)
-    return path_distribution(problem, heads, excess)
+    return path_distribution(inputs, heads, excess)
 
 
-def capped_products(problem: Problem) -> Tensor:
+def capped_products(inputs: VerifierInput) -> Tensor:
     """p_i Float[B, K+1], the running product of token ratios, capped at 1 after every factor."""
-    ratios = token_ratios(problem).unbind(1)
+    ratios = token_ratios(inputs).unbind(1)
     products = [torch.ones_like(ratios[0])]
     for ratio in ratios[1:]:
         products.append((products[-1] * ratio).clamp_(max=1))
     return torch.stack(products, 1)
 
 
-def token_ratios(problem: Problem) -> Tensor:
+def token_ratios(inputs: VerifierInput) -> Tensor:
     """P_{i-1}(x_i) / Q_{i-1}(x_i) Float[B, K+1]; 1 at the root."""
-    limits = torch.finfo(problem.d_token.dtype)
-    ratio = (problem.p_token / problem.d_token.clamp(min=limits.tiny)).clamp_(max=limits.max)
-    return torch.where(problem.batch.parents < 0, 1, ratio)
+    limits = torch.finfo(inputs.d_token.dtype)
+    ratio = (inputs.p_token / inputs.d_token.clamp(min=limits.tiny)).clamp_(max=limits.max)
+    return torch.where(inputs.batch.parents < 0, 1, ratio)
 
 
-def path_excess(problem: Problem, products: Tensor) -> Tensor:
+def path_excess(inputs: VerifierInput, products: Tensor) -> Tensor:
     """max(p_i P_i - Q_i, 0) Float[B, K, V] for i < K."""
-    batch = problem.batch
-    measure = products[:, :-1, None] * problem.target[:, :-1]
-    sampled = problem.sampled[:, 1:, None].to(measure.dtype)
-    if problem.layout.max_draws:
-        share = take_rows(problem.distributions.flatten(0, 1), problem.proposal_row[:, 1:])
+    batch = inputs.batch
+    measure = products[:, :-1, None] * inputs.target[:, :-1]
+    sampled = inputs.sampled[:, 1:, None].to(measure.dtype)
+    if inputs.layout.max_draws:
+        share = take_rows(inputs.distributions.flatten(0, 1), inputs.proposal_row[:, 1:])
         columns = slice(None) if batch.support is None else batch.support
         measure[:, :, columns] = measure[:, :, columns] - share * sampled
     return measure.scatter_add(2, batch.tokens[:, 1:, None], sampled - 1).clamp_(min=0)
@@ -67,13 +67,13 @@ def path_heads(products: Tensor, excess: Tensor) -> Tensor:
     return heads
 
 
-def path_distribution(problem: Problem, heads: Tensor, excess: Tensor) -> StopDistribution:
+def path_distribution(inputs: VerifierInput, heads: Tensor, excess: Tensor) -> StopDistribution:
     """stop(i) = h_i * prod over j > i of (1 - h_j), and the residuals."""
     tails = torch.cat(((1 - heads).flip(1).cumprod(1).flip(1)[:, 1:], torch.ones_like(heads[:, :1])), 1)
-    rows = torch.cat((excess, problem.target[:, -1:]), 1)
+    rows = torch.cat((excess, inputs.target[:, -1:]), 1)
 
     def residual(nodes: Tensor) -> Tensor:
         row = rows.gather(1, nodes[:, None, None].expand(-1, 1, rows.shape[2]))[:, 0]
-        return normalized(row, target_row(problem, nodes))
+        return normalized(row, target_row(inputs, nodes))
 
     return StopDistribution(heads * tails, residual)

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 
 from hsd.outcome import StopDistribution
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.inputs import VerifierInput
 
 
-def greedy(problem: Problem) -> StopDistribution:
+def greedy(inputs: VerifierInput) -> StopDistribution:
     """All mass on the node where the longest greedy path in the tree ends; the residual is one-hot."""
-    batch, topo = problem.batch, problem.topo
-    mode = problem.target.argmax(-1)
-    match = (batch.tokens == mode.gather(1, topo.parent)).logical_or_(batch.parents < 0)
+    batch, topo = inputs.batch, inputs.topo
+    mode = inputs.target.argmax(-1)
+    match = (batch.tokens == mode.gather(1, topo.parent)).logical_and_(~inputs.padding).logical_or_(batch.parents < 0)
     right = (match[:, None, :] | ~topo.ancestors).all(2)
     nodes = batch.tokens.shape[1]
     index = torch.arange(nodes, device=mode.device)
     deepest = torch.where(right, (topo.depth + 1) * nodes - index, 0).argmax(1, keepdim=True)
 
     def residual(nodes: Tensor) -> Tensor:
-        zeros = torch.zeros_like(problem.target[:, 0])
+        zeros = torch.zeros_like(inputs.target[:, 0])
         return zeros.scatter_(1, mode.gather(1, nodes[:, None]), 1)
 
-    return StopDistribution((index == deepest).to(problem.target.dtype), residual)
+    return StopDistribution((index == deepest).to(inputs.target.dtype), residual)

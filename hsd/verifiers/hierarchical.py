@@ -15,7 +15,7 @@ visited everything before it was rejected, so the verification is one draw from
     stop(v) = h(v) * prod over u before v in post-order of (1 - h(u))
 
 On one path this is block verification; on top-k tokens it accepts as token-wise verification does.
-hsd/verifiers/balance.py has the recursion in the form that is computed.
+hsd/verifiers/residuals.py has the recursion in the form that is computed.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import torch
 
 from hsd.outcome import StopDistribution
 from hsd.topology import post_order_stop
-from hsd.verifiers.balance import balance, left_after
-from hsd.verifiers.problem import Problem
-from hsd.verifiers.residual import residual
+from hsd.verifiers.bonus import residual
+from hsd.verifiers.inputs import VerifierInput
+from hsd.verifiers.residuals import child_weights, left_after
 
 
-def hierarchical(problem: Problem) -> StopDistribution:
+def hierarchical(inputs: VerifierInput) -> StopDistribution:
     """Distribution of the stopping node and of the bonus token under branch-wise HSD. Lossless on every tree."""
-    result = balance(problem, inherit=True)
-    left = left_after(problem, result.taken).clamp_(min=torch.finfo(result.taken.dtype).tiny)
+    result = child_weights(inputs, inherit=True)
+    left = left_after(inputs, result.taken).clamp_(min=torch.finfo(result.taken.dtype).tiny)
     accept = (1 - (1 - result.weight) / left).clamp_(min=0)
-    stop = post_order_stop(accept, problem.topo.post)
-    return StopDistribution(stop, lambda nodes: residual(problem, result, result.weight, nodes))
+    stop = post_order_stop(accept, inputs.topo.post)
+    return StopDistribution(stop, lambda nodes: residual(inputs, result, result.weight, nodes))

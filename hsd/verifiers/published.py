@@ -20,12 +20,12 @@ import torch
 
 from hsd.outcome import StopDistribution
 from hsd.verifiers.block import capped_products, path_distribution, path_excess, path_heads, token_ratios
-from hsd.verifiers.problem import Problem
+from hsd.verifiers.inputs import VerifierInput
 
 
-def published(problem: Problem) -> StopDistribution:
+def published(inputs: VerifierInput) -> StopDistribution:
     """Distribution of the stopping node and of the bonus token under the released rule. Lossy; one path only."""
-    capped = capped_products(problem)
-    joint = token_ratios(problem).log().sum(1, keepdim=True).exp().clamp_(max=1)
-    excess = path_excess(problem, capped)
-    return path_distribution(problem, path_heads(torch.cat((capped[:, :-1], joint), 1), excess), excess)
+    capped = capped_products(inputs)
+    joint = token_ratios(inputs).log().sum(1, keepdim=True).exp().clamp_(max=1)
+    excess = path_excess(inputs, capped)
+    return path_distribution(inputs, path_heads(torch.cat((capped[:, :-1], joint), 1), excess), excess)

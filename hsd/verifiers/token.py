@@ -17,18 +17,18 @@ from __future__ import annotations
 import torch
 
 from hsd.outcome import StopDistribution
-from hsd.verifiers.balance import balance
-from hsd.verifiers.problem import Problem
-from hsd.verifiers.residual import residual
+from hsd.verifiers.bonus import residual
+from hsd.verifiers.inputs import VerifierInput
+from hsd.verifiers.residuals import child_weights
 
 
-def token(problem: Problem) -> StopDistribution:
+def token(inputs: VerifierInput) -> StopDistribution:
     """Distribution of the stopping node and of the bonus token token-wise. Lossless on every tree."""
-    result, topo, one = balance(problem, inherit=False), problem.topo, problem.one[:, :, 0]
+    result, topo, one = child_weights(inputs, inherit=False), inputs.topo, inputs.ones[:, :, 0]
     accept = result.weight
     reject = (1 - accept)[:, None, :]
     step = accept * torch.where(topo.earlier, reject, 1).prod(2)
-    step = torch.where(problem.batch.parents < 0, 1, step)
+    step = torch.where(inputs.batch.parents < 0, 1, step)
     reach = torch.where(topo.ancestors, step[:, None, :], 1).prod(2)
-    none = torch.where(problem.children, reject, 1).prod(2)
-    return StopDistribution(reach * none, lambda nodes: residual(problem, result, one, nodes))
+    none = torch.where(inputs.children, reject, 1).prod(2)
+    return StopDistribution(reach * none, lambda nodes: residual(inputs, result, one, nodes))

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from eagle.engine.cuda_graphs import Recording
+from eagle.engine.graphs import Recording
 
 WAITS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
 HOST_METHODS = {
@@ -73,10 +73,9 @@ def play(tape: list[tuple]) -> None:
 
 
 class Tape:
-    """`eagle.engine.cuda_graphs.Backend` on a CPU. `log` has what was asked of it."""
+    """`eagle.engine.graphs.Backend` on a CPU. `log` has what was asked of it."""
 
     def __init__(self):
-        self.generator = torch.Generator()
         self.log: list[str] = []
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
@@ -99,6 +98,3 @@ class Tape:
 
     def reset(self) -> None:
         self.log.append("reset")
-        state = self.generator.get_state()
-        self.generator = torch.Generator()
-        self.generator.set_state(state)

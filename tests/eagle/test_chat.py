@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import pty
 import re
@@ -10,15 +11,17 @@ import select
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
 from jinja2 import TemplateError
 
 from eagle import EagleModel, chat
-from eagle.tuning.auto import AutoTree
-from eagle.tuning.candidates import Candidate
-from eagle.tuning.choice import Point
+from eagle.autotune.auto import AutoTree
+from eagle.autotune.candidates import Candidate
+from eagle.autotune.choice import Point
+from eagle.serve import conversation, options
 
 PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
 ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}
@@ -31,7 +34,7 @@ def model():
 
 @pytest.fixture
 def talk(model):
-    return chat.Chat(model, dict(ARGUMENTS), io.StringIO(), io.StringIO())
+    return conversation.Chat(model, dict(ARGUMENTS), io.StringIO(), io.StringIO())
 
 
 def generated(model, messages) -> str:
@@ -52,15 +55,76 @@ def test_the_second_answer_is_given_to_the_whole_conversation(model, talk):
 
 def test_commands(talk):
     talk.answer("Hello")
-    for line in ("/reset", "/temperature 0.5", "/tree topk", "/verifier token", "/help"):
+    for line in ("/reset", "/temperature 0.5", "/tree topk", "/verifier token", "/nodes 9", "/depth 3", "/help"):
         assert talk.command(line)
     assert talk.messages == []
+    assert (talk.arguments["nodes"], talk.arguments["depth"]) == (9, 3)
     assert {"temperature": 0.5, "tree": "topk", "verifier": "token"}.items() <= talk.arguments.items()
     assert not talk.command("/exit")
 
 
+def test_auto_and_sizes_exclude_each_other(talk):
+    talk.arguments = {"tree": "topk", "nodes": 8, "verifier": "token", "temperature": 0.0}
+    talk.command("/tree auto")
+    assert talk.arguments == {"tree": "auto", "temperature": 0.0}
+    talk.command("/nodes 12")
+    assert talk.arguments == {"tree": "hybrid", "nodes": 12, "temperature": 0.0}
+
+
+def test_another_answer_to_the_last_message(talk):
+    talk.command("/retry")
+    assert "no answer yet" in talk.log.getvalue()
+    talk.arguments |= {"temperature": 1.0, "seed": 3}
+    first, second = talk.answer("One day").new_tokens, talk.retry().new_tokens
+    assert first != second
+    assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+    assert talk.messages[0]["content"] == "One day"
+
+
+def test_a_system_message_for_the_conversation_that_is_there(talk):
+    talk.answer("Hello")
+    talk.command("/system Be brief.")
+    assert [message["role"] for message in talk.messages] == ["system", "user", "assistant"]
+    talk.command("/system Speak.")
+    assert talk.messages[0] == {"role": "system", "content": "Speak."}
+    talk.command("/reset")
+    assert talk.messages == [{"role": "system", "content": "Speak."}]
+    talk.command("/system")
+    assert talk.messages == []
+
+
+def test_conversations_are_saved_as_training_reads_them(talk, tmp_path):
+    talk.answer("Größe 🙂")
+    path = tmp_path / "chats.jsonl"
+    for _ in range(2):
+        talk.command(f"/save {path}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == [{"messages": talk.messages}] * 2
+    talk.command(f"/save {tmp_path}")
+    talk.command("/save")
+    assert "Is a directory" in talk.log.getvalue() and "expected the name of a file" in talk.log.getvalue()
+
+
+def test_one_line_where_drafts_make_it_slower(talk):
+    talk.arguments |= {"max_new_tokens": 20, "eos_token_id": []}
+    talk.plain_rate = 1e9
+    for text in ("Hello", "And now?"):
+        talk.answer(text)
+    assert talk.log.getvalue().count("slower than plain decoding: try /tree auto or /tree none") == 1
+
+
 @pytest.mark.parametrize(
-    "line", ["/temperature warm", "/temperature -1", "/temperature nan", "/tree oak", "/verifier x"]
+    "line",
+    [
+        "/nodes 0",
+        "/nodes many",
+        "/depth 1.5",
+        "/temperature warm",
+        "/temperature -1",
+        "/temperature nan",
+        "/tree oak",
+        "/verifier x",
+    ],
 )
 def test_a_wrong_value_changes_nothing_and_is_explained(talk, line):
     before = dict(talk.arguments)
@@ -96,7 +160,7 @@ def test_colors_change_with_the_step_and_control_characters_go(talk):
     row = talk.answer("What is 2 + 3?")
     colors = re.findall("\x1b\\[3[0-9]m", talk.out.getvalue())
     assert 1 < len(colors) <= len(row.steps) + 1
-    assert chat.printable("a\x1b[2Jb\r\n\tc\u202e") == "a[2Jb\n\tc"
+    assert conversation.printable("a\x1b[2Jb\r\n\tc\u202e") == "a[2Jb\n\tc"
 
 
 def test_the_second_turn_reads_only_what_is_new(model, talk):
@@ -129,13 +193,18 @@ ON_TERMINAL = (
 )
 
 
+PROMPT = r">(\x08|\s)"
+STATE = "/nowhere/that/can/be/written"  # the history of typed lines is then not kept
+
+
 class Terminal:
     """A command on a terminal of its own."""
 
     def __init__(self, *command: str):
         leader, follower = pty.openpty()
         command = (sys.executable, "-c", ON_TERMINAL, sys.executable, *command)
-        streams = {"stdin": follower, "stdout": follower, "stderr": follower}
+        environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": STATE}
+        streams = {"env": environment, "stdin": follower, "stdout": follower, "stderr": follower}
         self.process = subprocess.Popen(command, **streams, start_new_session=True)
         os.close(follower)
         self.leader, self.text, self.read = leader, "", 0
@@ -153,15 +222,17 @@ class Terminal:
         return self.text[begin : match.end()]
 
     def enter(self, line: str) -> None:
-        os.write(self.leader, f"{line}\n".encode())
+        os.write(self.leader, f"{line}\r".encode())
 
 
 def test_on_a_terminal():
     """Colors, a status line with plain decoding beside it, the commands, Ctrl-C ends an answer and Ctrl-D the chat."""
     status = r"acceptance length ([\d.]+) \| ([\d.]+) tok/s \| plain ([\d.]+) tok/s \| [^\n]*\]"
-    terminal = Terminal("-m", "eagle.chat", "--pair", "demo", "--temperature", "0", "--max-new-tokens", "120")
+    options = ("--temperature", "0", "--max-new-tokens", "120", "--nodes", "8", "--depth", "4")
+    terminal = Terminal("-m", "eagle.chat", "--pair", "demo", *options)
     try:
-        terminal.until(r"/help for commands(.|\n)*> ")
+        terminal.until("/help for commands")
+        terminal.until(PROMPT)
         terminal.enter("What is 2 + 3?")
         answer = terminal.until(status)
         assert len(set(re.findall("\x1b\\[3[0-9]m", answer))) > 1
@@ -169,20 +240,28 @@ def test_on_a_terminal():
         terminal.enter("And 4?")
         assert "prompt tokens from the cache" in terminal.until(status)
         terminal.enter("/temperature 1.9")
-        terminal.until("temperature 1.9\r?\n")
+        terminal.until("\x1b\\[2mtemperature 1.9")
+        os.write(terminal.leader, b"\x1b[200~/tree oak\nis a line of a pasted text\x1b[201~\r")
+        assert "no command" not in terminal.until(status), "a pasted text is one message"
+        terminal.until(PROMPT)
         terminal.enter("/tree topk")
-        terminal.until("tree topk\r?\n")
+        terminal.until("\x1b\\[2mtree topk")
         terminal.enter("Tell a long story.")
         terminal.until("\x1b\\[3[0-9]m")
         os.write(terminal.leader, b"\x03")
         assert "interrupted" in terminal.until(status)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         terminal.enter("/reset")
         terminal.until("the conversation is empty")
+        terminal.enter("Tell a long story.")
+        terminal.until("\x1b\\[3[0-9]m")
         terminal.enter("/temperature 0")
-        terminal.enter("What is 2 + 3?")
+        os.write(terminal.leader, b"What is ")
+        assert "/temperature" not in terminal.until(status), "what is typed meanwhile is not mixed with the answer"
+        terminal.until("\x1b\\[2mtemperature 0")
+        terminal.enter("2 + 3?")
         terminal.until(status)
-        terminal.until("> ")
+        terminal.until(PROMPT)
         os.write(terminal.leader, b"\x04")
         assert terminal.process.wait(20) == 0
     finally:
@@ -193,7 +272,7 @@ def test_on_a_terminal():
 def test_piped(monkeypatch, capsys):
     """Answers on stdout, without colors; everything else on stderr."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("/temperature 0\nHello\n\n/exit\nnot reached\n"))
-    chat.main(["--pair", "demo", "--max-new-tokens", "6"])
+    chat.main(["--pair", "demo", "--nodes", "8", "--max-new-tokens", "6"])
     out, log = capsys.readouterr()
     assert out.count("\n") == out.rstrip("\n").count("\n") + 1
     assert "\x1b" not in out + log
@@ -213,8 +292,8 @@ def test_auto_is_prepared_before_the_first_line(monkeypatch, capsys):
 
 
 def test_a_size_for_auto_is_refused_before_anything_is_loaded(capsys):
-    with pytest.raises(SystemExit):
-        chat.main(["--base-model-path", "nowhere", "--ea-model-path", "nowhere", "--tree", "auto", "--nodes", "16"])
+    where = ["--base-model-path", "nowhere", "--ea-model-path", "nowhere"]
+    assert chat.main([*where, "--tree", "auto", "--nodes", "16"]) == 2
     assert "tree='auto' chooses it" in capsys.readouterr().err
 
 
@@ -225,8 +304,8 @@ def test_an_answer_that_fails_is_said_and_forgotten(talk, monkeypatch, error):
         raise error
 
     talk.answer("What is 2 + 3?")
-    before, stream_text = list(talk.messages), chat.stream_text
-    monkeypatch.setattr(chat, "stream_text", breaks)
+    before, stream_text = list(talk.messages), conversation.stream_text
+    monkeypatch.setattr(conversation, "stream_text", breaks)
     assert talk.answer("And 4?") is None
     assert f"{error} (/reset forgets the conversation)" in talk.log.getvalue()
     assert talk.messages == before
@@ -238,5 +317,12 @@ def test_bytes_of_another_encoding_in_a_pipe(monkeypatch, capsys):
     monkeypatch.setattr(
         sys, "stdin", io.TextIOWrapper(io.BytesIO("7 \xe9clairs\n".encode("latin-1")), encoding="utf-8")
     )
-    chat.main(["--pair", "demo", "--no-plain", "--max-new-tokens", "3"])
+    chat.main(["--pair", "demo", "--nodes", "8", "--no-plain", "--max-new-tokens", "3"])
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_measurement_warns_of_is_said_as_a_sentence(model, capsys, monkeypatch):
+    monkeypatch.setattr(AutoTree, "prepare", lambda self, _: warnings.warn("the machine is busy", stacklevel=2))
+    monkeypatch.setattr(model.auto, "settled", True)
+    options.prepare_auto(model)
+    assert capsys.readouterr().err.splitlines()[1:] == ["the machine is busy"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eagle.files import parse_json, sole_writer, write_directory, write_file, write_json, write_text
+from eagle import files
+from eagle.files import parse_json, sole_writer, write_directory, write_file, write_json, write_whole
 
 
 def dies(path):
@@ -16,7 +17,7 @@ def dies(path):
 
 
 def test_a_file_is_replaced_whole(tmp_path):
-    write_text(tmp_path / "a/b.txt", "old")
+    write_whole(tmp_path / "a/b.txt", "old")
     with pytest.raises(OSError, match="disk full"):
         write_file(tmp_path / "a/b.txt", dies)
     assert (tmp_path / "a/b.txt").read_text() == "old"
@@ -74,5 +75,14 @@ def test_a_device_is_not_replaced(tmp_path):
     os.mkfifo(pipe)
     for place in (pipe, tmp_path):
         with pytest.raises(ValueError, match="something other than a file"):
-            write_text(place, "x")
+            write_whole(place, "x")
     assert pipe.is_fifo()
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="cannot be locked .*; let no second process write it"):
+        files.open_locked(tmp_path / "a.jsonl", "another process has it").close()

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
+from eagle.nn.head import Eagle3Head, HeadConfig, default_taps
 
 VOCAB, LAYERS = 60, 8
 SHAPE = {
@@ -24,7 +24,27 @@ FAMILIES = {
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
+    "granite": {
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 1.5,
+    },
     "mixtral": {"sliding_window": None, **MOE},
+    "granitemoe": {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, **MOE},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 12, "sliding_window": 4, "tie_word_embeddings": True},
+    "gpt_oss": {"head_dim": 8, "sliding_window": 4, **MOE},
+    "llama4_text": {
+        "head_dim": 8,
+        "attention_chunk_size": 4,
+        "no_rope_layer_interval": 4,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 64,
+        **MOE,
+    },
+    "olmo2": {},
+    "phi3": {"sliding_window": 4},
+    "smollm3": {"no_rope_layer_interval": 4, "use_sliding_window": False},
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
 }
 
@@ -35,13 +55,15 @@ def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **cha
     config = AutoConfig.for_model(family, **{**SHAPE, **FAMILIES[family], **changes})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim > 1:
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 or name.endswith("sinks"):
                 weight.normal_(0, spread)
     return model
 
 
-def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB) -> Eagle3Head:
+def tiny_head(
+    target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VOCAB, taps: tuple[int, ...] | None = None
+) -> Eagle3Head:
     torch.manual_seed(seed)
     config = target.config
     head = Eagle3Head(
@@ -53,7 +75,7 @@ def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VO
             head_dim=8,
             vocab_size=config.vocab_size,
             draft_vocab_size=draft_vocab,
-            taps=default_taps(config.num_hidden_layers),
+            taps=taps or default_taps(config.num_hidden_layers),
             target_hidden_size=config.hidden_size,
         )
     )
@@ -66,3 +88,12 @@ def tiny_head(target, seed: int = 1, spread: float = 0.15, draft_vocab: int = VO
         head.d2t.copy_(kept - torch.arange(draft_vocab))
         head.t2d[kept] = True
     return head
+
+
+def with_prompts(lm, prompts: list[list[int]], scratch: int, capacity: int = 40, slack: int = 8):
+    """The `CachedLM`, with these prompts read into its first rows, which are in use."""
+    lm.cache.reserve(len(prompts), scratch, capacity, slack)
+    for row, prompt in enumerate(prompts):
+        lm.read_prompt(row, prompt)
+    lm.cache.use(len(prompts))
+    return lm

@@ -1,10 +1,12 @@
-"""A tabular world behind the real interfaces: target and draft laws by prefix, a drafter, replayable draws."""
+"""A tabular world behind the real interfaces: target and draft laws by prefix, a drafter, drafts that are replayed."""
 
 import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from eagle.trees import Draft, TreeBatch, TreeSettings, find_tree
 
 
 class Table:
@@ -36,32 +38,51 @@ class MoodyTable(Table):
 
 
 class TableDrafter:
-    """`Drafter` over a `Table`; one row. Logits are log-probabilities, so `law = softmax` gives the table back."""
+    """What a draft asks of a drafter, over one `Table` per row. Logits are log-probabilities, so a softmax gives the
+    tables back.
+    """
 
     support = None
 
-    def __init__(self, table: Table):
-        self.table, self.prefixes = table, [()]
+    def __init__(self, *tables: Table):
+        self.tables = tables
+        self.rewind()
 
+    @property
     def root_logits(self) -> Tensor:
-        self.prefixes = [()]
-        return self.table(()).log()[None]
+        return torch.stack([table(()).log() for table in self.tables])
+
+    def rewind(self) -> None:
+        self.prefixes: list[list[tuple[int, ...]]] = [[()] for _ in self.tables]
 
     def grow(self, parents: Tensor, tokens: Tensor) -> Tensor:
-        new = [(*self.prefixes[p], t) for p, t in zip(parents[0].tolist(), tokens[0].tolist())]
-        self.prefixes += new
-        return torch.stack([self.table(prefix).log() for prefix in new])[None]
+        rows = []
+        for table, known, *pairs in zip(self.tables, self.prefixes, parents.tolist(), tokens.tolist()):
+            new = [(*known[parent], token) for parent, token in zip(*pairs)]
+            known += new
+            rows.append(torch.stack([table(prefix).log() for prefix in new]))
+        return torch.stack(rows)
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """q of a draft at temperature 1."""
+    return logits.softmax(-1)
 
 
 class ReplayedDraws:
-    """Draws that follow a script; beyond it, the first possible token, noting what else could have come."""
+    """Draws that follow a script; beyond it, the first possible token, noting what else could have come.
 
-    def __init__(self, script: tuple[int, ...]):
+    calls   the tokens drawn, call by call
+    """
+
+    def __init__(self, script: tuple[int, ...] = ()):
         self.script, self.taken, self.options, self.weight = script, [], [], 1.0
+        self.calls: list[list[int]] = []
 
     def __call__(self, probs: Tensor) -> Tensor:
         rows = probs.reshape(-1, probs.shape[-1])
-        return torch.tensor([self._one(row) for row in rows]).view(probs.shape[:-1])
+        self.calls.append([self._one(row) for row in rows])
+        return torch.tensor(self.calls[-1]).view(probs.shape[:-1])
 
     def distinct(self, probs: Tensor, count: int) -> Tensor:
         rows = probs.reshape(-1, probs.shape[-1])
@@ -84,6 +105,32 @@ class ReplayedDraws:
         self.options.append(possible)
         self.weight *= row[token].item()
         return token
+
+
+class ReplayedDraft(Draft):
+    """A real draft of one row over a table, but for its samples, which a script gives. The numbers that a sample would
+    take are counted: a builder may not need more of them than it says.
+    """
+
+    def __init__(self, table: Table, draws: ReplayedDraws, numbers: int = 0):
+        drafter = TableDrafter(table)
+        uniforms = torch.zeros(1, numbers, dtype=torch.float64)
+        super().__init__(drafter, torch.zeros(1, dtype=torch.int64), drafter.root_logits, softmax, uniforms)
+        self.draws = draws
+
+    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:
+        self._take(probs.shape[1], reserved)
+        return self.draws(probs)
+
+    def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
+        self._take(probs.shape[1] * count, None)
+        return self.draws.distinct(probs, count)
+
+
+def grown_tree(name: str, settings: TreeSettings, table: Table, draws: ReplayedDraws) -> TreeBatch:
+    """The tree that the real builder grows with these draws; one row."""
+    builder = find_tree(name)
+    return builder.build(ReplayedDraft(table, draws, builder.draws(settings)), settings)
 
 
 def every_outcome(build: Callable[[ReplayedDraws], object]) -> Iterator[tuple[float, object]]:

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from eagle.checkpoints.load import save_head
-from eagle.modules.head import Eagle3Head, HeadConfig, default_taps
+from eagle.nn.head import Eagle3Head, HeadConfig, default_taps
 from eagle.train.demo.corpus import conversation, train_tokenizer
 
 

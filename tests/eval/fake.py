@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from eagle.model.outputs import PlanRecord, StepRecord
+from eagle.api.outputs import PlanRecord, StepRecord
 from eval.__main__ import main
 
 ALPHABET = [chr(code) for code in range(32, 127)] + ["\n"]

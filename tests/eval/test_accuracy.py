@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval import accuracy
-from eval.runs.methods import resolve
+from eval.run.methods import resolve
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_the_difference_is_paired_over_questions():
     ("more", "message"),
     [
         (["--methods", "plain", "transformers"], "--methods transformers: expected methods of this engine"),
-        (["--samples", "0"], "--samples 0: expected at least 1"),
-        (["--batch", "0"], "--batch 0: expected at least 1"),
+        (["--samples", "0"], "--samples 0: expected a whole number, 1 or more"),
+        (["--batch", "0"], "--batch 0: expected a whole number, 1 or more"),
         (["--methods", "fast"], "method 'fast' is not known"),
     ],
 )

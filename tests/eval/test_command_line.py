@@ -12,9 +12,9 @@ import torch
 
 from eval.__main__ import main
 from eval.flags import build_parser
-from eval.runs import load_models
-from eval.runs.methods import SAMPLING, Decoding
-from eval.speed import dtypes
+from eval.measure import dtypes
+from eval.run import load_models
+from eval.run.methods import SAMPLING, Decoding
 from tests.eval.fake import FakeEngine, load
 from tests.eval.helpers import arguments, records
 
@@ -31,9 +31,9 @@ ONE = ["--bench", "gsm8k", "--protocol", "sample", "--base-model-path", "target"
         (["--answer-file", "x", "--tree", "topk", "--verifier", "block"], "'topk+block' is not known"),
         (["--answer-file", "x", "--tree", "auto", "--verifier", "token"], "'auto+token' is not known"),
         (["--answer-file", "x", "--nodes", "auto", "--depth", "3"], "--depth 3: --nodes auto chooses the depth"),
-        (["--answer-file", "x", "--temperature", "-1"], "--temperature -1.0: expected at least 0"),
-        (["--answer-file", "x", "--top-p", "2"], "--top-p 2.0: expected between 0 and 1"),
-        (["--answer-file", "x", "--max-new-tokens", "0"], "--max-new-tokens 0: expected at least 1"),
+        (["--answer-file", "x", "--temperature", "-1"], "--temperature -1: expected a number, 0 or more"),
+        (["--answer-file", "x", "--top-p", "2"], "--top-p 2: expected a number from 0 to 1"),
+        (["--answer-file", "x", "--max-new-tokens", "0"], "--max-new-tokens 0: expected a whole number, 1 or more"),
         (["--answer-file", "x", "--num-questions", "99"], "--num-questions 99"),
         (["--methods", "transformers-assisted", "--output", "x"], "pass --draft-model-path"),
     ],
@@ -112,7 +112,7 @@ def test_one_method_one_file(tmp_path, capsys):
     assert meta["settings"]["method"] == "topk+token"
     assert meta["settings"]["template"].startswith("tokenizer:")
     assert meta["sessions"][0]["hardware"]["threads"] == torch.get_num_threads()
-    assert "python -m eval.reports" in capsys.readouterr().out
+    assert "python -m eval.report" in capsys.readouterr().out
 
 
 def test_the_real_engine_from_disk(pair, tmp_path):

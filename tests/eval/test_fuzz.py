@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from eval.questions import benchmarks
-from eval.reports import summary, tables
-from eval.runs import answers
+from eval.report import summary, tables
+from eval.run import answers
 from tests.eval.helpers import evaluate
 
 EXAMPLES = settings(

@@ -74,9 +74,9 @@ def main() -> None:
 
 
 def record_trees(model: EagleModel) -> None:
-    from eagle.engine.sampling import SamplingParams
+    from eagle.autotune.probe import StateProbe, TreeLimits
+    from eagle.engine.distributions import SamplingParams
     from eagle.trees import TreeSettings
-    from eagle.tuning.probe import StateProbe, TreeLimits
 
     tensors = {}
     for name, skip in RECORDED_TREES.items():

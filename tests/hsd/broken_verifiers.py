@@ -1,4 +1,4 @@
-"""Verifiers that are wrong on purpose, in the form that `python -m hsd.audit --verifier` takes."""
+"""Verifiers, most of them wrong on purpose, in the forms that `python -m hsd.audit --verifier` takes."""
 
 import torch
 
@@ -33,3 +33,11 @@ def paths_only(tree, target):
 def refuses(_tree, _target):
     """Certifies nothing."""
     raise ValueError("no tree is good enough")
+
+
+def as_in_the_registry(inputs):
+    """A function of VerifierInput, which is right."""
+    return hsd.VERIFIERS["hsd"].stop_distribution(inputs)
+
+
+lossy_entry = hsd.VERIFIERS["published"]

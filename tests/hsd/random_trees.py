@@ -8,6 +8,16 @@ from torch import Tensor
 import hsd
 
 
+def uniforms(*shape: int, generator: torch.Generator) -> Tensor:
+    """Numbers that something is drawn with: Float64[shape]."""
+    return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+def drawn(probs: Tensor, generator: torch.Generator) -> Tensor:
+    """One draw per row, with new numbers."""
+    return hsd.draw(probs, uniforms(*probs.shape[:-1], generator=generator))
+
+
 def random_probs(rows: int, vocabulary: int, generator: torch.Generator, keep: int = 0) -> Tensor:
     """Float64[rows, vocabulary]; `keep` > 0 leaves only that many non-zero entries per row."""
     logits = torch.randn(rows, vocabulary, generator=generator, dtype=torch.float64)
@@ -40,7 +50,7 @@ def random_tree(
                 d = (1 - like_target) * d + like_target * near / near.sum()
             rows.append(len(proposals))
             proposals.append(d)
-            tokens.append(int(columns[hsd.draw(d, generator)]))
+            tokens.append(int(columns[drawn(d, generator)]))
         else:
             rows.append(-1)
             tokens.append(int(torch.randint(vocabulary, (1,), generator=generator)))

@@ -35,6 +35,27 @@ def test_a_foreign_verifier_may_refuse_families(capsys) -> None:
     assert "refuses multi" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("form", ["as_in_the_registry", "lossy_entry"])
+def test_a_verifier_as_it_stands_in_the_registry(form: str, capsys) -> None:
+    assert main(["--families", "quick", "--verifier", f"tests.hsd.broken_verifiers:{form}"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if form in line]
+    assert len(rows) == (4 if form == "as_in_the_registry" else 1)
+    assert all(("lossy, as stated" in row) == (form == "lossy_entry") for row in rows)
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_a_place_that_cannot_be_written_is_found_before_the_work(flag: str, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("hsd.audit.__main__.audit", lambda *_: pytest.fail("worked before the place was tried"))
+    for place in (tmp_path, tmp_path / "none" / "rows"):
+        with pytest.raises(SystemExit) as exit_:
+            main([flag, str(place)])
+        assert exit_.value.code == 2
+        said = capsys.readouterr().err
+        assert str(place) in said
+        assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("nonsense", "module:function"), ("no_such_module:f", "no_such_module"), ("math:no_such", "no_such")],

@@ -14,7 +14,7 @@ from torch import Tensor
 import hsd
 from hsd.verifiers import find_verifier
 from hsd.verify import _solve
-from tests.hsd.random_trees import random_probs
+from tests.hsd.random_trees import drawn, random_probs, uniforms
 from tests.reference import scalar
 
 VOCABULARY = 7
@@ -30,7 +30,7 @@ def stack(
     columns = torch.randperm(VOCABULARY, generator=generator)[:width] if support else torch.arange(VOCABULARY)
     q = torch.stack([random_probs(nodes, width, generator, keep) for _ in range(count)])
     rows = torch.where(torch.tensor(sampled), torch.randperm(nodes, generator=generator), -1)
-    token = columns[hsd.draw(q.gather(1, rows.clamp(min=0)[:, :, None].expand(-1, -1, width)), generator)]
+    token = columns[drawn(q.gather(1, rows.clamp(min=0)[:, :, None].expand(-1, -1, width)), generator)]
     other = torch.randint(VOCABULARY, (count, nodes), generator=generator)
     ups = torch.tensor(parents)
     batch = hsd.TreeBatch(
@@ -96,8 +96,8 @@ def sibling_levels(sizes: tuple[int, ...], below, coin) -> tuple[list[int], list
 
 def rowwise(batch: hsd.TreeBatch, target: Tensor, verifier: str, tolerance: float) -> None:
     """stop, residuals and E[accepted] of the batch equal those of every row alone."""
-    problem, distribution = _solve(batch, target, verifier)
-    expected = (distribution.stop * problem.topo.depth).sum(1)
+    inputs, distribution = _solve(batch, target, verifier)
+    expected = (distribution.stop * inputs.topo.depth).sum(1)
     count, nodes = batch.tokens.shape
     every = [distribution.residual(torch.full((count,), node)) for node in range(nodes)]
     for row in range(count):
@@ -129,18 +129,22 @@ def test_a_batch_is_its_rows(seed, kind, count, support, keep, dtype) -> None:
             rowwise(batch, target.to(dtype), verifier, 1e-12 if dtype == torch.float64 else 1e-5)
 
 
+def numbers_of(rows: int, seed: int) -> Tensor:
+    """The numbers of one decision per row."""
+    return uniforms(rows, hsd.DRAWS, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
 @pytest.mark.parametrize("kind", ["hybrid", "topk", "multi", "siblings", "any"])
 def test_decisions_of_a_batch_are_valid(kind: str, verifier: str) -> None:
     """Paths lead from the root to the drawn node, tokens are possible, E[accepted] is the rows'."""
     batch, target = stack(*shapes(kind, 6, 1), 1, support=True)
-    decision = hsd.decide(batch, target, verifier, torch.Generator().manual_seed(0), check=True)
+    decision = hsd.decide(batch, target, verifier, numbers_of(6, 0), check=True)
     for row in range(6):
         alone = hsd.stopping_law(batch.row(row), target[row], verifier)
-        length, node = int(decision.length[row]), int(decision.node[row])
-        path = decision.path[row].tolist()
+        length, path = int(decision.accepted[row]), decision.path[row].tolist()
+        node = path[length]
         assert path[0] == 0
-        assert path[length] == node
         assert set(path[length + 1 :]) <= {-1}
         assert [int(batch.parents[row, v]) for v in path[1 : length + 1]] == path[:length]
         assert alone.stop[node] > 0
@@ -177,27 +181,25 @@ def test_rows_with_different_numbers_of_siblings_equal_the_scalar_reference(veri
                     assert torch.allclose(mine, wanted, rtol=0, atol=1e-12)
 
 
-def test_one_call_draws_all_nodes_and_one_all_tokens() -> None:
-    """What a seed gives: uniform numbers of all rows for the nodes, then of all rows for the tokens."""
+def test_a_row_takes_its_first_number_for_the_node_and_its_second_for_the_token() -> None:
     batch, target = stack(*shapes("hybrid", 4, 2), 2, support=False)
-    decision = hsd.decide(batch, target, "hsd", torch.Generator().manual_seed(5))
-    generator = torch.Generator().manual_seed(5)
+    numbers = numbers_of(4, 5)
+    decision = hsd.decide(batch, target, "hsd", numbers)
     alone = [hsd.stopping_law(batch.row(row), target[row]) for row in range(4)]
-    nodes = hsd.draw(torch.stack([law.stop for law in alone]), generator)
-    tokens = hsd.draw(torch.stack([law.residual(node) for law, node in zip(alone, nodes)]), generator)
-    assert torch.equal(decision.node, nodes)
+    nodes = hsd.draw(torch.stack([law.stop for law in alone]), numbers[:, 0])
+    tokens = hsd.draw(torch.stack([law.residual(node) for law, node in zip(alone, nodes)]), numbers[:, 1])
+    assert torch.equal(decision.path.gather(1, decision.accepted[:, None])[:, 0], nodes)
     assert torch.equal(decision.token, tokens)
 
 
 def test_a_verifier_object_is_as_good_as_its_name() -> None:
     batch, target = stack(*shapes("hybrid", 3, 3), 3, support=True)
     named, given_ = (
-        hsd.decide(batch, target, verifier, torch.Generator().manual_seed(0))
-        for verifier in ("token", find_verifier("token"))
+        hsd.decide(batch, target, verifier, numbers_of(3, 0)) for verifier in ("token", find_verifier("token"))
     )
     assert all(torch.equal(*pair) for pair in zip(named, given_))
     with pytest.raises(ValueError, match="'block' takes a single path"):
-        hsd.decide(batch, target, find_verifier("block"))
+        hsd.decide(batch, target, find_verifier("block"), numbers_of(3, 0))
 
 
 def test_rows_and_ancestors() -> None:
@@ -233,4 +235,4 @@ def _with(values: Tensor, place: tuple[int, int], value: float) -> Tensor:
 def test_bad_batches_are_named(message: str) -> None:
     batch, target = stack(*shapes("hybrid", 3, 4), 4, support=False)
     with pytest.raises(ValueError, match=re.escape(message)):
-        hsd.decide(*WRONG[message](batch, target), check=True)
+        hsd.decide(*WRONG[message](batch, target), "hsd", numbers_of(3, 0), check=True)

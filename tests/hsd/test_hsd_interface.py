@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import hsd
-from tests.hsd.random_trees import random_probs, random_tree
+from tests.hsd.random_trees import drawn, random_probs, random_tree, uniforms
 from tests.reference import scalar
 
 
@@ -50,11 +50,12 @@ def test_verify_and_decide_agree(verifier: str) -> None:
         tree, target = random_tree(seed, nodes=10)
         path, token = hsd.verify(tree, target, verifier, torch.Generator().manual_seed(seed))
         batch = hsd.TreeBatch.of_one(tree)
-        decision = hsd.decide(batch, target[None], verifier, torch.Generator().manual_seed(seed))
+        numbers = uniforms(1, hsd.DRAWS, generator=torch.Generator().manual_seed(seed))
+        decision = hsd.decide(batch, target[None], verifier, numbers)
         decision = hsd.Decision(*(field[0] for field in decision))
         assert path[0] == 0
-        assert path[-1] == decision.node
-        assert len(path) == decision.length + 1
+        assert path[-1] == decision.path[decision.accepted]
+        assert len(path) == decision.accepted + 1
         assert decision.path.tolist()[: len(path)] == path.tolist()
         assert (decision.path[len(path) :] == -1).all()
         assert tree.parents[path[1:]].tolist() == path[:-1].tolist()
@@ -73,9 +74,9 @@ def test_draws_follow_the_law() -> None:
     law = hsd.stopping_law(tree, target)
     joint = torch.stack([law.stop[v] * law.residual(v) for v in range(6)]).flatten()
     generator, counts, n = torch.Generator().manual_seed(1), torch.zeros(24, dtype=torch.float64), 20_000
-    nodes = hsd.draw(law.stop.expand(n, -1), generator)
+    nodes = drawn(law.stop.expand(n, -1), generator)
     rows = torch.stack([law.residual(v) for v in range(6)])
-    tokens = hsd.draw(rows[nodes], generator)
+    tokens = drawn(rows[nodes], generator)
     counts.scatter_add_(0, nodes * 4 + tokens, torch.ones(n, dtype=torch.float64))
     possible = joint > 0
     assert (counts[~possible] == 0).all()
@@ -99,15 +100,16 @@ def test_the_scalar_loop_samples_the_same_law() -> None:
 
 def test_draw_shapes_and_zeros() -> None:
     probs = torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
-    tokens = hsd.draw(probs.expand(500, 2, 3), torch.Generator().manual_seed(0))
+    tokens = drawn(probs.expand(500, 2, 3), torch.Generator().manual_seed(0))
     assert tokens.shape == (500, 2)
     assert tokens.dtype == torch.int64
     assert (tokens[:, 0] == 1).all()
     assert set(tokens[:, 1].tolist()) == {0, 2}
-    assert hsd.draw(torch.tensor([0.0, 0.0, 3.0])) == 2
+    for number in (0.0, 0.5, 1 - 2**-53):
+        assert hsd.draw(torch.tensor([0.0, 0.0, 3.0]), torch.tensor(number, dtype=torch.float64)) == 2
     tail = torch.full((1000,), 1e-9, dtype=torch.float64)
     tail[0] = 1.0
-    assert (hsd.draw(tail.expand(2000, -1), torch.Generator().manual_seed(0)) == 0).float().mean() > 0.99
+    assert (drawn(tail.expand(2000, -1), torch.Generator().manual_seed(0)) == 0).float().mean() > 0.99
 
 
 WRONG = {
@@ -186,7 +188,7 @@ def multi_tree() -> tuple[hsd.DraftTree, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     q = random_probs(7, 6, generator)
     rows = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
-    tokens = torch.cat((tensor(0), hsd.draw(q[rows[1:]], generator)))
+    tokens = torch.cat((tensor(0), drawn(q[rows[1:]], generator)))
     parents = tensor(-1, 0, 0, 0, 1, 2, 3, 4, 5, 6)
     return hsd.DraftTree(tokens, parents, rows, q, layout=hsd.Layout.siblings((3, 3, 3))), random_probs(
         10, 6, generator
@@ -241,10 +243,10 @@ def test_decide_never_waits_for_the_device(kind: str, verifier: str) -> None:
         fake = [mode.from_tensor(field) for field in real]
         support = None if tree.support is None else mode.from_tensor(tree.support)
         proposals = fake[4] if tree.proposals is not None else None
-        decision = hsd.decide(hsd.TreeBatch(*fake[:4], proposals, support, tree.layout), fake[-1], verifier)
+        numbers = torch.rand(3, hsd.DRAWS, dtype=torch.float64)
+        decision = hsd.decide(hsd.TreeBatch(*fake[:4], proposals, support, tree.layout), fake[-1], verifier, numbers)
     assert decision.path.shape == (3, tree.layout.depth + 1)
-    assert decision.node.shape == decision.token.shape == decision.length.shape == decision.expected_accepted.shape
-    assert decision.node.shape == (3,)
+    assert decision.token.shape == decision.accepted.shape == decision.expected_accepted.shape == (3,)
 
 
 def test_the_check_above_would_notice() -> None:
@@ -254,7 +256,7 @@ def test_the_check_above_would_notice() -> None:
         *fake, probs = [mode.from_tensor(field) for field in real]
         batch = hsd.TreeBatch(*fake, None, tree.layout)
         with pytest.raises(DataDependentOutputException):
-            hsd.decide(batch, probs, check=True)
+            hsd.decide(batch, probs, "hsd", torch.rand(1, hsd.DRAWS, dtype=torch.float64), check=True)
 
 
 def test_repeats_of_a_topk_sibling_are_padding() -> None:
@@ -270,6 +272,28 @@ def test_repeats_of_a_topk_sibling_are_padding() -> None:
         stop = hsd.stopping_law(padded, more, verifier).stop
         assert torch.allclose(stop[:6], hsd.stopping_law(tree, target, verifier).stop, atol=1e-14)
         assert (stop[6:] == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "multi", "top-k"])
+@pytest.mark.parametrize("verifier", ["hsd", "token", "greedy"])
+def test_padding_is_never_accepted_and_takes_nothing(kind: str, verifier: str) -> None:
+    """Whatever its token is, and on whatever node it hangs."""
+    tree, target = BUILT[kind]()
+    law = hsd.stopping_law(tree, target, verifier)
+    nodes = len(tree)
+    for token in range(6):
+        padded = hsd.DraftTree(
+            torch.cat((tree.tokens, tensor(token, token))),
+            torch.cat((tree.parents, tensor(0, nodes - 1))),
+            torch.cat((tree.proposal_rows, tensor(-2, -2))),
+            tree.proposals,
+            layout=hsd.Layout((*tree.layout.rounds, ()), tree.layout.sampled_first),
+        )
+        found = hsd.stopping_law(padded, torch.cat((target, target[:2])), verifier)
+        assert torch.allclose(found.stop[:nodes], law.stop, atol=1e-14) and (found.stop[nodes:] == 0).all()
+        for node in range(nodes):
+            mine, theirs = (law.stop[node] * one.residual(node) for one in (found, law))
+            assert torch.allclose(mine, theirs, atol=1e-14)
 
 
 def test_inputs_are_not_changed() -> None:

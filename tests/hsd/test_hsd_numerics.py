@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hsd
-from tests.hsd.random_trees import random_tree, residuals
+from tests.hsd.random_trees import drawn, random_tree, residuals
 
 TREE_VERIFIERS = ("hsd", "token")
 PATH_VERIFIERS = ("hsd", "token", "block")
@@ -124,7 +124,7 @@ def test_a_real_vocabulary(dtype, temperature) -> None:
     noise = torch.randn(int(sampled.sum()), 32_000, generator=generator)
     q = (logits[small.parents[sampled]][:, support] + noise).softmax(-1)
     tokens = torch.randint(vocabulary, (nodes,), generator=generator)
-    tokens[sampled] = support[hsd.draw(q, generator)]
+    tokens[sampled] = support[drawn(q, generator)]
     rows = torch.where(sampled, sampled.cumsum(0) - 1, -1)
     tree = hsd.DraftTree(tokens, small.parents, rows, q, support)
     for verifier in TREE_VERIFIERS:
@@ -138,8 +138,30 @@ def test_draft_equal_to_the_target_accepts_everything() -> None:
     for dtype in (torch.float32, torch.float64):
         tree, target = random_tree(4, 12, 1000, sampled=1.0, chain=True)
         p = target.to(dtype)
+        tokens = drawn(p[:-1], torch.Generator().manual_seed(0))
         same = hsd.DraftTree(
-            torch.cat((torch.zeros(1, dtype=torch.int64), hsd.draw(p[:-1]))), tree.parents, torch.arange(12) - 1, p[:-1]
+            torch.cat((torch.zeros(1, dtype=torch.int64), tokens)), tree.parents, torch.arange(12) - 1, p[:-1]
         )
         for verifier in PATH_VERIFIERS:
             assert hsd.stopping_law(same, p, verifier).stop[-1].item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("verifier", ["hsd", "token", "block"])
+@pytest.mark.parametrize("support", [0, 20])
+def test_somebody_s_settings_for_products_change_nothing(verifier, support):
+    """Training scripts run under autocast and with fast float32 products; probabilities are summed, not multiplied."""
+    tree, target = random_tree(3, nodes=14, vocabulary=40, support=support, chain=verifier == "block")
+    assert tree.proposals is not None
+    tree = replace(tree, proposals=tree.proposals.float())
+    law = hsd.stopping_law(tree, target.float(), verifier)
+    expected = [law.stop, law.expected_accepted, *(law.residual(node) for node in range(len(tree)))]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            law = hsd.stopping_law(tree, target.float(), verifier)
+            found = [law.stop, law.expected_accepted, *(law.residual(node) for node in range(len(tree)))]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)

@@ -3,7 +3,7 @@
 A file is JSONL in one of three forms (one conversation per line, other keys are ignored):
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
     {"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}           ShareGPT
-    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.data.regenerate: the
+    {"ids": [...], "spans": [[a, b], ...], "vocab_size": V}           as sampled by eagle.train.regenerate: the
                                                                       assistant's tokens are those at a <= i < b
 
 The target's own chat template renders them. Where it marks the assistant's text with {% generation %}, that mask is
@@ -13,6 +13,8 @@ The order of training is a function of (seed, epoch) alone, so a run that is sto
 """
 
 import hashlib
+import json
+import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,7 +24,8 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from eagle.files import parse_json
+from eagle import jsonl
+from eagle.chat_template import check_keywords, check_text, fixed, render
 
 ROLES = {
     "human": "user",
@@ -71,18 +74,8 @@ def read_records(path: str | Path) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"training data {str(path)!r}: no such file")
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{path}, line {number}"
-            if line.strip():
-                try:
-                    record = parse_json(line)
-                except ValueError as error:  # UnicodeDecodeError is one
-                    raise ValueError(f"{place}: not JSON in UTF-8 ({error})") from error
-                if not isinstance(record, dict):
-                    found = type(record).__name__
-                    raise ValueError(f"{place}: expected a JSON object, one conversation per line; found {found}")
-                yield place, record
+    with path.open("rb") as content:
+        yield from jsonl.objects(content, str(path), "a conversation")
 
 
 def to_messages(record: dict) -> list[dict[str, str]]:
@@ -103,6 +96,8 @@ def to_messages(record: dict) -> list[dict[str, str]]:
             )
     if not any(ROLES[role] == "assistant" for role, _ in turns):
         raise ValueError("no assistant turn to learn from")
+    for number, (role, text) in enumerate(turns):
+        check_text(text, f"turn {number} ({role})")
     return [{"role": ROLES[role], "content": text} for role, text in turns]
 
 
@@ -110,12 +105,35 @@ def read_messages(paths: list[str]) -> list[list[dict[str, str]]]:
     """The messages of every conversation of the files; ValueError naming the line that has none."""
     found = []
     for path in paths:
+        begins = Begins(path)
         for place, record in read_records(path):
             try:
-                found.append(to_messages(record))
+                messages = to_messages(record)
             except ValueError as error:
                 raise ValueError(f"{place}: {error}") from error
+            if not begins.with_an_answer(messages):
+                found.append(messages)
+        begins.report()
     return found
+
+
+class Begins:
+    """Conversations of a file that begin with the assistant, of which ShareGPT has many: nobody asked for it."""
+
+    def __init__(self, path: str) -> None:
+        """None found yet."""
+        self.path, self.skipped = path, 0
+
+    def with_an_answer(self, messages: list[dict[str, str]]) -> bool:
+        """Whether this is one; it is counted."""
+        first = next(message["role"] for message in messages if message["role"] != "system")
+        self.skipped += first == "assistant"
+        return first == "assistant"
+
+    def report(self) -> None:
+        """Say how many there were."""
+        if self.skipped:
+            print(f"{self.path}: {self.skipped} conversations begin with the assistant, left out", file=sys.stderr)
 
 
 def is_index(value, stop: int) -> bool:
@@ -150,38 +168,42 @@ def shorten(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def from_ids(record: dict, vocab_size: int) -> Example:
-    """The example of a record with ids. Raises ValueError where ids or spans are not usable."""
+def from_ids(record: dict, vocab_size: int, keywords: dict) -> Example:
+    """The example of a record with ids. Raises ValueError where ids or spans are not usable, or where they were sampled
+    with other keywords of the chat template.
+    """
     check_ids(record, vocab_size)
+    sampled = record.get("chat_template_kwargs", {})
+    if sampled != keywords:
+        raise ValueError(
+            f"ids were sampled with chat template keywords {sampled}, not {keywords}: a head trained on them expects "
+            f"prompts of that form; pass --chat-template-kwargs {json.dumps(sampled)!r}, or regenerate the answers"
+        )
     ids = record["ids"]
     return Example(ids, [any(a <= i < b for a, b in record["spans"]) for i in range(len(ids))])
 
 
-def encode_messages(tokenizer, messages: list[dict[str, str]]) -> Example:
+def encode_messages(tokenizer, messages: list[dict[str, str]], keywords: dict | None = None) -> Example:
     """Render with the tokenizer's chat template and mark the assistant's tokens, their end token included.
 
     Raises ValueError where there is no template, or one in which the answers cannot be found.
     """
-    if tokenizer.chat_template is None:
-        raise ValueError("the target's tokenizer has no chat template; set tokenizer.chat_template and save it")
+    render(tokenizer, messages, fixed(keywords), prompt=False)
     if "{% generation %}" in tokenizer.chat_template or "{%- generation %}" in tokenizer.chat_template:
         encoded = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **fixed(keywords)
         )
         return Example(list(encoded["input_ids"]), [bool(bit) for bit in encoded["assistant_masks"]])
-    return encode_by_prefixes(tokenizer, messages)
+    return encode_by_prefixes(tokenizer, messages, fixed(keywords))
 
 
-def encode_by_prefixes(tokenizer, messages: list[dict[str, str]]) -> Example:
+def encode_by_prefixes(tokenizer, messages: list[dict[str, str]], keywords: dict) -> Example:
     """Each assistant turn is what its rendering adds to the rendered prompt before it."""
-
-    def render(turns, prompt: bool) -> str:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-
-    spans, text = [], render(messages, False)
+    spans, text = [], render(tokenizer, messages, keywords, prompt=False)
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = render(messages[:i], True), render(messages[: i + 1], False)
+            before = render(tokenizer, messages[:i], keywords)
+            after = render(tokenizer, messages[: i + 1], keywords, prompt=False)
             if not (text.startswith(before) and text.startswith(after.rstrip())):
                 raise ValueError(
                     "the chat template rewrites earlier turns, so the assistant's text cannot be found by prefixes; "
@@ -193,21 +215,30 @@ def encode_by_prefixes(tokenizer, messages: list[dict[str, str]]) -> Example:
     return Example(list(encoded["input_ids"]), answer)
 
 
-def load_examples(tokenizer, paths: list[str], max_length: int) -> list[Example]:
-    """Every conversation of the files, cut at `max_length` tokens; those with nothing left to draft are dropped."""
+def load_examples(tokenizer, paths: list[str], max_length: int, keywords: dict | None = None) -> list[Example]:
+    """Every conversation of the files, cut at `max_length` tokens; those with nothing left to draft are dropped.
+
+    keywords    for the chat template; ids that were sampled with others are refused
+    """
     examples = []
+    keywords = keywords or {}
+    check_keywords(tokenizer, keywords)
     for path in paths:
+        begins = Begins(path)
         for place, record in read_records(path):
             try:
                 if "ids" in record:
-                    ids, answer = from_ids(record, len(tokenizer))
+                    ids, answer = from_ids(record, len(tokenizer), keywords)
+                elif begins.with_an_answer(messages := to_messages(record)):
+                    continue
                 else:
-                    ids, answer = encode_messages(tokenizer, to_messages(record))
+                    ids, answer = encode_messages(tokenizer, messages, keywords)
             except (ValueError, TemplateError) as error:  # templates refuse, for example, two user turns in a row
                 raise ValueError(f"{place}: {error}") from error
             example = Example(array("i", ids[:max_length]), bytes(answer[:max_length]))
             if example.drafted():
                 examples.append(example)
+        begins.report()
     if not examples:
         raise ValueError(f"training data {paths}: no conversation has an answer to draft within {max_length} tokens")
     return examples

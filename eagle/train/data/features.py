@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from eagle.modules.target import layer_inputs, states_to_keep
+from eagle.nn.target import layer_inputs, states_to_keep
 from eagle.train.data.conversations import Batch
 from eagle.train.objective.loss import TargetProbs, Totals, restricted_probs, target_probs
 

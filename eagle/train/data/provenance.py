@@ -3,23 +3,16 @@
 OUT.jsonl.settings.json     written before the first answer; `complete` is set at the end
 """
 
-import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
+from eagle import jsonl
 from eagle.checkpoints.fingerprint import fingerprint
-from eagle.files import naming, parse_json, write_json, write_whole
+from eagle.digests import sha256_of_file
+from eagle.files import parse_json, write_json
 
 TEXT_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a whole file. Raises ValueError naming a file that cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{str(path)!r}: cannot be read ({error.strerror})") from error
 
 
 def target_digests(target: str) -> dict[str, str]:
@@ -30,7 +23,7 @@ def target_digests(target: str) -> dict[str, str]:
     directory = Path(target)
     if not directory.is_dir():
         return {"hub": target}
-    texts = {name: file_digest(directory / name) for name in TEXT_FILES if (directory / name).is_file()}
+    texts = {name: sha256_of_file(directory / name) for name in TEXT_FILES if (directory / name).is_file()}
     return {"weights": fingerprint(directory), **texts}
 
 
@@ -91,23 +84,16 @@ class Journal:
     def __init__(self, path: str | Path) -> None:
         """Read what is there; a last line cut short is dropped."""
         self.path = Path(path)
-        self.values: dict[int, object] = {}
+        self.values: dict[int, Any] = {}
         if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                write_whole(self.path, whole)
-            for number, line in enumerate(whole.splitlines(), 1):
-                try:
-                    row = parse_json(line)
-                    self.values[row["number"]] = row["value"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(f"{self.path}, line {number}: cannot be read; remove the line") from error
+            jsonl.recover(self.path)
+            for number, row in jsonl.lines(self.path):
+                if not isinstance(row, dict) or not row.keys() >= {"number", "value"}:
+                    raise ValueError(f"{self.path}, line {number}: no number and value in it; remove the line")
+                self.values[row["number"]] = row["value"]
 
     def append(self, number: int, value: object) -> None:
         """Write one item. Raises OSError naming the file where it cannot be written."""
         self.values[number] = value
-        with naming(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"number": number, "value": value}, ensure_ascii=False) + "\n")
+        with jsonl.open_locked(self.path) as file:
+            jsonl.append(file, {"number": number, "value": value}, self.path)

@@ -9,21 +9,21 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from eagle.chat_template import fixed, render
+from eagle.digests import seed_of
 from eagle.train.data.provenance import Journal
-from eagle.train.data.sampler import Request, Sampler, seed_of
+from eagle.train.data.sampler import Request, Sampler
 
 TEMPERATURE, TOP_P = 1.0, 0.95
 MARK = "CONTENT-OF-THE-TURN"
 
 
-def user_turn(tokenizer) -> tuple[list[int], set[int]]:
+def user_turn(tokenizer, keywords: dict | None = None) -> tuple[list[int], set[int]]:
     """Ids of the chat template's rendering up to a user's text, and the special tokens that follow such a text.
 
     Raises ValueError where the template does not render the text of a user turn as it is.
     """
-    if tokenizer.chat_template is None:
-        raise ValueError("the target's tokenizer has no chat template, which --self-prompts needs")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": MARK}], tokenize=False)
+    text = render(tokenizer, [{"role": "user", "content": MARK}], fixed(keywords), prompt=False)
     before, found, after = text.partition(MARK)
     if not found:
         raise ValueError("the chat template changes a user's text, so the start of a user turn cannot be found")
@@ -35,10 +35,10 @@ def user_turn(tokenizer) -> tuple[list[int], set[int]]:
 class PromptWriter:
     """Samples prompts; number i has random numbers of its own."""
 
-    def __init__(self, sampler: Sampler, tokenizer, longest: int, seed: int) -> None:
+    def __init__(self, sampler: Sampler, tokenizer, longest: int, seed: int, keywords: dict | None = None) -> None:
         """Prompts of more than `longest` tokens are unfinished. Raises ValueError where no token ends a user turn."""
         self.sampler, self.tokenizer, self.longest, self.seed = sampler, tokenizer, longest, seed
-        self.prefix, ends = user_turn(tokenizer)
+        self.prefix, ends = user_turn(tokenizer, keywords)
         self.ends = sampler.ends | ends
         self.tokens = 0
 

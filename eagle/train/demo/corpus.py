@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from eagle import command
-from eagle.files import write_text
+from eagle.files import write_whole
 
 HOLD_OUT_EVERY = 20
 CALCULATOR_MARK = re.compile(r"<<[^>]*>>")
@@ -130,7 +130,7 @@ def write_sources(data_dir: str | Path, out_dir: str | Path) -> None:
     """Write gsm8k.jsonl, flan_cot.jsonl and held_out.jsonl."""
     for name, conversations in demo_sources(data_dir).items():
         lines = [json.dumps({"messages": item}, ensure_ascii=False) + "\n" for item in conversations]
-        write_text(Path(out_dir, f"{name}.jsonl"), "".join(lines))
+        write_whole(Path(out_dir, f"{name}.jsonl"), "".join(lines))
         print(f"{name}.jsonl: {len(lines)} conversations")
 
 
@@ -139,8 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command.parser("eagle.train.demo.corpus", __doc__)
     parser.add_argument("data_dir", metavar="DATA_DIR")
     parser.add_argument("out_dir", metavar="OUT_DIR")
-    args = parser.parse_args(argv)
-    return command.run(lambda: write_sources(args.data_dir, args.out_dir))
+    return command.start(parser, lambda args: write_sources(args.data_dir, args.out_dir), argv)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 import torch
 
 from eagle import command
+from eagle.chat_template import add_flag
 from eagle.checkpoints.load import load_head
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import load_examples
@@ -23,7 +24,9 @@ def compare(args) -> list[dict]:
     """One row per head and temperature. Raises ValueError for a target, head or file that cannot be used."""
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     target, tokenizer = load_pretrained(args.target, dtype, args.device_map)
-    examples = load_examples(tokenizer, args.data, target.config.max_position_embeddings - args.tokens)
+    examples = load_examples(
+        tokenizer, args.data, target.config.max_position_embeddings - args.tokens, args.chat_template_kwargs
+    )
     rows = []
     for path in args.heads:
         head = load_head(path, target.config, dtype=dtype)
@@ -58,17 +61,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target")
     parser.add_argument("heads", nargs="+", metavar="HEAD")
     parser.add_argument("--data", nargs="+", required=True, help="JSONL files that were not trained on")
-    parser.add_argument("--temperatures", nargs="+", type=float, default=[0.0, 1.0])
-    parser.add_argument("--prompts", type=int, default=40)
-    parser.add_argument("--tokens", type=int, default=64, help="per answer")
+    parser.add_argument("--temperatures", nargs="+", type=command.TEMPERATURE, default=[0.0, 1.0])
+    parser.add_argument("--prompts", type=command.COUNT, default=40)
+    parser.add_argument("--tokens", type=command.COUNT, default=64, help="per answer")
     parser.add_argument("--tree", default="hybrid", help="at temperature 0 hybrid trees are top-k trees")
     parser.add_argument("--verifier", default="hsd")
-    parser.add_argument("--nodes", type=int, default=60)
-    parser.add_argument("--depth", type=int, default=7)
+    parser.add_argument("--nodes", type=command.NODES, default=60)
+    parser.add_argument("--depth", type=command.COUNT, default=7)
     parser.add_argument("--device-map")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    return command.run(lambda: print_table(args))
+    add_flag(parser)
+    parser.add_argument("--seed", type=command.SEED, default=0)
+    return command.start(parser, print_table, argv)
 
 
 def print_table(args) -> None:

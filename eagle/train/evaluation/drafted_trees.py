@@ -7,9 +7,9 @@ on the same prompts and the same random numbers.
 
 import torch
 
-from eagle.model.eagle_model import EagleModel
-from eagle.model.outputs import GenerateOutput
-from eagle.modules.head import Eagle3Head
+from eagle.api.eagle_model import EagleModel
+from eagle.api.outputs import GenerateOutput
+from eagle.nn.head import Eagle3Head
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example
 

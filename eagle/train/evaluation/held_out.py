@@ -14,13 +14,15 @@ from typing import NamedTuple
 import torch
 
 from eagle import command
+from eagle.chat_template import add_flag
 from eagle.checkpoints.load import load_head
-from eagle.files import write_json
+from eagle.digests import sha256_of_file
+from eagle.files import check_writable, write_json
+from eagle.nn.precision import DTYPES
 from eagle.train.data.conversations import collate, load_examples
 from eagle.train.data.feature_cache import batches_of
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.data.provenance import file_digest
-from eagle.train.evaluation.acceptance import acceptance_sums, report_of, standard_errors
+from eagle.train.evaluation.agreement import acceptance_sums, report_of, standard_errors
 from eagle.train.setup import load_pretrained
 
 
@@ -39,15 +41,12 @@ class HeldOut(NamedTuple):
 
 def held_out(args: argparse.Namespace) -> list[HeldOut]:
     """One result per file of `args.data`. Raises ValueError for a target, head or file that cannot be used."""
-    for name in ("steps", "batch_tokens", "max_length"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)}; expected at least 1")
-    digests = [file_digest(path) for path in args.data]
-    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
+    digests = [sha256_of_file(path) for path in args.data]
+    dtype = DTYPES[args.dtype]
     target, tokenizer = load_pretrained(args.target, dtype)
     target = target.to("cuda" if torch.cuda.is_available() else "cpu")
     head = load_head(args.head, target.config, dtype=dtype)
-    head.bind_embeddings(target.get_input_embeddings())
+    head.bind(target)
     head = head.to(target.device).eval()
     source, longest = (
         OnlineFeatures(target, head.config.taps),
@@ -55,7 +54,7 @@ def held_out(args: argparse.Namespace) -> list[HeldOut]:
     )
     found = []
     for path, digest in zip(args.data, digests, strict=True):
-        examples = load_examples(tokenizer, [path], longest)
+        examples = load_examples(tokenizer, [path], longest, args.chat_template_kwargs)
         plan = batches_of(examples, list(range(len(examples))), args.batch_tokens)
         batches = (collate([examples[i] for i in rows]).to(target.device) for rows in plan)
         sums = acceptance_sums(head, source, batches, args.steps)
@@ -80,6 +79,8 @@ def table(results: list[HeldOut]) -> str:
 
 def report(args: argparse.Namespace) -> None:
     """Print the table and write the JSON file, if one is named."""
+    if args.json:
+        check_writable(args.json)
     results = held_out(args)
     print(table(results))
     if args.json:
@@ -97,13 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     add("target", metavar="TARGET", help="directory or hub id of the target model")
     add("head", metavar="HEAD", help="directory or hub id of the head")
     add("--data", nargs="+", required=True, metavar="F", help="JSONL lists that were not trained on")
-    add("--steps", type=int, default=7, help="draft steps")
-    add("--max-length", type=int, default=2048, help="longer conversations are cut")
-    add("--batch-tokens", type=int, default=2048, help="padded tokens of one forward")
-    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of target and head")
+    add("--steps", type=command.COUNT, default=7, help="draft steps")
+    add("--max-length", type=command.COUNT, default=2048, help="longer conversations are cut")
+    add("--batch-tokens", type=command.COUNT, default=2048, help="padded tokens of one forward")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of target and head")
+    add_flag(parser)
     add("--json", metavar="OUT", help="write the numbers there as well")
-    args = parser.parse_args(argv)
-    return command.run(lambda: report(args))
+    return command.start(parser, report, argv)
 
 
 if __name__ == "__main__":

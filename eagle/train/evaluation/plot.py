@@ -51,8 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     """Draw the curves of the run that `argv` names and return the exit status."""
     parser = command.parser("eagle.train.evaluation.plot", __doc__)
     parser.add_argument("output", metavar="OUTPUT_DIR")
-    args = parser.parse_args(argv)
-    return command.run(lambda: print(plot(args.output)))
+    return command.start(parser, lambda args: print(plot(args.output)), argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eagle.modules.head import Eagle3Head
+from eagle.nn.head import Eagle3Head
 from eagle.train.data.conversations import Batch
 from eagle.train.objective.loss import TargetProbs, draft_loss
 from eagle.train.objective.product import product

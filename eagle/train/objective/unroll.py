@@ -7,6 +7,9 @@ state h^{s-1}_t with the next token x_{t+1+s}, at position t + s; step s predict
     h^s_t = head( h^{s-1}_t,   x_{t+1+s} | keys of step 0 at positions <= t, and of steps 1..s at origin t )
     q^s_t = softmax( logits(h^s_t) )                      compared with p( . | x_{<= t+1+s} )
 
+Of a head with several layers each keeps its own keys; a layer with a sliding window sees, of these, the positions above
+its query's own (t + s) minus the window.
+
 So at step s the causal part stays where it was, and every origin sees its own drafted keys and nobody else's. Four
 origins, query at step 2 (rows: origin t; columns: keys of step 0 | of step 1 | of step 2):
 
@@ -27,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from eagle.modules.head import Attend, Eagle3Head
+from eagle.nn.head import Attend, Eagle3Head, HeadConfig
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -35,46 +38,68 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(len(x), device=x.device)[:, None], index]
 
 
-def attend_from_origins(q: Tensor, keys: list[Tensor], values: list[Tensor], origins: Tensor) -> Tensor:
+def attend_from_origins(
+    q: Tensor, keys: list[Tensor], values: list[Tensor], origins: Tensor, window: int | None = None
+) -> Tensor:
     """q [B, H, m, E] of the newest step -> [B, H, m, E].
 
     keys[0], values[0] [B, G, n, E] are those of step 0, seen up to each origin; keys[j], values[j] [B, G, m, E] of
-    step j, seen by their own origin only.
+    step j, seen by their own origin only. With a `window`, positions up to the query's own minus the window are unseen.
     """
     batch, heads, m, size = q.shape
-    groups, n = keys[0].shape[1:3]
+    (groups, n), step = keys[0].shape[1:3], len(keys) - 1
     q = q.view(batch, groups, heads // groups, m, size) * size**-0.5
     shared = q @ keys[0].unsqueeze(2).transpose(-1, -2)
-    hidden = torch.arange(n, device=q.device) > origins[:, :, None]
+    hidden = _unseen(torch.arange(n, device=q.device), origins[:, :, None], step, window)
     shared = shared.masked_fill(hidden[:, None, None], float("-inf"))
-    own = torch.stack([(q * key.unsqueeze(2)).sum(-1) for key in keys[1:]], dim=-1)
-    weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values[0].dtype)
+    seen = [j for j in range(1, step + 1) if window is None or step - j < window]
+    own = [(q * keys[j].unsqueeze(2)).sum(-1) for j in seen]
+    weights = torch.cat([shared, torch.stack(own, dim=-1)], dim=-1)
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(values[0].dtype)
     out = weights[..., :n] @ values[0].unsqueeze(2)
-    for j, value in enumerate(values[1:]):
-        out = out + weights[..., n + j, None] * value.unsqueeze(2)
+    for place, j in enumerate(seen):
+        out = out + weights[..., n + place, None] * values[j].unsqueeze(2)
     return out.reshape(batch, heads, m, size)
 
 
-class UnrolledAttention:
-    """The keys and values of one unrolled pass, and the `attend` of each of its steps."""
+def _unseen(positions: Tensor, origins: Tensor, step: int, window: int | None) -> Tensor:
+    """Bool: the `positions` of step 0 that queries of `origins` at `step` do not see."""
+    later = positions > origins
+    return later if window is None else later | (positions <= origins + step - window)
 
-    def __init__(self, origins: Tensor, opaque: bool = False):
+
+class UnrolledAttention:
+    """The keys and values of one unrolled pass, by layer and step, and the `attend` of each of its steps."""
+
+    def __init__(self, origins: Tensor, config: HeadConfig, opaque: bool = False):
         """`opaque`: torch.compile does not look into `attend`, whose lists are others in every batch."""
-        self.origins = origins
-        self.opaque = opaque
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.origins, self.config, self.opaque = origins, config, opaque
+        self.keys: list[list[Tensor]] = [[] for _ in range(config.num_hidden_layers)]
+        self.values: list[list[Tensor]] = [[] for _ in range(config.num_hidden_layers)]
 
     def at(self, step: int) -> Attend:
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if step == len(self.keys):  # not when gradient checkpointing replays the step
-                self.keys.append(k)
-                self.values.append(v)
+        def attend(q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+            keys, values, window = self.keys[layer], self.values[layer], self.config.window_of(layer)
+            if step == len(keys):  # not when gradient checkpointing replays the step
+                keys.append(k)
+                values.append(v)
             if step == 0:
-                return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-            return attend_from_origins(q, [*self.keys[:step], k], [*self.values[:step], v], self.origins)
+                return attend_causally(q, k, v, window)
+            return attend_from_origins(q, [*keys[:step], k], [*values[:step], v], self.origins, window)
 
         return torch.compiler.disable(attend, recursive=False) if self.opaque else attend
+
+
+def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """q [B, H, n, E], k and v [B, G, n, E] -> [B, H, n, E]: every position sees itself and those before it, at most
+    `window` of them.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if window is None:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    at = torch.arange(q.shape[2], device=q.device)
+    seen = ~_unseen(at, at[:, None], 0, window)
+    return scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
 
 
 def unroll(
@@ -88,12 +113,12 @@ def unroll(
 ) -> Iterator[Tensor]:
     """Hidden states h^s at the origins, [B, m, D], for s = 0 .. steps - 1.
 
-    features [B, n, 3F] and tokens Int64[B, n] padded on the right; origins Int64[B, m]. Tokens past the end read as 0:
+    features [B, n, A F] and tokens Int64[B, n] padded on the right; origins Int64[B, m]. Tokens past the end read as 0:
     what is predicted after them must be masked by the caller. `compiled` is the head's forward, compiled.
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     padded = pad(tokens, (0, steps + 1))
-    attention, run = UnrolledAttention(origins, compiled is not None), compiled or head
+    attention, run = UnrolledAttention(origins, head.config, compiled is not None), compiled or head
     hidden = run(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
     hidden = gather_rows(hidden, origins)
     yield hidden

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from eagle.api.eagle_model import EagleModel
 from eagle.checkpoints.load import load_head, save_head
-from eagle.model.eagle_model import EagleModel
 from tests.eagle.tiny import tiny_head, tiny_target
 
 ODD = st.sampled_from(
@@ -24,9 +24,16 @@ ODD = st.sampled_from(
         {"rope_type": "dynamic", "factor": 2.0},
         {"eagle_aux_hidden_state_layer_ids": [1, 2]},
         ["Eagle3LlamaForCausalLM"],
+        ["Qwen3Eagle3Model"],
+        ["Eagle3Qwen3ForCausalLM"],
+        ["sliding_attention"],
+        ["full_attention"],
+        [1, 3, 4],
     ]
 )
 EXTRA_KEYS = ["attention_bias", "eagle_config", "eagle_aux_hidden_state_layer_ids", "fc_norm", "norm_output"]
+EXTRA_KEYS += ["sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "num_target_layers"]
+EXTRA_KEYS += ["target_layer_ids", "mlp_bias", "qkv_bias", "num_aux_hidden_states", "num_hidden_layers"]
 EXTRA_KEYS += ["norm_before_residual", "rope_parameters", "target_hidden_size", "transformer_layer_config", "surprise"]
 FILLS = {
     "zero": lambda t: torch.zeros_like(t),
@@ -94,7 +101,9 @@ def load(place, config, dtype):
         return None, str(error)
 
 
-@pytest.mark.filterwarnings("ignore:config.json states rope_theta", "ignore:.*not finite")
+@pytest.mark.filterwarnings(
+    "ignore:config.json states rope_theta", "ignore:.*not finite", "ignore:tensor d2t", "ignore:the head"
+)
 def test_a_mutated_head_is_exact_or_refused(good, tmp_path_factory):
     target, folder, prompt, plain = good
     counts = {"loaded": 0, "refused": 0}

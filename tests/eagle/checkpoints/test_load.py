@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import eagle
+from eagle.api.loading import LoadOptions, load_lm
+from eagle.checkpoints.checks import check_embeddings
 from eagle.checkpoints.load import load_head, save_head
 from eagle.files import read_json
-from eagle.model.loading import LoadOptions, load_lm
-from eagle.modules.head import Eagle3Head, HeadConfig
+from eagle.nn.head import Eagle3Head, HeadConfig
 
 LAYERS, VOCABULARY, DRAFT, WIDTH = 8, 40, 24, 32
 TARGET = LlamaConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, num_hidden_layers=LAYERS, num_attention_heads=4)
@@ -65,6 +67,13 @@ def edit(directory, tensors=None, config=None):
         {"norm_before_fc": True, "norm_before_residual": True},
         {"own_embeddings": True},
         {"head_dim": 16},
+        {"taps": (1, 2, 3, 5, 7)},
+        {"qk_norm": True},
+        {"qkv_bias": True},
+        {"qkv_bias": True, "o_bias": True, "mlp_bias": True},
+        {"num_hidden_layers": 3, "sliding_windows": (None, 5, None)},
+        {"num_hidden_layers": 2, "embeds_in_every_layer": True, "sliding_windows": (5, 5)},
+        {"own_lm_head": False, "draft_vocab_size": VOCABULARY},
         {"rope_parameters": {"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0}},
         {"hidden_size": 16, "own_embeddings": True, "head_dim": 4},
     ],
@@ -301,13 +310,87 @@ def test_equal_vocabularies_tolerate_an_identity_map_only(tmp_path):
         load_head(tmp_path, TARGET)
 
 
+# --- traps that other loaders fell into -----------------------------------------------------------------------------
+
+
+def test_a_d2t_of_target_ids_is_recognised_by_t2d(saved):
+    """llama.cpp's convention; converted, it becomes offsets."""
+    expected = load_head(saved, TARGET)
+    edit(saved, tensors={"d2t": expected.support()})
+    with pytest.warns(UserWarning, match="d2t holds target ids"):
+        found = load_head(saved, TARGET)
+    assert torch.equal(found.support(), expected.support())
+    assert torch.equal(found.d2t, expected.d2t)
+
+
+def test_a_shorter_context_than_the_target_s_is_said_and_goes_on(tmp_path):
+    save_head(random_head(), tmp_path, LAYERS)
+    longer = LlamaConfig(**{**TARGET.to_dict(), "max_position_embeddings": 8192})
+    with pytest.warns(UserWarning, match="max_position_embeddings 2048, the target's 8192; its rotary positions go on"):
+        head = load_head(tmp_path, longer)
+    cos, _ = head.rotary(head.fc.weight, torch.tensor([[2047, 2048, 8000]]))
+    angles = torch.tensor([2047.0, 2048.0, 8000.0])[:, None] * head.rotary.inv_freq
+    torch.testing.assert_close(cos[0, :, :4], angles.cos())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_flag_counts_only_without_an_lm_head(tmp_path, tied):
+    head = random_head(draft_vocab_size=VOCABULARY, own_embeddings=True)
+    save_head(head, tmp_path, LAYERS)
+    edit(tmp_path, config={"tie_word_embeddings": tied})
+    assert torch.equal(load_head(tmp_path, TARGET).lm_head.weight, head.lm_head.weight)
+    edit(tmp_path, tensors={"lm_head.weight": None})
+    loaded = load_head(tmp_path, TARGET)
+    assert loaded.config.own_lm_head == tied
+    if tied:
+        assert torch.equal(loaded.lm_head.weight, head.embed_tokens.weight)
+
+
+def test_a_head_without_an_lm_head_of_another_width_is_refused(tmp_path):
+    save_head(
+        random_head(hidden_size=16, own_embeddings=True, head_dim=4, draft_vocab_size=VOCABULARY), tmp_path, LAYERS
+    )
+    edit(tmp_path, tensors={"lm_head.weight": None}, config={"tie_word_embeddings": False})
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight is missing: the head is 16 wide .* output layer, which reads 32"
+    ):
+        load_head(tmp_path, TARGET)
+
+
+def test_names_that_begin_with_model(saved):
+    tensors = load_file(saved / "model.safetensors")
+    expected = load_head(saved, TARGET).state_dict()
+    renamed = {f"model.{name}" if name != "lm_head.weight" else name: tensor for name, tensor in tensors.items()}
+    save_file(renamed, saved / "model.safetensors")
+    found = load_head(saved, TARGET).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("cosine", "warns"), [(1.0, False), (0.9, False), (0.0, True)])
+def test_embeddings_of_another_model_are_noticed(cosine, warns):
+    torch.manual_seed(0)
+    target, noise = torch.randn(2, 300, 64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_embeddings(cosine * target + (1 - cosine**2) ** 0.5 * noise, target)
+    assert [bool("another model" in str(warning.message)) for warning in caught] == [True] * warns
+    check_embeddings(target[:, :32], target)  # another width: nothing to be said
+
+
 # --- what a bad checkpoint says ------------------------------------------------------------------------------------
 
 Q = "midlayer.self_attn.q_proj.weight"
 BAD_TENSORS = {
     "missing": ({"norm.weight": None}, ["norm.weight", "missing"]),
     "missing map": ({"t2d": None}, ["t2d", "missing"]),
-    "unexpected": ({"midlayer.self_attn.q_norm.weight": torch.ones(8)}, ["q_norm", "unexpected"]),
+    "unexpected": ({"midlayer.self_attn.v_norm.weight": torch.ones(8)}, ["v_norm", "unexpected"]),
+    "half of the norms": ({"midlayer.self_attn.q_norm.weight": torch.ones(8)}, ["k_norm", "missing"]),
+    "a missing d2t": ({"d2t": None, "t2d": None}, ["d2t is missing", "24 of the target's 40", "first ids"]),
+    "an unfilled d2t": ({"d2t": torch.zeros(DRAFT, dtype=torch.int64)}, ["d2t is all zeros", "24 of 40"]),
+    "first ids": (
+        {"d2t": torch.zeros(DRAFT, dtype=torch.int64), "t2d": torch.arange(VOCABULARY) < DRAFT},
+        ["d2t is all zeros", "first ids"],
+    ),
     "shape": ({Q: torch.zeros(31, 2 * WIDTH)}, [Q, "32, 64", "31, 64"]),
     "no dimensions": ({Q: torch.zeros(())}, [Q, "32, 64", "[]"]),
     "transposed": ({"fc.weight": torch.zeros(3 * WIDTH, WIDTH)}, ["fc.weight", "32, 96", "96, 32"]),
@@ -315,21 +398,34 @@ BAD_TENSORS = {
     "not finite": ({"norm.weight": torch.full((WIDTH,), float("nan"))}, ["norm.weight", "NaN"]),
     "t2d sum": ({"t2d": torch.ones(VOCABULARY, dtype=torch.bool)}, ["t2d", "40", "24"]),
     "ids for offsets": ({"d2t": torch.arange(DRAFT) * 2 + 1}, ["d2t", "outside", "offsets"]),
-    "disagreeing": ({"d2t": torch.zeros(DRAFT, dtype=torch.int64)}, ["d2t", "t2d", "disagree"]),
+    "disagreeing": ({"d2t": torch.ones(DRAFT, dtype=torch.int64)}, ["d2t", "t2d", "disagree"]),
     "float map": ({"d2t": torch.zeros(DRAFT)}, ["d2t", "integers"]),
 }
 BAD_CONFIGS = {
     "taps": ({"eagle_aux_hidden_state_layer_ids": [2, 4, 8]}, ["eagle_aux_hidden_state_layer_ids", "8", "0..7"]),
     "negative taps": ({"eagle_aux_hidden_state_layer_ids": [-1, 4, 7]}, ["eagle_aux_hidden_state_layer_ids", "-1"]),
-    "two taps": ({"eagle_aux_hidden_state_layer_ids": [2, 4]}, ["eagle_aux_hidden_state_layer_ids", "three"]),
+    "two taps": ({"eagle_aux_hidden_state_layer_ids": [2, 4]}, ["fc.weight", "[32, 64]", "[32, 96]"]),
     "vocabulary": ({"vocab_size": 41}, ["vocab_size", "41", "40"]),
     "hidden size": ({"target_hidden_size": 64}, ["hidden size", "64", "32"]),
     "flag": ({"norm_everything": True}, ["norm_everything", "norm_before_fc"]),
     "nested flag": ({"eagle_config": {"norm_everything": True}}, ["eagle_config", "norm_everything"]),
     "both norms": ({"fc_norm": True, "norm_before_fc": True}, ["fc_norm", "norm_before_fc"]),
-    "bias": ({"attention_bias": True}, ["attention_bias"]),
+    "bias": ({"attention_bias": True}, ["missing", "midlayer.self_attn.q_proj.bias"]),
+    "mlp bias": ({"mlp_bias": True}, ["missing", "midlayer.mlp.gate_proj.bias"]),
     "activation": ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
-    "layers": ({"num_hidden_layers": 2}, ["num_hidden_layers", "2"]),
+    "layers": ({"num_hidden_layers": 2}, ["num_hidden_layers is 2", "weights hold 1"]),
+    "a window for nobody": ({"sliding_window": 4}, ["sliding_window is 4", "layer_types"]),
+    "a window without layers": (
+        {"sliding_window": 4, "use_sliding_window": True},
+        ["use_sliding_window", "layer_types"],
+    ),
+    "layer types": ({"layer_types": ["linear_attention"]}, ["layer_types", "linear_attention", "full_attention"]),
+    "too many layer types": ({"layer_types": ["full_attention"] * 2}, ["layer_types", "1 layers"]),
+    "no window": ({"layer_types": ["sliding_attention"]}, ["sliding_window is None", "positive integer"]),
+    "no map": ({"draft_vocab_size": VOCABULARY}, ["lm_head.weight", "24 rows", "40"]),
+    "gemma 4": ({"architectures": ["Gemma4Eagle3Model"]}, ["Gemma4Eagle3Model", "five norms"]),
+    "other layers": ({"num_target_layers": 9}, ["num_target_layers is 9", "target has 8", "another target"]),
+    "deepspec's taps": ({"architectures": ["Qwen3Eagle3Model"]}, ["target_layer_ids is missing"]),
     "rope": ({"rope_scaling": {"type": "mrope"}}, ["rope type", "mrope", "linear"]),
     "no size": ({"hidden_size": None}, ["hidden_size"]),
     "number as text": ({"draft_vocab_size": "24"}, ["draft_vocab_size", "'24'", "positive integer"]),
@@ -341,7 +437,7 @@ BAD_CONFIGS = {
     "taps as text": ({"eagle_aux_hidden_state_layer_ids": "2,4,5"}, ["layer_ids is '2,4,5'", "list"]),
     "eagle_config": ({"eagle_config": [1]}, ["eagle_config", "[1]", "object"]),
     "half a rope": ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["rope_parameters", "low_freq_factor"]),
-    "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 5e5}}}, ["rope_parameters", "full_att"]),
+    "rope by layer": ({"rope_parameters": {"sliding_attention": {"rope_theta": 5e5}}}, ["rope_parameters", "full_att"]),
     "part of the rotary": ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5", "1.0"]),
     "rope text": ({"rope_scaling": "linear"}, ["rope_scaling", "'linear'", "object"]),
     "theta": ({"rope_theta": "1e4"}, ["rope_theta", "'1e4'", "positive finite number"]),

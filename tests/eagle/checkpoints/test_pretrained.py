@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from eagle import EagleModel
 from eagle.train.setup import load_pretrained
-from eval.trees import draw
+from eval.measure import tree_picture
 from tests.eagle.tiny import VOCAB, tiny_target
 
 
@@ -96,7 +96,7 @@ def test_a_template_that_refuses_a_message_is_no_fault_of_the_files(good, tmp_pa
     (place / "chat_template.jinja").write_text("{{ raise_exception('two turns, please') }}")
     assert EagleModel.from_pretrained(str(place)).tokenizer.chat_template
     capsys.readouterr()  # the progress bar of that call
-    assert draw.main(["--base-model-path", str(place), "--output", str(tmp_path / "a.png")]) == 2
+    assert tree_picture.main(["--base-model-path", str(place), "--output", str(tmp_path / "a.png")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "error: the target's chat template cannot render the messages: two turns, please"
 

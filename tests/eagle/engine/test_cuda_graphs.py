@@ -1,216 +1,110 @@
-"""Recorded steps against steps that run as they are: on a tape that stands in for CUDA graphs, on any machine."""
+"""What surrounds CUDA's own calls, with stand-ins for them: a capture that fails leaves everything as it was."""
+
+import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from eagle.drafters import CausalLMDrafter
-from eagle.engine.capturable import why_not
-from eagle.engine.cuda_graphs import GraphRunner
-from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.step import Decoder
-from eagle.model.eagle_model import EagleModel
-from eagle.modules import kv_cache
-from eagle.modules import tree_attention as attention
-from eagle.trees import TreeSettings, hybrid
-from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
-from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
+from eagle.engine.graphs import CudaGraphs, GraphRunner
+from eagle.engine.session import Clock
+from eagle.nn import memory
 
-TREES = ["none", "topk", "chain", "multi", "rsd", "hybrid"]
-PROMPTS = torch.tensor([[7, 3, 22, 41, 5], [9, 1, 0, 0, 0]])
-MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+DEVICE = torch.device("cuda", 1)
 
 
-@pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    """Small buckets; finished rows stay in the batch; hybrid trees have equal levels."""
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
-    monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
-    monkeypatch.setattr(Decoder, "drop_finished", lambda _decoder, _state: None)
+class FakeCapture:
+    """torch.cuda.graph: enters its stream, and leaves it only where the capture ends well."""
+
+    def __init__(self, graph, pool, stream, capture_error_mode):
+        self.pool, self.stream = pool, stream
+
+    def __enter__(self):
+        CUDA.began_in_inference_mode = torch.is_inference_mode_enabled()
+        self.outer, CUDA.stream = CUDA.stream, self.stream
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            raise RuntimeError("capture_end: operation failed due to a previous error during capture")
+        CUDA.stream = self.outer
 
 
-def with_head(**changes) -> EagleModel:
-    target = tiny_target(max_position_embeddings=256)
-    return EagleModel.from_head(target, tiny_head(target, **changes))
+CUDA = SimpleNamespace()
 
 
-def with_lm() -> EagleModel:
-    return EagleModel(tiny_target(), CausalLMDrafter(tiny_target(seed=3, num_hidden_layers=4), VOCAB))
+@pytest.fixture
+def cuda(monkeypatch):
+    """The current stream, and whether a capture began in inference mode."""
+    vars(CUDA).update(stream="outer", began_in_inference_mode=None, devices=[])
+    stand_ins = {
+        "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+        "graph_pool_handle": object,
+        "current_stream": lambda device=None: CUDA.stream,
+        "set_stream": lambda stream: setattr(CUDA, "stream", stream),
+        "device": lambda device: contextlib.nullcontext(),
+        "CUDAGraph": lambda: SimpleNamespace(replay=lambda: None),
+        "graph": FakeCapture,
+        "synchronize": CUDA.devices.append,
+    }
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return CUDA
 
 
-def taped(engine: EagleModel) -> EagleModel:
-    engine.captured = GraphRunner(Tape())
-    return engine
+def test_a_failed_capture_leaves_its_stream_and_says_why(cuda):
+    def waits():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        CudaGraphs(DEVICE).record(waits)
+    assert cuda.stream == "outer"
 
 
-def tokens(engine: EagleModel, count: int = 40, seed: int = 3, **settings) -> list[list[int]]:
-    settings = {"nodes": 12, "depth": 4, **settings}
-    generator = torch.Generator().manual_seed(seed)
-    rows = engine.generate(
-        PROMPTS, count, attention_mask=MASK, generator=generator, return_dict_in_generate=True, **settings
-    ).rows
-    return [*(row.new_tokens for row in rows), torch.rand(3, generator=generator).tolist()]
+def test_a_capture_begins_outside_inference_mode_and_works_inside(cuda):
+    """What it leaves in torch's own generator is then no inference tensor, at which a user's own graphs would raise."""
+    seen = []
+    with torch.inference_mode():
+        found = CudaGraphs(DEVICE).record(lambda: seen.append(torch.is_inference_mode_enabled()) or 5)
+    assert found.outputs == 5 and seen == [True]
+    assert cuda.began_in_inference_mode is False and cuda.stream == "outer"
 
 
-def replays(engine: EagleModel) -> int:
-    return engine.captured.backend.log.count("replay")
+def test_what_was_recorded_before_a_failure_is_freed(cuda):
+    def fails():
+        if cuda.stream != "outer" and len(done) > 3:
+            raise RuntimeError("no")
+        done.append(cuda.stream)
+
+    done: list = []
+    runner = GraphRunner(CudaGraphs(DEVICE))
+    runner.backend.warm_up = lambda function: function()
+    for phase in ("draft", "score"):
+        runner.begin("key", {})
+        runner.run(phase, fails)
+        runner.run(phase, fails)
+    pool = runner.backend.pool
+    runner.run("verify", fails)
+    with pytest.warns(UserWarning, match="decoding goes on without graphs: verify cannot be recorded: no"):
+        runner.run("verify", fails)
+    assert runner.recorded == 0 and runner.backend.pool is not pool
 
 
-@pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_replayed_steps_give_the_tokens_and_leave_the_generator_of_eager_ones(tree, temperature):
-    settings = {"tree": tree, "temperature": temperature}
-    engine = taped(with_head())
-    assert tokens(engine, **settings) == tokens(with_head(), **settings)
-    assert engine.eager_because is None and replays(engine) > 16
+def test_a_clock_waits_for_its_own_device(cuda):
+    clock = Clock(synchronize=DEVICE)
+    clock.start()
+    clock.lap("draft")
+    clock.lap("draft")
+    assert cuda.devices == [DEVICE] * 3 and clock.seconds["draft"] > 0
 
 
-@pytest.mark.parametrize("tree", ["topk", "chain", "multi", "rsd", "hybrid"])
-def test_with_an_ordinary_draft_model(tree):
-    engine = taped(with_lm())
-    assert tokens(engine, tree=tree) == tokens(with_lm(), tree=tree)
-    assert replays(engine) > 16
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"verifier": "token"},
-        {"verifier": "published", "tree": "chain"},
-        {"verifier": "block", "tree": "chain"},
-        {"top_p": 0.9},
-        {"top_k": 20},
-        {"min_p": 0.05},
-        {"draft_temperature": 0.5},
-        {"width": 2},
-    ],
-    ids=str,
-)
-def test_other_verifiers_and_settings(settings):
-    engine = taped(with_head(draft_vocab=40))
-    assert tokens(engine, **settings) == tokens(with_head(draft_vocab=40), **settings)
-    assert replays(engine) > 16
-
-
-def test_attention_in_two_parts():
-    engine = taped(with_head())
-    engine.target.model.set_attn_implementation(attention.NAME)
-    assert tokens(engine) == tokens(with_head())
-    assert replays(engine) > 16
-
-
-def test_recordings_serve_the_next_generation_and_other_plans_beside_it():
-    engine, plain = taped(with_head()), with_head()
-    tokens(engine, seed=0)
-    tokens(engine, seed=0, tree="none")
-    recorded, log = engine.captured.recorded, engine.captured.backend.log
-    before = log.count("record")
-    assert tokens(engine, seed=0) == tokens(plain, seed=0)
-    assert tokens(engine, seed=0, tree="none") == tokens(plain, seed=0, tree="none")
-    assert log.count("record") - before <= 4 * 2  # windows that only one step had seen
-    assert engine.captured.recorded >= recorded > 2 and "reset" not in log
-
-
-def test_a_longer_request_drops_what_was_recorded():
-    engine, plain = taped(with_head()), with_head()
-    tokens(engine, 30)
-    assert engine.captured.recorded
-    assert tokens(engine, 120) == tokens(plain, 120)
-    assert engine.captured.backend.log.count("reset") == 1
-
-
-def test_recordings_are_limited_and_the_oldest_go_first():
-    engine = with_head()
-    engine.captured = GraphRunner(Tape(), most=2)
-    assert tokens(engine, 80) == tokens(with_head(), 80)
-    assert len(engine.captured._steps) == 2
-
-
-def test_every_window_is_warmed_up_then_recorded_then_replayed():
-    engine = taped(with_head())
-    tokens(engine, tree="hybrid")
-    log = engine.captured.backend.log
-    assert log[:4] == ["warm"] * 4 and log[4:12] == ["record", "replay"] * 4 and log[12:16] == ["replay"] * 4
-
-
-REASONS = {
-    "graphs=False": ({"graphs": False}, {}),
-    "repetition_penalty=1.2 looks at": ({"repetition_penalty": 1.2}, {}),
-    "a logits_processor looks at": ({"logits_processor": [lambda prefixes, scores: scores]}, {}),
-    "asks the host how long": ({}, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
-}
-
-
-@pytest.mark.parametrize("reason", REASONS)
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_why(reason):
-    settings, changes = REASONS[reason]
-    target = tiny_target(**changes)
-    engine = taped(EagleModel.from_head(target, tiny_head(target)))
-    tokens(engine, 10, **settings)
-    assert reason in engine.eager_because and not engine.captured.backend.log
-
-
-def test_mixtures_of_experts_need_experts_that_do_not_ask_the_host():
-    target = tiny_target("mixtral", experts_implementation="eager")
-    engine = taped(EagleModel.from_head(target, tiny_head(target)))
-    tokens(engine, 10)
-    assert "experts run one after the other" in engine.eager_because
-
-
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
-def test_other_families_are_recorded(family):
-    pairs = [tiny_target(family) for _ in range(2)]
-    engine, plain = (EagleModel.from_head(target, tiny_head(target)) for target in pairs)
-    assert tokens(taped(engine)) == tokens(plain)
-    assert engine.eager_because is None and replays(engine) > 16
-
-
-def test_models_on_several_devices_are_not_recorded():
-    engine = taped(with_head())
-    engine.target.layer_devices = (torch.device("cpu"), torch.device("meta"))
-    plan = Plan.resolve("topk", "hsd", TreeSettings(), SamplingTransform(SamplingParams()))
-    assert why_not(engine.target, engine.drafter, plan) == "the models are spread over cpu, meta"
-
-
-def test_without_a_gpu_the_reason_is_told_and_asking_for_graphs_warns():
-    engine = with_head()
-    tokens(engine, 5)
-    assert "need a CUDA device" in engine.eager_because
-    with pytest.warns(UserWarning, match="graphs=True: .* the model is on cpu"):
-        tokens(engine, 5, graphs=True)
-
-
-def test_a_phase_that_waits_is_found_when_recorded_and_decoding_goes_on(monkeypatch):
-    engine = taped(with_head())
-    forward = engine.target.score
-
-    def waiting(*args):
-        scores = forward(*args)
-        scores.logits.sum().item()
-        return scores
-
-    monkeypatch.setattr(engine.target, "score", waiting)
-    with pytest.warns(UserWarning, match="goes on without graphs: score cannot be recorded: item inside a step"):
-        found = tokens(engine)
-    assert found == tokens(with_head())
-    assert "score cannot be recorded" in engine.eager_because
-    before = len(engine.captured.backend.log)
-    assert tokens(engine) == found and len(engine.captured.backend.log) == before
-
-
-def test_the_tape_notices_waits():
-    x = torch.arange(6.0)
-    waits = [
-        lambda: x.tolist(),
-        lambda: x.sum().item(),
-        lambda: x[x > 2],
-        lambda: bool(x[0]),
-        lambda: x.nonzero(),
-        lambda: torch.tensor([1]),
-        lambda: x.cpu(),
-        lambda: int(x[0]),
-        lambda: torch.equal(x, x),
-    ]
-    for wait in waits:
-        with pytest.raises(HostWait), NoWaits(), Operators():
-            wait()
+def test_memory_in_the_pools_of_graphs_is_not_free(monkeypatch):
+    segment = lambda device, pool, total, used: {
+        "device": device,
+        "segment_pool_id": pool,
+        "total_size": total,
+        "allocated_size": used,
+    }
+    segments = [segment(1, (0, 0), 100, 30), segment(1, (0, 7), 1000, 0), segment(0, (0, 0), 500, 0)]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: segments)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 10))
+    assert memory.free_bytes(DEVICE) == 5 + 70

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from eagle.drafters import CausalLMDrafter, Eagle3Drafter
+from eagle.engine import step
+from eagle.engine.distributions import Sampling, SamplingParams
 from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
-from eagle.engine.sequence import DecodingState, StepState
-from eagle.engine.step import Decoder
-from eagle.modules.target import CachedLM
+from eagle.engine.records import GeneratedRow
+from eagle.engine.session import Session, _Row
+from eagle.engine.stopping import Stopping
+from eagle.nn.target import CachedLM
 from eagle.trees import TreeSettings
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -31,13 +33,20 @@ def lm_pair(target) -> tuple[CachedLM, CausalLMDrafter]:
     return CachedLM(target.to(META)), CausalLMDrafter(tiny_target(num_hidden_layers=4).to(META), VOCAB)
 
 
-def after_the_prompt(target, drafter, plan) -> DecodingState:
-    target.reserve(BATCH, plan.nodes, 50, DEPTH + 1)
-    if builder := plan.builder:
-        drafter.reserve(BATCH, builder.slots(plan.settings), 50, DEPTH + 1)
-    zeros = torch.zeros(BATCH, LENGTH + 1, dtype=torch.int64, device=META)
-    scores = target.prefill(zeros[:, 1:], zeros[:, 0])
-    return DecodingState(StepState(zeros, zeros[:, 0], scores.aux), [])
+def after_the_prompt(target, drafter, plan, params) -> Session:
+    """A session with rows whose prompts are read; which token follows is not known on this device."""
+    session = Session(target, drafter, plan)
+    for place in range(BATCH):
+        row = _Row(GeneratedRow([0] * LENGTH, [0]), Sampling(params), Stopping(), torch.Generator(), 0.0)
+        session._reserve(place + 1, 50)
+        scores = session.target.read_prompt(place, row.record.prompt)
+        if plan.builder is not None:
+            session.drafter.read_prompt(place, row.record.prompt, 0, scores.aux_states)
+        if scores.aux_states is not None:
+            session._aux_of(scores.aux_states)
+        session._rows.append(row)
+        session._arrange()
+    return session
 
 
 @torch.inference_mode()
@@ -46,17 +55,17 @@ def after_the_prompt(target, drafter, plan) -> DecodingState:
 @pytest.mark.parametrize(("temperature", "verifier"), [(0.0, "greedy"), (1.0, "hsd"), (1.0, "token")])
 def test_a_step_looks_at_no_value_and_brings_nothing_from_the_host(pair, tree, temperature, verifier):
     target, drafter = pair(tiny_target())
-    law = SamplingTransform(SamplingParams(temperature, top_k=5, top_p=0.9, min_p=0.01))
-    plan = Plan.resolve(tree, verifier, TreeSettings(12, DEPTH), law)
-    decoder, state = Decoder(target, drafter, plan), after_the_prompt(target, drafter, plan)
+    params = SamplingParams(temperature, top_k=5, top_p=0.9, min_p=0.01)
+    plan = Plan.resolve(tree, "hsd" if verifier == "greedy" else verifier, TreeSettings(12, DEPTH), temperature)
+    session = after_the_prompt(target, drafter, plan, params)
     for _ in range(3):
-        drafted = decoder.draft(state, None)
-        scores = decoder.score(drafted.tree)
-        outcome = decoder.verify(state, drafted, scores, None)
-        packed = decoder.commit(state, scores, outcome)
-        assert packed.device == META and packed.shape == (BATCH, 4 + outcome.tokens.shape[1])
-        target.set_length_bound(LENGTH + 1)
-        drafter.set_length_bound(LENGTH + 2)
+        session.begin_step()
+        drafted, replaced = step.draft(session)
+        scores = step.score(session, drafted)
+        probs, kept = step.verify(session, drafted, scores.logits)
+        packed = step.commit(session, drafted, scores, probs, kept, replaced)
+        assert packed.device == META and packed.shape == (BATCH, 4 + kept.path.shape[1])
+        session._hold([LENGTH + 1] * BATCH)
 
 
 def test_the_device_notices():

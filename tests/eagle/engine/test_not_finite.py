@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import hsd
-from eagle.model.eagle_model import EagleModel
-from eagle.trees import DraftProbs, TreeSettings, find_tree
+from eagle.api.eagle_model import EagleModel
+from eagle.trees import Draft, TreeSettings, find_tree
 from tests.eagle.tiny import tiny_head, tiny_target
-from tests.eagle.toy import Table, TableDrafter, emitted_law, every_outcome, joint_law
+from tests.eagle.toy import ReplayedDraft, Table, TableDrafter, emitted_law, every_outcome, joint_law, softmax
 
 PROMPT = torch.tensor([[7, 3, 22, 41, 5]])
 BAD_ROWS = {"nan": torch.nan, "inf": torch.inf, "no finite entry": -torch.inf}
@@ -24,32 +24,52 @@ class BrokenAfter(TableDrafter):
 
     def grow(self, parents, tokens):
         logits = super().grow(parents, tokens)
-        for row, prefix in zip(logits[0], self.prefixes[-tokens.shape[1] :], strict=True):
+        for row, prefix in zip(logits[0], self.prefixes[0][-tokens.shape[1] :], strict=True):
             if 1 in prefix:
                 row[0 if self.value != -torch.inf else slice(None)] = self.value
         return logits
+
+
+class Given:
+    """A drafter whose next logits are given."""
+
+    support = None
+
+    def __init__(self, logits: torch.Tensor):
+        self.logits = logits
+
+    def grow(self, parents, tokens):
+        return self.logits
+
+
+def draft_of(logits: torch.Tensor) -> Draft:
+    """A draft whose frontier has these logits [B, n, Vd], behind a root with finite ones."""
+    root = torch.zeros(len(logits), dtype=torch.int64)
+    draft = Draft(Given(logits), root, torch.zeros_like(logits[:, 0]), softmax, torch.zeros(len(logits), 0))
+    draft.grow(None, None)
+    return draft
 
 
 @pytest.mark.parametrize("value", BAD_ROWS.values(), ids=BAD_ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_row_that_is_not_finite_becomes_uniform_and_is_reported(value, dtype):
     logits = torch.randn(2, 3, 5, dtype=dtype)
-    sound = DraftProbs(lambda x: x.softmax(-1))
-    assert torch.equal(sound(logits), logits.softmax(-1)) and not sound.replaced()
+    sound = draft_of(logits)
+    assert torch.equal(sound.q, logits.softmax(-1)) and not sound.replaced().any()
     broken = logits.clone()
     broken[1, 2, 3 if value != -torch.inf else slice(None)] = value
-    probs = DraftProbs(lambda x: x.softmax(-1))
-    found = probs(broken)
-    assert torch.allclose(found[1, 2], torch.full((5,), 0.2, dtype=dtype)) and probs.replaced()
+    draft = draft_of(broken)
+    found = draft.q
+    assert torch.allclose(found[1, 2], torch.full((5,), 0.2, dtype=dtype))
+    assert draft.replaced().tolist() == [False, True]
     assert torch.equal(found[0], logits[0].softmax(-1)) and torch.equal(found[1, :2], logits[1, :2].softmax(-1))
-    ranked = DraftProbs(None)
-    assert torch.allclose(ranked.log_probs(broken)[1, 2].exp(), torch.tensor(0.2)) and ranked.replaced()
+    ranked = draft_of(broken)
+    assert torch.allclose(ranked.log_q[1, 2].exp(), torch.tensor(0.2)) and ranked.replaced().any()
 
 
 def test_a_masked_token_is_no_fault():
-    logits = torch.tensor([[0.0, -torch.inf, 1.0]])
-    probs = DraftProbs(lambda x: x.softmax(-1))
-    assert probs(logits)[0, 1] == 0 and probs.log_probs(logits)[0, 1] == -torch.inf and not probs.replaced()
+    draft = draft_of(torch.tensor([[[0.0, -torch.inf, 1.0]]]))
+    assert draft.q[0, 0, 1] == 0 and draft.log_q[0, 0, 1] == -torch.inf and not draft.replaced().any()
 
 
 @pytest.mark.parametrize("value", BAD_ROWS.values(), ids=BAD_ROWS)
@@ -65,12 +85,12 @@ def test_a_masked_token_is_no_fault():
     ],
 )
 def test_a_drafter_that_breaks_after_one_token_is_lossless(name, settings, verifier, value):
-    target, drafter = Table(3, seed=1), BrokenAfter(Table(3, seed=2), value)
-    root, builder = torch.zeros(1, dtype=torch.int64), find_tree(name)
+    target, builder = Table(3, seed=1), find_tree(name)
 
-    def build(draw):
-        probs = DraftProbs(lambda logits: logits.softmax(-1))
-        return builder.build(drafter, root, drafter.root_logits(), settings, probs, draw).row(0)
+    def build(draws):
+        draft = ReplayedDraft(Table(3, seed=2), draws, builder.draws(settings))
+        draft.drafter = BrokenAfter(Table(3, seed=2), value)
+        return builder.build(draft, settings).row(0)
 
     outcomes = list(every_outcome(build))
     assert sum(weight for weight, _ in outcomes) == pytest.approx(1, abs=1e-12)

@@ -3,11 +3,10 @@
 import pytest
 
 from eagle.engine.plan import Plan
-from eagle.engine.sampling import SamplingParams, SamplingTransform
 from eagle.trees import TREES, TreeSettings, find_tree
 from hsd import VERIFIERS
 
-SAMPLED, GREEDY = SamplingTransform(SamplingParams(1.0)), SamplingTransform(SamplingParams(0.0))
+SAMPLED, GREEDY = 1.0, 0.0
 
 
 @pytest.mark.parametrize(
@@ -45,6 +44,6 @@ def test_one_node_is_plain_decoding(tree):
 
 
 def test_equal_plans_share_recorded_steps():
-    one, two = (Plan.resolve("hybrid", "hsd", TreeSettings(), SamplingTransform(SamplingParams(0.7))) for _ in range(2))
+    one, two = (Plan.resolve("hybrid", "hsd", TreeSettings(), temperature) for temperature in (0.7, 1.3))
     assert one == two and hash(one) == hash(two)
     assert one != Plan.resolve("hybrid", "token", TreeSettings(), SAMPLED)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import hsd
+from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
-from eagle.engine.step import Decoder
-from eagle.model.eagle_model import EagleModel
+from eagle.engine import step
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 PROMPT = torch.tensor([[7, 3, 22, 41, 5]])
@@ -37,22 +37,21 @@ CASES = [(with_head, tree, 0.8) for tree in TREES] + [
 
 @pytest.mark.parametrize(("make", "tree", "temperature"), CASES)
 def test_a_tree_per_step_and_the_same_tokens(monkeypatch, make, tree, temperature):
-    engine, verified, verify = make(), [], Decoder.verify
+    engine, verified, verify = make(), [], step.verify
 
-    def spy(decoder, state, drafted, scores, generator):
-        drafts, plan = drafted.tree.row(0), decoder.plan
-        probs = plan.target(scores.logits)[0]
-        verified.append((drafts, probs, hsd.stopping_law(drafts, probs, plan.verifier)))
-        return verify(decoder, state, drafted, scores, generator)
+    def spy(session, tree, logits):
+        probs, kept = verify(session, tree, logits)
+        verified.append((tree.row(0), probs[0], hsd.stopping_law(tree.row(0), probs[0], session.plan.verifier)))
+        return probs, kept
 
     plain = generated(engine, tree=tree, temperature=temperature)[0]
     assert not plain.trees
-    monkeypatch.setattr(Decoder, "verify", spy)
+    monkeypatch.setattr(step, "verify", spy)
     row = generated(engine, tree=tree, temperature=temperature, record_trees=True)[0]
     assert row.new_tokens == plain.new_tokens
     assert len(row.trees) == len(row.steps) == len(verified)
     emitted = [row.new_tokens[0]]
-    for record, step, (drafts, probs, law) in zip(row.trees, row.steps, verified, strict=True):
+    for record, made, (drafts, probs, law) in zip(row.trees, row.steps, verified, strict=True):
         assert record.tokens == drafts.tokens.tolist()
         assert record.tokens[0] == emitted[-1]
         assert record.stop == pytest.approx(law.stop.tolist(), abs=1e-6)
@@ -61,7 +60,7 @@ def test_a_tree_per_step_and_the_same_tokens(monkeypatch, make, tree, temperatur
             assert record.d[node] == _drawn_with(drafts, node)
         emitted += [record.tokens[node] for node in record.path[1:]] + [record.bonus]
         assert sum(stop * depth for stop, depth in zip(record.stop, _depths(record))) == pytest.approx(
-            step.expected_accepted, abs=1e-5
+            made.expected_accepted, abs=1e-5
         )
     assert emitted[: len(row.new_tokens)] == row.new_tokens
 

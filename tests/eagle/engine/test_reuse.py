@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
+from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
 from eagle.engine import step
-from eagle.model.eagle_model import EagleModel
-from eagle.modules import target as target_module
+from eagle.nn import target as target_module
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
 
@@ -55,8 +55,10 @@ def test_only_what_is_new_is_read(monkeypatch):
     first = answer(engine, history)
     monkeypatch.setattr(
         target_module.CachedLM,
-        "read_on",
-        lambda self, ids, original=target_module.CachedLM.read_on: read.append(ids.shape[1]) or original(self, ids),
+        "extend_in_chunks",
+        lambda self, ids, original=target_module.CachedLM.extend_in_chunks: (
+            read.append(ids.shape[1]) or original(self, ids)
+        ),
     )
     prompt = history + first.new_tokens + tokens(2, 6)
     second = answer(engine, prompt)
@@ -71,7 +73,7 @@ def test_a_long_rest_is_read_in_parts(monkeypatch):
     engine, fresh = with_head(), with_head()
     first = answer(engine, tokens(3, 20))
     prompt = tokens(3, 20) + first.new_tokens + tokens(4, 61)
-    monkeypatch.setattr(target_module, "READ_AT_ONCE", 16)
+    monkeypatch.setattr(target_module, "PREFILL_CHUNK", 16)
     row = answer(engine, prompt)
     assert row.reused_tokens > 18
     assert row.new_tokens == answer(fresh, prompt, False).new_tokens
@@ -89,7 +91,7 @@ def test_an_abandoned_and_an_interrupted_generation_leave_a_sound_cache(monkeypa
     assert again.reused_tokens > len(history)
     assert again.new_tokens == answer(fresh, prompt, False).new_tokens
 
-    commit, count = step.Decoder.commit, iter(range(100))
+    commit, count = step.commit, iter(range(100))
 
     def interrupted(*arguments, **keywords):
         result = commit(*arguments, **keywords)
@@ -97,7 +99,7 @@ def test_an_abandoned_and_an_interrupted_generation_leave_a_sound_cache(monkeypa
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(step.Decoder, "commit", interrupted)
+    monkeypatch.setattr(step, "commit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         for [row] in engine.stream(torch.tensor([prompt]), **settings):  # noqa: B007  the last one is looked at
             pass
@@ -110,11 +112,24 @@ def test_an_abandoned_and_an_interrupted_generation_leave_a_sound_cache(monkeypa
 def test_what_others_did_with_the_caches_is_not_reused():
     engine, history = with_head(), tokens(8, 15)
     answer(engine, history)
-    engine.generate(torch.tensor([history, history]), max_new_tokens=4, nodes=10, depth=3, reuse_cache=True)
-    assert answer(engine, history).reused_tokens == 0, "a batch"
-    with torch.inference_mode():
-        engine.target.reserve(1, 1, 30, 4)
-    assert answer(engine, history).reused_tokens == 0, "the cache was emptied"
-    engine.drafter.release()
-    assert answer(engine, history).reused_tokens == 0, "the drafter's cache was freed"
+    answer(engine, [(token + 1) % VOCAB for token in history], False)
+    assert answer(engine, history).reused_tokens == 0, "a generation without reuse came between"
+    assert answer(engine, history).reused_tokens == len(history) - 1
+    engine._idle[0].release()
+    assert answer(engine, history).reused_tokens == 0, "the caches were freed"
+    engine._idle.clear()
+    assert answer(engine, history).reused_tokens == 0, "another session took the caches"
     assert answer(engine, history, False).reused_tokens == 0
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_rows_of_a_batch_are_continued_in_any_order(order):
+    """A row takes the free cache row that holds most of its beginning; what that one overwrites is read again."""
+    engine, fresh, histories = with_head(), with_head(), [tokens(seed, 15) for seed in (8, 9, 10)]
+    settings = {"max_new_tokens": 6, "nodes": 10, "depth": 3, "temperature": 0.0, "return_dict_in_generate": True}
+    first = engine.generate(torch.tensor(histories), reuse_cache=True, **settings).rows
+    prompts = [row.ids + tokens(11, 4) for row in map(first.__getitem__, order)]
+    again = engine.generate(torch.tensor(prompts), reuse_cache=True, **settings).rows
+    assert max(row.reused_tokens for row in again) >= 15
+    expected = fresh.generate(torch.tensor(prompts), **settings).rows
+    assert [row.new_tokens for row in again] == [row.new_tokens for row in expected]

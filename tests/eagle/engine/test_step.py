@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import hsd
-from eagle.engine.step import Decoder
-from eagle.model.eagle_model import EagleModel
-from eagle.modules import memory
-from eagle.modules.kv_cache import CacheShape, KVBuffer
+from eagle.api.eagle_model import EagleModel
+from eagle.engine import step
+from eagle.nn import memory
+from eagle.nn.kv_cache import CacheShape, KVBuffer
 from eagle.trees import hybrid
 from tests.eagle.tiny import tiny_head, tiny_target
 
@@ -25,17 +25,18 @@ def model():
 
 
 def recorded(monkeypatch, engine, **settings):
-    """Generate and keep what every step verified: (tokens before, tree, stopping law)."""
-    steps, verify = [], Decoder.verify
+    """Generate and keep what every step verified: (tokens before, tree, p at its nodes, stopping law)."""
+    steps, verify = [], step.verify
 
-    def spy(decoder, state, drafted, scores, generator):
-        tree, row, plan = drafted.tree, state.rows[0], decoder.plan
-        law = hsd.stopping_law(tree.row(0), plan.target(scores.logits)[0], plan.verifier)
-        steps.append((row.prompt + row.new_tokens, tree, law))
-        return verify(decoder, state, drafted, scores, generator)
+    def spy(session, tree, logits):
+        probs, kept = verify(session, tree, logits)
+        steps.append(
+            (session.rows[0].ids, tree, probs[0], hsd.stopping_law(tree.row(0), probs[0], session.plan.verifier))
+        )
+        return probs, kept
 
-    monkeypatch.setattr(Decoder, "verify", spy)
-    engine.generate(PROMPT, 40, generator=torch.Generator().manual_seed(3), **settings)
+    monkeypatch.setattr(step, "verify", spy)
+    engine.generate(PROMPT, 40, generator=torch.Generator().manual_seed(4), **settings)
     return steps
 
 
@@ -58,8 +59,10 @@ def test_stopping_laws_are_those_of_a_simple_engine(monkeypatch, tree, verifier)
     engine = model()
     steps = recorded(monkeypatch, engine, tree=tree, verifier=verifier, temperature=1.0, nodes=12, depth=4)
     assert len(steps) > 5
-    for sequence, drafted, law in steps[::3]:
-        expected = hsd.stopping_law(drafted.row(0), simple_law(engine.target.model, sequence, drafted, 1.0), verifier)
+    for sequence, drafted, probs, law in steps[::3]:
+        simple = simple_law(engine.target.model, sequence, drafted, 1.0)
+        assert torch.allclose(probs, simple, atol=1e-5)
+        expected = hsd.stopping_law(drafted.row(0), simple, verifier)
         assert torch.allclose(law.stop, expected.stop, atol=1e-5)
         for node in (law.stop > 0.01).nonzero().flatten().tolist():  # residuals of rare stops divide by little
             assert torch.allclose(law.residual(node), expected.residual(node), atol=1e-3)
@@ -77,10 +80,10 @@ def test_tokens_at_temperature_0_are_those_of_a_simple_engine(tree):
 @pytest.mark.parametrize("tree", ["hybrid", "topk", "chain"])
 def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
     monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)  # as on a GPU
-    engine, seen, score = model(), set(), Decoder.score
+    engine, seen, score = model(), set(), step.score
 
-    def spy(decoder, drafted, generator=None):
-        stores = (*decoder.target.buffer.stores, *engine.drafter.buffer.stores, engine.drafter.outputs)
+    def spy(session, drafted):
+        stores = (*session.target.state(), *session.drafter.state())
         fields = (drafted.tokens, drafted.parents, drafted.depths, drafted.proposal_rows, drafted.proposals)
         seen.add(
             (
@@ -89,9 +92,9 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
                 tuple(None if field is None else field.shape for field in fields),
             )
         )
-        return score(decoder, drafted)
+        return score(session, drafted)
 
-    monkeypatch.setattr(Decoder, "score", spy)
+    monkeypatch.setattr(step, "score", spy)
     for seed in range(3):
         engine.generate(PROMPT, 40, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(seed))
     assert len(seen) == 1
@@ -100,18 +103,16 @@ def test_every_step_has_the_same_shapes_and_addresses(monkeypatch, tree):
 @pytest.mark.parametrize("tree", ["none", "hybrid", "topk", "chain", "multi", "rsd"])
 def test_what_outlives_a_step_stays_where_it_is(monkeypatch, tree):
     """Recorded or not, a step reads and writes the same tensors and, within a bucket, attends over the same window."""
-    engine, commit, seen = model(), Decoder.commit, set()
+    engine, commit, seen = model(), step.commit, set()
 
-    def spy(decoder, state, scores, outcome, generator):
-        target, packed = decoder.target, commit(decoder, state, scores, outcome)
-        tensors = [*target.state(), *state.step, *(engine.drafter.state() if tree != "none" else ())]
-        seen.add(
-            (target.window(), tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors))
-        )
-
+    def spy(session, *parts):
+        packed = commit(session, *parts)
+        tensors = [tensor for owned in session._outlives().values() for tensor in owned]
+        places = tuple(tensor.data_ptr() for tensor in tensors), tuple(tensor.shape for tensor in tensors)
+        seen.add((session.target.cache.window(), *places))
         return packed
 
-    monkeypatch.setattr(Decoder, "commit", spy)
+    monkeypatch.setattr(step, "commit", spy)
     engine.generate(PROMPT, 100, tree=tree, nodes=12, depth=4, generator=torch.Generator().manual_seed(0))
     assert {window for window, *_ in seen} == {64, 128} and len(seen) == 2
 
@@ -138,9 +139,11 @@ def test_memory_is_flat_over_200_generations():
 def test_the_caches_serve_the_next_request():
     engine = model()
     engine.generate(PROMPT, 40, nodes=12, depth=4)
-    before = engine.target.buffer, engine.drafter.buffer
+    [before] = engine._idle
+    stores = before.target.cache.store, before.drafter.cache.store
     engine.generate(PROMPT, 20, nodes=12, depth=4)
-    assert (engine.target.buffer, engine.drafter.buffer) == before
+    [after] = engine._idle
+    assert (after.target.cache.store, after.drafter.cache.store) == stores
 
 
 def test_a_request_that_does_not_fit_is_refused_with_the_numbers(monkeypatch):

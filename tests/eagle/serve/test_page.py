@@ -1,11 +1,15 @@
 """The page in headless Chromium, on the demo pair."""
 
+import json
+import re
+
 import pytest
 
 from eagle import EagleModel
 from tests.eagle.serve import chromium
+from tests.eagle.serve.running import PAIR, running
 
-pytest.importorskip("fastchat")
+pytest.importorskip("aiohttp")
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(chromium.find() is None, reason="no Chromium on this machine"),
@@ -41,10 +45,8 @@ CONTRAST = """(() => {
 
 @pytest.fixture(scope="module")
 def url():
-    from tests.eagle.serve.running import running
-
-    model = EagleModel.from_pretrained("checkpoints/demo/target", "checkpoints/demo/eagle3")
-    with running(model, tree="hybrid", verifier="hsd", nodes=12, depth=4) as (address, _):
+    model = EagleModel.from_pretrained(*PAIR)
+    with running(model, {"tree": "hybrid", "verifier": "hsd", "nodes": 12, "depth": 4}) as (address, _):
         yield address
 
 
@@ -52,6 +54,14 @@ def url():
 def browser(tmp_path_factory):
     with chromium.Browser(chromium.find(), tmp_path_factory.mktemp("profile")) as browser:
         yield browser
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(browser, url):
+    """Nothing of the test before is in the browser's storage; the steps are shown."""
+    browser.open(url)
+    browser.do("localStorage.clear(); localStorage.setItem('layer', '1'); 0")
+    browser.messages.clear()
 
 
 def send(browser, text: str, tokens: int = 10) -> None:
@@ -156,21 +166,134 @@ def test_a_refused_request_is_explained_and_the_message_kept(browser, url):
     browser.messages.clear()
 
 
-def test_methods_side_by_side_and_the_conversation(browser, url):
+def test_plain_and_auto_race_on_the_same_prompt(browser, url):
     browser.open(url)
     browser.do("document.querySelector('#method-plain').click()")
     send(browser, "What is 2 + 3?", tokens=6)
     assert "plain" in texts(browser, ".facts")[0]
     assert len(texts(browser, ".step")) <= 6
+    assert texts(browser, ".method .rate") == ["–"] * 5, "rates of different prompts are not compared"
     browser.do("document.querySelector('#measure').click()")
-    browser.wait("document.querySelector('#send').textContent === 'Send'")
-    rates = texts(browser, ".method .rate")
-    assert len(rates) == 4 and all(float(one.split()[0]) > 0 for one in rates)
-    assert sum("×" in one for one in rates) == 3
+    browser.wait("document.querySelector('.verdict') && !state.running")
+    assert re.fullmatch(r"[0-9.]+x, same distribution(; plain decoding is faster here)?", *texts(browser, ".verdict"))
+    assert texts(browser, ".race h3") == ["plain", "auto"]
+    assert all("tok/s" in text for text in texts(browser, ".race .facts"))
+    assert sum("×" in one for one in texts(browser, ".method .rate")) == 1
+
+
+def messages(browser) -> list[list[str]]:
+    return browser.do("state.messages.map((message) => [message.role, message.content])")
+
+
+def test_a_conversation_outlives_a_reload(browser, url):
+    browser.open(url)
+    browser.do("document.querySelector('#system').value = 'Be brief.'")
+    send(browser, "What is 2 + 3?", tokens=4)
     send(browser, "And 4?", tokens=4)
-    assert browser.do("state.messages.map((message) => message.role).join()") == "user,assistant,user,assistant"
+    before = messages(browser)
+    assert [role for role, _ in before] == ["user", "assistant"] * 2
+    browser.open(url)
+    browser.wait("state.messages.length === 4")
+    assert messages(browser) == before
+    assert texts(browser, ".user") == ["What is 2 + 3?", "And 4?"]
+    assert browser.do("document.querySelector('#system').value") == "Be brief."
     browser.do("document.querySelector('#reset').click()")
-    assert texts(browser, ".step") == []
+    assert messages(browser) == [] and texts(browser, ".user") == []
+    send(browser, "Another one", tokens=2)
+    browser.do("document.querySelector('#list').click()")
+    assert texts(browser, "#saved li button:first-child") == ["Another one", "What is 2 + 3?"]
+    browser.do("document.querySelectorAll('#saved li button:first-child')[1].click()")
+    assert messages(browser) == before
+    browser.do("document.querySelector('#list').click(); document.querySelector('#saved li.on .quiet').click()")
+    assert messages(browser) == [] and texts(browser, "#saved li button:first-child") == ["Another one"]
+
+
+def test_edit_regenerate_and_stop(browser, url):
+    browser.open(url)
+    browser.do("document.querySelector('#seed').value = ''")
+    send(browser, "One day", tokens=8)
+    first = messages(browser)
+    for _ in range(5):
+        browser.do("document.querySelector('.again').click()")
+        browser.wait("!state.running")
+        if messages(browser) != first:
+            break
+    assert messages(browser)[0] == first[0] and len(messages(browser)) == 2
+    assert messages(browser) != first, "another sample"
+    browser.do("document.querySelector('.asked .quiet').click()")
+    assert messages(browser) == [] and browser.do("document.querySelector('#message').value") == "One day"
+    browser.do("document.querySelector('#message').value = ''; document.querySelector('#tokens').value = 1500")
+    browser.do("document.querySelector('#message').focus()")
+    browser.type("Tell a long story.")
+    browser.press("Enter")
+    browser.wait("document.querySelectorAll('.step').length > 2")
+    browser.do("document.querySelector('#send').click()")
+    browser.wait("!state.running")
+    assert "stopped" in texts(browser, ".facts")[-1] or "tokens" in texts(browser, ".facts")[-1]
+    assert [role for role, _ in messages(browser)] == ["user", "assistant"]
+
+
+MARKDOWN = """## Head
+
+Some **bold**, *slanted* and `code<b>` text, [a link](https://example.org/x).
+
+- one
+- two
+
+3. three
+
+| a | b |
+|---|---|
+| 1 | <i>2</i> |
+
+> quoted
+
+```python
+if a < b:
+    print("<script>window.broken=1</script>")
+```
+[no link](javascript:alert(1)) <img src=x onerror="window.broken=1">"""
+
+
+def test_markdown_becomes_elements_and_html_stays_text(browser, url):
+    browser.open(url)
+    kept = {"role": "assistant", "content": MARKDOWN}
+    browser.do(f"state.messages = [{{role: 'user', content: 'Hi'}}, {json.dumps(kept)}]; draw_messages(); 0")
+    inside = lambda selector: texts(browser, f".markdown {selector}")
+    assert inside("h4") == ["Head"] and inside("strong") == ["bold"] and inside("em") == ["slanted"]
+    assert inside("p code") == ["code<b>"] and inside("ul li") == ["one", "two"] and inside("ol li") == ["three"]
+    assert inside("td") == ["1", "<i>2</i>"] and inside("blockquote p") == ["quoted"]
+    assert inside("pre code") == ['if a < b:\n    print("<script>window.broken=1</script>")']
+    assert browser.do("[...document.querySelectorAll('.markdown a')].map((a) => a.href)") == ["https://example.org/x"]
+    assert browser.do("document.querySelectorAll('.markdown img, .markdown script, .markdown i').length") == 0
+    assert browser.do("window.broken === undefined")
+    assert browser.do("document.querySelector('.markdown ol').start") == 3
+    assert inside(".code .quiet") == ["Copy"]
+    assert browser.do("[...document.querySelectorAll('.user, .markdown p')].every((one) => one.dir === 'auto')")
+    assert browser.faults() == []
+
+
+def test_a_conversation_is_exported(browser, url):
+    browser.open(url)
+    browser.do("document.querySelector('#system').value = 'Be brief.'; window.saved = null")
+    browser.do("download = (name, text) => { window.saved = [name, text]; }")
+    send(browser, "Hello", tokens=2)
+    browser.do("document.querySelector('#export').click()")
+    name, text = browser.do("window.saved")
+    sent = json.loads(text)["messages"]
+    assert name == "chat.jsonl" and [one["role"] for one in sent] == ["system", "user", "assistant"]
+
+
+def test_it_opens_as_a_chat_and_asks_for_a_key_where_there_is_one(browser, url):
+    browser.do("localStorage.clear()")
+    browser.open(url)
+    assert browser.do("getComputedStyle(document.querySelector('aside')).display") == "none"
+    send(browser, "Hello", tokens=2)
+    assert browser.do("document.querySelector('.answer .markdown').getBoundingClientRect().height") > 0
+    assert browser.do("document.querySelector('.answer .text').getBoundingClientRect().height") == 0
+    browser.do("document.querySelector('#layer').click()")
+    assert browser.do("getComputedStyle(document.querySelector('aside')).display") != "none"
+    assert browser.do("document.querySelector('.answer .text').getBoundingClientRect().height") > 0
 
 
 @pytest.mark.parametrize("width", [320, 390])

@@ -2,31 +2,28 @@
 
 import json
 import re
-import time
 import urllib.error
 import urllib.request
 
 import pytest
 
 from eagle import EagleModel
-
-pytest.importorskip("fastchat")
+from tests.eagle.serve.running import PAIR, running, wait_until_free
 
 QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
+DRAFTING = {"tree": "hybrid", "verifier": "hsd", "nodes": 10, "depth": 3}
 
 
 @pytest.fixture(scope="module")
 def model():
-    return EagleModel.from_pretrained("checkpoints/demo/target", "checkpoints/demo/eagle3")
+    return EagleModel.from_pretrained(*PAIR)
 
 
 @pytest.fixture(scope="module")
 def worker(model):
-    from tests.eagle.serve.running import running
-
-    with running(model, most_queued=2, tree="hybrid", verifier="hsd", nodes=10, depth=3) as (url, worker):
-        worker.url = url
-        yield worker
+    with running(model, DRAFTING, max_rows=1, max_queued=2) as (url, service):
+        service.url = url
+        yield service
 
 
 def open_request(worker, body, kind="application/json"):
@@ -44,7 +41,9 @@ def events(worker, **body) -> list[dict]:
 
 @pytest.mark.parametrize("tree", ["hybrid", "topk", "none"])
 def test_an_answer_by_steps(worker, model, tree):
-    *steps, end = events(worker, tree=tree)
+    begin, *steps, end = events(worker, tree=tree, **({} if tree == "none" else {"nodes": 10, "depth": 3}))
+    assert (begin["event"], begin["tree"], begin["ahead"]) == ("begin", "none" if tree == "none" else "topk", 0)
+    assert begin["nodes"] == (1 if tree == "none" else 10)
     ids = model.tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     new = model.generate(ids, max_new_tokens=8, temperature=0)[0, ids.shape[1] :]
     assert "".join(step["text"] for step in steps) == model.tokenizer.decode(new, skip_special_tokens=True)
@@ -63,8 +62,15 @@ def test_an_answer_by_steps(worker, model, tree):
         assert all(isinstance(text, str) for text in [*columns["text"], columns["bonus"]])
 
 
+def test_auto_is_what_the_server_chooses(worker, model):
+    model.auto.settled = True  # as after the measurement at the start
+    begin, *_ = events(worker, tree="auto")
+    chosen = model.auto.choose(model, 0.0).candidate
+    assert (begin["tree"], begin["nodes"]) == (chosen.tree if chosen.nodes > 1 else "none", chosen.nodes)
+
+
 def test_without_trees(worker):
-    assert all(step.get("tree") is None for step in events(worker, trees=False))
+    assert all(step.get("tree") is None for step in events(worker, trees=False)[1:])
 
 
 BAD = {
@@ -73,8 +79,7 @@ BAD = {
     "no messages": {},
     "no role": {"messages": [{"content": "Hi"}]},
     "a number": {"messages": [5]},
-    "an empty content": {"messages": [{"role": "user", "content": ""}]},
-    "parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
+    "an image": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     "an unknown name": {"messages": QUESTION, "verifer": "hsd"},
     "an unknown tree": {"messages": QUESTION, "tree": "oak"},
     "a verifier that is not lossless": {"messages": QUESTION, "verifier": "published"},
@@ -95,53 +100,21 @@ def test_a_bad_request_is_refused_with_a_sentence(worker, name):
         open_request(worker, BAD[name])
     assert refused.value.code == 400
     assert len(json.load(refused.value)["error"]["message"].split()) > 3
-    assert worker.queued == 0
-
-
-@pytest.mark.parametrize("path", ["steps", "worker_generate"])
-def test_sizes(worker, path):
-    """Behind FastChat's API a request is larger than what its client sent."""
-    body = json.dumps({"messages": [{"role": "user", "content": "x" * (20001 if path == "steps" else 200000)}]})
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(
-            urllib.request.Request(f"{worker.url}/{path}", body.encode(), {"Content-Type": "application/json"})
-        )
-    assert refused.value.code == 413
-    assert "larger than" in json.load(refused.value)["error"]["message"]
-
-
-@pytest.mark.parametrize("body", [b"[" * 9000, b'{"messages": ', b"\xff\xfe"], ids=["deep", "cut", "no UTF-8"])
-def test_a_body_that_is_no_json_is_refused(worker, body):
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(
-            urllib.request.Request(f"{worker.url}/steps", body, {"Content-Type": "application/json"})
-        )
-    assert refused.value.code == 400
-    assert "no JSON" in json.load(refused.value)["error"]["message"]
-
-
-def test_other_sites_cannot_ask(worker):
-    """A form of another site can send text, not JSON, without asking the server first."""
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        open_request(worker, {"messages": QUESTION}, "text/plain")
-    assert refused.value.code == 415
+    assert worker.scheduler.queued == 0
 
 
 def test_a_cancelled_stream_frees_the_worker_and_a_full_queue_refuses(worker):
     long = {"messages": QUESTION, "temperature": 1.5, "max_tokens": 1500, "trees": False}
-    running, waiting = open_request(worker, long), open_request(worker, long)
-    assert json.loads(running.readline())["event"] == "step"
-    assert json.loads(waiting.readline()) == {"event": "queued", "ahead": 1}
+    first, waiting = open_request(worker, long), open_request(worker, long)
+    assert json.loads(first.readline())["ahead"] == 0
+    assert json.loads(waiting.readline())["ahead"] == 1
     with pytest.raises(urllib.error.HTTPError) as refused:
         open_request(worker, long)
     assert refused.value.code == 429
     assert "try again later" in json.load(refused.value)["error"]["message"]
-    running.close()
+    first.close()
     waiting.close()
-    end = time.monotonic() + 10
-    while worker.queued:
-        assert time.monotonic() < end, "the worker is still busy"
-        time.sleep(0.02)
+    wait_until_free(worker)
     assert events(worker)[-1]["event"] == "end"
 
 
@@ -156,4 +129,5 @@ def test_the_page_and_its_policy(worker):
     assert re.findall(r"https?://[^\"']*", html) == ["http://www.w3.org/2000/svg"], "it loads nothing from elsewhere"
     with urllib.request.urlopen(f"{worker.url}/info") as answer:
         info = json.load(answer)
+    assert info["sampling"] == {"temperature": 1.0, "top_p": 1.0, "top_k": 0} and not info["key"]
     assert info["model"] == "demo" and info["drafts"] and info["drafting"]["nodes"] == 10

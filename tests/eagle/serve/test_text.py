@@ -32,6 +32,34 @@ def test_half_a_character_is_held_back_and_not_lost(tokenizer):
     assert decoder.finish() == tokenizer.decode(tokens[:-1], skip_special_tokens=True)
 
 
+class Counting:
+    """Counts the tokens that are decoded."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.decoded = tokenizer, 0
+
+    def decode(self, tokens, **options):
+        self.decoded += len(tokens)
+        return self.tokenizer.decode(tokens, **options)
+
+
+@pytest.mark.parametrize("what", ["bytes of no character", "special tokens", "mixed", "halves"])
+def test_a_run_of_tokens_without_text_costs_linear_time(tokenizer, what):
+    half, special = tokenizer("🙂").input_ids[:-1], [tokenizer.eos_token_id]
+    rng = random.Random(0)
+    tokens = {
+        "bytes of no character": half[:1] * 500,
+        "special tokens": special * 500,
+        "mixed": rng.choices([*half, *special, *tokenizer("a é 日").input_ids], k=500),
+        "halves": [*half * 40, *tokenizer("🙂 é").input_ids, *half * 40],
+    }[what]
+    counting = Counting(tokenizer)
+    decoder = TextDecoder(counting)
+    pieces = [decoder.push(token) for token in tokens]
+    assert "".join(pieces) + decoder.finish() == tokenizer.decode(tokens, skip_special_tokens=True)
+    assert counting.decoded < 80 * len(tokens)
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_stop_strings_cut_as_on_the_whole_text(seed):
     rng = random.Random(seed)

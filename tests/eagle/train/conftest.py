@@ -81,7 +81,7 @@ def settings(tiny_target, tiny_data):
                 "unroll": 3,
                 "batch_tokens": 160,
                 "steps": 15,
-                "precision": "no",
+                "precision": "float32",
                 "lr": 3e-3,
                 "warmup": 5,
                 "log_every": 1,

@@ -35,7 +35,7 @@ def test_a_name_that_looks_like_a_number_stays_a_name():
         ({"lr": float("nan")}, ["lr", "nan", "more than 0"]),
         ({"steps": 0}, ["steps", "0", "more than 0"]),
         ({"held_out_share": 0.0}, ["held_out_share", "0 .. 0.5"]),
-        ({"precision": "fp8"}, ["fp8", "bf16"]),
+        ({"precision": "fp8"}, ["fp8", "bfloat16"]),
         ({"compile": "yes"}, ["yes", "auto, on, off"]),
         ({"acceptance_weight": 2}, ["acceptance_weight", "0 .. 1"]),
         ({"acceptance_warmup": -1}, ["acceptance_warmup", "0 .. 1"]),

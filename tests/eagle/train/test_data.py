@@ -54,7 +54,7 @@ def test_long_conversations_are_cut(tokenizer, tmp_path):
 
 BAD = {
     "not JSON": ("{", ["line 2", "not JSON"]),
-    "not an object": ([1], ["line 2", "list"]),
+    "not an object": ([1], ["line 2", "not a JSON object"]),
     "no turns": ({"text": "x"}, ["line 2", "'messages'", "text"]),
     "role": ({"messages": [{"role": "robot", "content": "x"}]}, ["line 2", "robot", "assistant"]),
     "no list": ({"messages": "w1"}, ["line 2", "messages", "list of turns", "'role'", "'content'"]),
@@ -91,7 +91,7 @@ def test_bad_lines_are_named(tokenizer, tmp_path, record, words):
 def test_another_encoding_names_the_line(tokenizer, tmp_path):
     path = tmp_path / "latin.jsonl"
     path.write_bytes(json.dumps({"messages": messages()}).encode() + b'\n{"messages": "caf\xe9"}\n')
-    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not JSON in UTF-8"):
+    with pytest.raises(ValueError, match=r"latin\.jsonl, line 2: not UTF-8 \(byte 0xe9 at place 17\)"):
         load_examples(tokenizer, [str(path)], 128)
 
 
@@ -104,10 +104,12 @@ def test_missing_file_and_template(tokenizer, tmp_path):
 
 
 def test_what_the_template_refuses_is_named(tokenizer, tmp_path):
-    refusal = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
     tokenizer.chat_template = refusal + PLAIN_TEMPLATE
-    paths = write(tmp_path / "d.jsonl", {"messages": messages()}, {"messages": messages()[1:]})
-    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: roles must alternate"):
+    paths = write(
+        tmp_path / "d.jsonl", {"messages": messages()}, {"messages": [{"role": "system", "content": "w1"}, *messages()]}
+    )
+    with pytest.raises(ValueError, match=r"d\.jsonl, line 2: no system message"):
         load_examples(tokenizer, paths, 128)
 
 

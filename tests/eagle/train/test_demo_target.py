@@ -1,13 +1,13 @@
-"""The demo target's trainer: whole checkpoints, the same weights after a stop, a loadable result."""
+"""The demo target's training: the same weights after a stop, a loadable result."""
 
+import functools
 import json
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
-from eagle.train import checkpoint
 from eagle.train.demo import target as demo_target
 
 SIZE = [
@@ -23,6 +23,8 @@ SIZE = [
     "2",
     "--context",
     "64",
+    "--warmup",
+    "0",
     "--log-every",
     "1",
     "--save-every",
@@ -45,9 +47,9 @@ def data(tmp_path_factory):
     return root
 
 
-def run(data, tmp_path, name: str, steps: int, output: str | None = None):
-    output = tmp_path / (output or name)
-    status = demo_target.main(
+def run(data, tmp_path, name: str, steps: int, status: int = 0):
+    output = tmp_path / name
+    found = demo_target.main(
         [
             str(data),
             "--output",
@@ -61,24 +63,25 @@ def run(data, tmp_path, name: str, steps: int, output: str | None = None):
             *SIZE,
         ]
     )
-    assert status == 0
-    return load_file(output / "model.safetensors")
+    assert found == status
+    return load_file(output / "model.safetensors") if status == 0 else None
 
 
-def test_a_stopped_run_ends_with_the_same_weights(data, tmp_path):
+class Interrupted(TrainerCallback):
+    """Ctrl-C after the fifth step, one behind the second checkpoint."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_run_ends_with_the_same_weights(data, tmp_path, monkeypatch):
     whole = run(data, tmp_path, "whole", 6)
-    run(data, tmp_path, "stopped", 4, output="first")
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_target, "Trainer", functools.partial(Trainer, callbacks=[Interrupted()]))
+        run(data, tmp_path, "stopped", 6, status=130)
     halves = run(data, tmp_path, "stopped", 6)
     assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
-
-
-def test_a_half_written_checkpoint_is_not_taken_for_a_whole_one(data, tmp_path):
-    work = tmp_path / "work" / "torn"
-    torn = work / ".step-00000004.tmp"
-    torn.mkdir(parents=True)
-    (torn / "target.safetensors").write_bytes(b"half")
-    assert checkpoint.directories(work) == []
-    run(data, tmp_path, "torn", 2)
 
 
 def test_the_result_loads_and_speaks(data, tmp_path):
@@ -91,4 +94,4 @@ def test_the_result_loads_and_speaks(data, tmp_path):
     assert tokenizer.decode(ids[0]).startswith("<|bos|><|user|>What is 3 plus 3?<|end|><|assistant|>")
     assert model.generate(ids, max_new_tokens=3).shape[1] <= ids.shape[1] + 3
     curve = (tmp_path / "spoken" / "training_curve.jsonl").read_text().splitlines()
-    assert json.loads(curve[-1])["held_out_loss"] > 0
+    assert json.loads(curve[-1])["eval_loss"] > 0

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import hsd
 from eagle.train.data.conversations import Example, collate
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.evaluation.acceptance import compare_step, evaluate
+from eagle.train.evaluation.agreement import compare_step, evaluate
 from eagle.train.objective.loss import TargetProbs
 from eagle.train.setup import build_head
 from tests.eagle.train.test_unroll import draft_like_a_decoder

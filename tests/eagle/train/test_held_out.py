@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from eagle.checkpoints.load import save_head
 from eagle.train.data.conversations import collate
 from eagle.train.data.features import OnlineFeatures
-from eagle.train.evaluation.acceptance import evaluate, standard_errors
+from eagle.train.evaluation.agreement import evaluate, standard_errors
 from eagle.train.evaluation.held_out import main
 from eagle.train.setup import build_head, load_pretrained, split_examples
 
@@ -61,7 +61,7 @@ def test_the_standard_error_is_that_of_conversations():
     ("changes", "words"),
     [
         ({"--data": "none.jsonl"}, "'none.jsonl': cannot be read"),
-        ({"--steps": "0"}, "--steps 0; expected at least 1"),
+        ({"--steps": "0"}, "--steps 0: expected a whole number, 1 or more"),
         ({"head": "none/such"}, "none/such"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from eagle.train.data import regenerate
+from eagle.train import regenerate
 from eagle.train.data.conversations import load_examples
 from eagle.train.data.overlap import Overlap
 from eagle.train.data.provenance import Journal
@@ -14,7 +14,7 @@ from eagle.train.data.self_prompts import user_turn
 
 def run(target, data, output, *more, status=0) -> list[dict]:
     """Lines of the output of one call of the command, which must end with `status`."""
-    arguments = ["--target", target, "--output", output, "--max-new-tokens", 20, "--batch", 8, "--dtype", "fp32"]
+    arguments = ["--target", target, "--output", output, "--max-new-tokens", 20, "--batch", 8, "--dtype", "float32"]
     if data is not None:
         arguments += ["--data", data]
     assert regenerate.main([str(argument) for argument in [*arguments, *more]]) == status
@@ -112,13 +112,13 @@ def test_an_output_of_unknown_origin_is_refused(capsys, tiny_target, tiny_data, 
 
 
 BAD = {
-    "temperature": (["--temperature", "-1"], "--temperature -1.0; expected 0 or more"),
-    "no temperature": (["--temperature", "0", "nan"], "--temperature nan; expected 0 or more"),
-    "no tokens": (["--max-new-tokens", "0"], "--max-new-tokens 0; expected 1 .. "),
-    "no rows": (["--batch", "0"], "--batch 0; expected 1 .. "),
-    "no conversations": (["--limit", "0"], "--limit 0; expected 1 .. "),
-    "minutes": (["--minutes", "nan"], "--minutes nan; expected 0 or more"),
-    "prompts": (["--self-prompts", "-1"], "--self-prompts -1; expected 0 .. "),
+    "temperature": (["--temperature", "-1"], "--temperature -1: expected a number, 0 or more"),
+    "no temperature": (["--temperature", "0", "nan"], "--temperature nan: expected a number, 0 or more"),
+    "no tokens": (["--max-new-tokens", "0"], "--max-new-tokens 0: expected a whole number, 1 or more"),
+    "no rows": (["--batch", "0"], "--batch 0: expected a whole number, 1 or more"),
+    "no conversations": (["--limit", "0"], "--limit 0: expected a whole number, 1 or more"),
+    "minutes": (["--minutes", "nan"], "--minutes nan: expected a number, 0 or more"),
+    "prompts": (["--self-prompts", "-1"], "--self-prompts -1: expected a whole number, 0 or more"),
     "excluded": (["--exclude", "none.jsonl"], "'none.jsonl': cannot be read"),
     "target": (
         ["--target", "none/such"],

@@ -1,12 +1,16 @@
 """Continuous batching: the model's own greedy answers, the right distribution, and no dependence on the batch."""
 
+import copy
 from collections import deque
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle.train.data.sampler import Request, Sampler, sample_tokens, seed_of
+import hsd
+from eagle.digests import seed_of
+from eagle.engine.distributions import RowDistributions, SamplingParams
+from eagle.train.data.sampler import Request, Sampler
 
 PROMPTS = [
     [1, 3, 20, 21, 5, 4],
@@ -70,6 +74,13 @@ def chi_square(tokens: torch.Tensor, probs: torch.Tensor) -> tuple[float, float]
     return statistic, likely.sum().item() + 4 * (2 * likely.sum().item()) ** 0.5
 
 
+def sample(logits: torch.Tensor, params: list[SamplingParams], uniform: torch.Tensor) -> torch.Tensor:
+    """One token per row of logits [n, V], as a session draws them."""
+    rows = RowDistributions(len(logits), logits.device)
+    rows.set(params)
+    return hsd.draw(rows(logits[:, None])[:, 0], uniform)
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.5, 1.0), (1.0, 0.6)])
 def test_samples_follow_the_distribution(temperature, top_p):
     generator = torch.Generator().manual_seed(0)
@@ -80,24 +91,26 @@ def test_samples_follow_the_distribution(temperature, top_p):
         probs = torch.zeros_like(probs).scatter(0, index, ranked * (ranked.cumsum(0) - ranked < top_p))
         probs = probs / probs.sum()
     rows, uniform = logits.expand(n, -1), torch.rand(n, generator=generator, dtype=torch.float64)
-    column = torch.ones(n, dtype=torch.float64)
-    tokens = sample_tokens(rows, temperature * column, top_p * column, uniform)
+    tokens = sample(rows, [SamplingParams(temperature, top_p=top_p)] * n, uniform)
     statistic, bound = chi_square(tokens, probs)
     assert statistic < bound
 
 
 def test_every_row_has_its_own_temperature():
     logits = torch.tensor([0.0, 3.0, 1.0]).expand(3, -1)
-    column = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
-    top_p = torch.tensor([1.0, 1.0, 0.1], dtype=torch.float64)
-    tokens = sample_tokens(logits, column, top_p, torch.full((3,), 0.999, dtype=torch.float64))
+    params = [SamplingParams(0.0), SamplingParams(1.0), SamplingParams(1.0, top_p=0.1)]
+    tokens = sample(logits, params, torch.full((3,), 0.999, dtype=torch.float64))
     assert tokens.tolist() == [1, 2, 1]  # greedy; the end of the whole distribution; the end of a nucleus of one
 
 
-def test_logits_that_are_not_finite_are_refused():
-    column = torch.ones(1, dtype=torch.float64)
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="logits are not finite"):
-            sample_tokens(torch.tensor([[0.0, bad]]), column, column, column / 2)
-    cut = torch.tensor([[float("-inf"), 0.0]])  # an impossible token is legitimate
-    assert sample_tokens(cut, column, column, column / 2).tolist() == [1]
+def test_logits_that_are_not_finite_are_refused(model):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[7] = torch.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        answers(broken, 2, requests(4, 1.0))
+
+
+def test_ids_beyond_the_tokenizer_are_never_sampled(model):
+    found = Sampler(model, 3, [5], vocabulary=12).run(deque(requests(12, 1.0)))
+    assert max(token for _, ids in found for token in ids) < 12

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from eagle.modules.head import Eagle3Head, HeadConfig
+from eagle.nn.head import Eagle3Head, HeadConfig
 from eagle.train.fusion import has_compiler
 from eagle.train.objective.unroll import attend_from_origins, unroll
 
@@ -71,7 +71,7 @@ def draft_like_a_decoder(head: Eagle3Head, features, tokens, origin: int, steps:
     config = head.config
     cache = [torch.empty(1, config.num_key_value_heads, 0, config.head_dim) for _ in range(2)]
 
-    def attend(q, k, v):
+    def attend(q, k, v, _layer):
         cache[0], cache[1] = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
         return scaled_dot_product_attention(q, cache[0], cache[1], enable_gqa=True)
 

@@ -10,10 +10,8 @@ from eagle import EagleModel
 from eagle.trees import TreeSettings, hybrid
 from eagle.trees.grown import even_level
 from tests.eagle.tiny import tiny_head, tiny_target
-from tests.eagle.toy import MoodyTable, Table, TableDrafter, every_outcome
-from tests.eagle.trees.test_lossless import SOFTMAX, trees_of
-
-ROOT = torch.zeros(1, dtype=torch.int64)
+from tests.eagle.toy import MoodyTable, Table, every_outcome, grown_tree
+from tests.eagle.trees.test_lossless import trees_of
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +102,7 @@ def test_what_grows_below_a_draw_may_depend_on_it():
 def test_proposals_are_the_law_that_was_drawn_from():
     """q without the chosen siblings, renormalised."""
     table, settings = Table(4, seed=3), TreeSettings(4, 1, beta=0.6)
-    drafter = TableDrafter(table)
-    build = lambda draw: hybrid.build(drafter, ROOT, drafter.root_logits(), settings, SOFTMAX(), draw).row(0)
-    for _, tree in every_outcome(build):
+    for _, tree in every_outcome(lambda draws: grown_tree("hybrid", settings, table, draws).row(0)):
         chosen = [int(token) for token, row in zip(tree.tokens[1:], tree.proposal_rows[1:]) if row < 0]
         expected = table(()).clone()
         expected[chosen] = 0
@@ -117,7 +113,7 @@ def test_a_certain_draft_makes_a_chain_of_its_sampled_child():
     """With q one-hot a drawn child is as good as certain: nothing is worth choosing beside it."""
     q = torch.full((1, 1, 5), 1e-9)
     q[..., 2] = 1
-    picked = hybrid._candidates(q, torch.ones(1, 1), 2, beta=0.5).best(2)
+    picked = hybrid._candidates(q, torch.ones(1, 1), 2, beta=0.5).best([2])
     assert picked.sampled.tolist() == [[True, False]]
     reach = hybrid._reach(q, torch.ones(1, 1), picked._replace(q_column=torch.zeros(1, 2)), torch.tensor([[2, 0]]), 0.5)
     assert reach[0, 0] == pytest.approx(1, abs=1e-6)
@@ -126,7 +122,7 @@ def test_a_certain_draft_makes_a_chain_of_its_sampled_child():
 def test_slot_values_add_up_to_the_mass_that_passes():
     """The values of one node's winners are the growth of R (1 - (1 - beta) u G), so they sum to it."""
     q = torch.tensor([[[0.5, 0.3, 0.15, 0.05]]])
-    picked = hybrid._candidates(q, torch.ones(1, 1), 3, beta=0.4).best(3)
+    picked = hybrid._candidates(q, torch.ones(1, 1), 3, beta=0.4).best([3])
     columns = torch.where(picked.sampled, 3, picked.column)
     reach = hybrid._reach(q, torch.ones(1, 1), picked, columns, beta=0.4)
     chosen = q[0, 0, :2]

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import hsd
-from eagle.trees import DraftProbs, TreeSettings, find_tree
-from tests.eagle.toy import MoodyTable, Table, TableDrafter, emitted_law, every_outcome, joint_law, merged
+from eagle.trees import TreeSettings
+from tests.eagle.toy import MoodyTable, Table, emitted_law, every_outcome, grown_tree, joint_law, merged
 
-SOFTMAX = lambda: DraftProbs(lambda logits: logits.softmax(-1))
 CASES = [  # tree, vocabulary, nodes, depth, width, beta
     ("topk", 4, 8, 3, 3, 0.85),
     ("chain", 3, 4, 3, None, 0.85),
@@ -38,9 +37,7 @@ SHAPED = [  # vocabulary, settings of the hybrid tree
 
 
 def trees_of(name, settings, draft):
-    builder, drafter, root = find_tree(name), TableDrafter(draft), torch.zeros(1, dtype=torch.int64)
-    build = lambda draw: builder.build(drafter, root, drafter.root_logits(), settings, SOFTMAX(), draw).row(0)
-    return merged(every_outcome(build))
+    return merged(every_outcome(lambda draws: grown_tree(name, settings, draft, draws).row(0)))
 
 
 @pytest.mark.parametrize("verifier", ["hsd", "token"])

@@ -2,7 +2,19 @@
 
 import torch
 
-from eagle.trees import DraftProbs, TreeSettings, find_tree
+from eagle.trees import Draft, TreeSettings, find_tree
+
+
+class GivenDraws(Draft):
+    """Samples of one row are given, level by level."""
+
+    def __init__(self, drafter, root, logits, draws):
+        super().__init__(drafter, root, logits, lambda logits: logits.softmax(-1), torch.zeros(1, 0))
+        self.left, self.seen = iter(draws), []
+
+    def sample(self, probs, reserved=None):
+        self.seen.append(probs)
+        return torch.tensor([next(self.left)])
 
 
 class Followed:
@@ -21,17 +33,10 @@ class Followed:
 def build(draws, depth):
     """Three paths whose draws, level by level, are given; one row."""
     table = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
-    drafter, left = Followed(table), iter(draws)
-    seen = []
-
-    def draw(q):
-        seen.append(q)
-        return torch.tensor([next(left)])
-
-    settings = TreeSettings(1 + 3 * depth, depth, 3)
-    probs = DraftProbs(lambda logits: logits.softmax(-1))
-    tree = find_tree("multi").build(drafter, torch.tensor([0]), table[:1], settings, probs, draw)
-    return tree, drafter, table, seen
+    drafter = Followed(table)
+    draft = GivenDraws(drafter, torch.tensor([0]), table[:1], draws)
+    tree = find_tree("multi").build(draft, TreeSettings(1 + 3 * depth, depth, 3))
+    return tree, drafter, table, draft.seen
 
 
 def test_a_path_goes_on_behind_the_first_node_with_its_token():

@@ -5,12 +5,11 @@ import torch
 
 import hsd
 from eagle import EagleModel
-from eagle.trees import DraftProbs, GeneratorDraw, TreeSettings, rsd
+from eagle.trees import Draft, TreeSettings, rsd
 from tests.eagle.tiny import tiny_head, tiny_target
-from tests.eagle.toy import MoodyTable, Table, TableDrafter
-from tests.eagle.trees.test_lossless import SOFTMAX, trees_of
-
-ROOT = torch.zeros(1, dtype=torch.int64)
+from tests.eagle.toy import MoodyTable, Table, TableDrafter, softmax
+from tests.eagle.trees.test_lossless import trees_of
+from tests.hsd.random_trees import uniforms
 
 
 def slots(columns: torch.Tensor, q: torch.Tensor, reach: torch.Tensor, w: int, beta: float) -> set[tuple[int, int]]:
@@ -27,7 +26,7 @@ def test_whether_a_child_exists_does_not_depend_on_its_token(beta):
     for _ in range(60):
         q = (2 * torch.randn(1, 3, 5, generator=generator)).softmax(-1)
         reach = torch.rand(1, 3, generator=generator)
-        columns = hsd.draw_distinct(q, 4, generator)
+        columns = hsd.draw_distinct(q, uniforms(1, 3, 4, generator=generator))
         found = slots(columns, q, reach, 5, beta)
         assert all((parent, before) in found for parent, turn in found for before in range(turn))
         for parent, turn in found:
@@ -90,12 +89,17 @@ def test_ties_go_to_the_earlier_sibling():
     assert picked.turn.tolist() == [[0, 0, 1]]
 
 
+def draft_of(drafter, logits: torch.Tensor, settings: TreeSettings, seed: int) -> Draft:
+    """A draft of every row of logits [B, Vd], with as many numbers as the builder says it needs."""
+    numbers = uniforms(len(logits), rsd.uniforms(settings), generator=torch.Generator().manual_seed(seed))
+    return Draft(drafter, torch.zeros(len(logits), dtype=torch.int64), logits, softmax, numbers)
+
+
 def test_where_tokens_run_out_the_rest_are_topk_children():
     """q has two tokens of four: of three children two are sampled, and the third is one that nothing was drawn for."""
     logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]])
-    draw = GeneratorDraw(torch.Generator().manual_seed(0))
-    drafter = TableDrafter(Table(4, seed=1))
-    tree = rsd.build(drafter, ROOT, logits, TreeSettings(4, 1), SOFTMAX(), draw).row(0)
+    settings = TreeSettings(4, 1)
+    tree = rsd.build(draft_of(TableDrafter(Table(4, seed=1)), logits, settings, 0), settings).row(0)
     assert tree.proposal_rows.tolist() == [-1, 0, 1, -1]
     assert set(tree.tokens[1:3].tolist()) == {0, 2} and tree.tokens[3] in (1, 3)
     assert tree.proposals[1].max() == 1
@@ -108,12 +112,11 @@ def test_real_sizes_pass_the_checks_and_sum_to_one(verifier):
     """Rows whose trees differ, float32, a draft vocabulary: every value checked by `hsd`."""
     generator = torch.Generator().manual_seed(1)
     drafter = NoiseDrafter(torch.randperm(300, generator=generator)[:200], generator)
-    root = torch.zeros(3, dtype=torch.int64)
-    draw = GeneratorDraw(generator)
-    batch = rsd.build(drafter, root, drafter.grow(root[:, None], None)[:, 0], TreeSettings(30, 4), SOFTMAX(), draw)
+    settings, logits = TreeSettings(30, 4), drafter.grow(torch.zeros(3, 1), None)[:, 0]
+    batch = rsd.build(draft_of(drafter, logits, settings, 1), settings)
     assert len({tuple(row) for row in batch.parents.tolist()}) == 3
     target = (3 * torch.randn(3, 30, 300, generator=generator)).softmax(-1)
-    decision = hsd.decide(batch, target, verifier, generator, check=True)
+    decision = hsd.decide(batch, target, verifier, uniforms(3, hsd.DRAWS, generator=generator), check=True)
     assert torch.allclose(decision.stop.sum(1), torch.ones(3), atol=1e-5)
     wide, narrow = (
         torch.stack([hsd.stopping_law(tree, p, verifier).stop for tree, p in zip(trees, target)])
@@ -151,7 +154,7 @@ def test_temperature_zero_is_topk():
 
 
 def test_a_draft_distribution_that_is_not_finite_is_replaced_by_the_uniform_one():
-    drafter, probs = TableDrafter(Table(4, seed=1)), DraftProbs(lambda logits: logits.softmax(-1))
-    draw = GeneratorDraw(torch.Generator().manual_seed(0))
-    tree = rsd.build(drafter, ROOT, torch.full((1, 4), torch.nan), TreeSettings(3, 1), probs, draw).row(0)
-    assert tree.proposals[0].tolist() == pytest.approx([0.25] * 4) and bool(probs.replaced())
+    settings = TreeSettings(3, 1)
+    draft = draft_of(TableDrafter(Table(4, seed=1)), torch.full((1, 4), torch.nan), settings, 0)
+    tree = rsd.build(draft, settings).row(0)
+    assert tree.proposals[0].tolist() == pytest.approx([0.25] * 4) and bool(draft.replaced())

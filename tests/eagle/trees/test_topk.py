@@ -3,21 +3,19 @@
 import pytest
 import torch
 
-from eagle.trees import DraftProbs, TreeSettings, topk
-from tests.eagle.toy import Table, TableDrafter
+from eagle.trees import Draft, TreeSettings, topk
+from tests.eagle.toy import Table, TableDrafter, softmax
 
 
 def grown(nodes: int, depth: int, width: int | None = None, seed: int = 0) -> tuple[list[tuple[int, ...]], int]:
     """The paths of the tree's nodes below the root, and how many nodes the drafter was asked to grow."""
     drafter = TableDrafter(Table(15, seed))
-    logits = drafter.root_logits()
-    tree = topk.build(
-        drafter, torch.zeros(1, dtype=torch.int64), logits, TreeSettings(nodes, depth, width), DraftProbs(None), None
-    )
+    draft = Draft(drafter, torch.zeros(1, dtype=torch.int64), drafter.root_logits, softmax, torch.zeros(1, 0))
+    tree = topk.build(draft, TreeSettings(nodes, depth, width))
     paths = [()]
     for token, parent in zip(tree.tokens[0, 1:].tolist(), tree.parents[0, 1:].tolist()):
         paths.append((*paths[parent], token))
-    return paths[1:], len(drafter.prefixes) - 1
+    return paths[1:], len(drafter.prefixes[0]) - 1
 
 
 def value(path: tuple[int, ...], seed: int) -> float:
@@ -33,7 +31,7 @@ def test_the_best_of_a_large_tree(nodes, depth, seed):
     best = sorted(everything, key=lambda path: value(path, seed), reverse=True)[: nodes - 1]
     few, asked = grown(nodes, depth, seed=seed)
     assert set(few) == set(best)
-    assert asked <= topk.slots(TreeSettings(nodes, depth))
+    assert asked <= topk.grown(TreeSettings(nodes, depth))
 
 
 def test_published_size_is_grown_in_full():

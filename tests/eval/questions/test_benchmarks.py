@@ -6,7 +6,7 @@ import json
 import pytest
 
 from eval.questions import benchmarks, downloads
-from eval.questions.accuracy import reference_number
+from eval.questions.grading import reference_number
 from tests.eval.helpers import evaluate
 
 NUMBERED = [{"question": f"How much is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(300)]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from eagle import chat_template
 from eval.questions import prompts
 from tests.eval.fake import ALPHABET, FakeTokenizer
 
@@ -39,7 +40,7 @@ def test_the_date_in_a_prompt_is_fixed():
             return ""
 
     prompts.prompt_format(Dated(), "x").render(ASK)
-    assert seen["date_string"] == prompts.TEMPLATE_DATE
+    assert seen["date_string"] == chat_template.FIXED["date_string"]
 
 
 def test_fastchat_by_family():

@@ -1,0 +1,1 @@
+"""What users call: `EagleModel`, its arguments and outputs, and decoding inside `transformers`."""

@@ -1,1 +1,0 @@
-"""Speed: what steps, verifications and batches cost."""

@@ -1,5 +1,0 @@
-"""FastChat writes log files where LOGDIR says when it is imported: nowhere."""
-
-import os
-
-os.environ.setdefault("LOGDIR", "")
