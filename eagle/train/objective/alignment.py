@@ -60,7 +60,9 @@ class Objective(nn.Module):
     def __init__(
         self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False, fused: bool = False
     ) -> None:
-        """`steps` draft steps with loss weights proportional to decay ** step. `fused`: compile the loss."""
+        """`steps` draft steps with loss weights proportional to decay ** step. `fused`: compile the loss and the
+        head's forward.
+        """
         super().__init__()
         self.head = head
         self.steps = steps
@@ -68,6 +70,7 @@ class Objective(nn.Module):
         self.fused = fused
         powers = torch.tensor([decay**step for step in range(steps)])
         self.register_buffer("step_weight", powers / powers.sum(), persistent=False)
+        self.compiled = torch.compile(head.forward, dynamic=True) if fused else None
 
     def forward(
         self, features: Tensor, batch: Batch, where: Alignment, target: TargetProbs, acceptance_weight: float = 0.0
@@ -75,9 +78,9 @@ class Objective(nn.Module):
         """Weighted loss summed over positions, and per-step sums [steps, 4]: positions, cross-entropy, sum of
         min(p, q), top-1 agreement.
         """
-        states = unroll(self.head, features, batch.tokens, where.origins, self.steps, self.checkpointing)
+        inputs = self.head, features, batch.tokens, where.origins, self.steps, self.checkpointing, self.compiled
         kept, rows = [], []
-        for step, hidden in enumerate(states):
+        for step, hidden in enumerate(unroll(*inputs)):
             row = where.rows_of_step(step)
             valid = row >= 0
             kept.append(hidden[valid])

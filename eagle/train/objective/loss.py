@@ -108,20 +108,22 @@ class _DraftLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, rows, scale, share, fused):
         """Returns the loss, and [3, M]: cross-entropy, accepted, agreement."""
-        count = len(logits)
         weight, counted = target.weight[rows], torch.as_tensor(share, dtype=torch.float32, device=logits.device)
-        size = max(1, count) if fused else block_rows(logits)
-        gradient, parts = torch.empty_like(logits), logits.new_zeros(3, count, dtype=torch.float32)
-        compute = fused_loss_rows() if fused else loss_rows
-        for start in range(0, count, size):
-            block = slice(start, start + size)
-            inputs = logits[block], target, rows[block], weight[block] * scale[block], counted
-            found = compute(*inputs)
-            parts[:, block], gradient[block] = torch.stack(found[:3]), found[3]
+        weighted = weight * scale
+        if fused:
+            *found, gradient = fused_loss_rows()(logits, target, rows, weighted, counted)
+            parts = torch.stack(found)
+        else:
+            gradient, parts = torch.empty_like(logits), logits.new_zeros(3, len(logits), dtype=torch.float32)
+            size = block_rows(logits)
+            for start in range(0, len(logits), size):
+                block = slice(start, start + size)
+                *found, gradient[block] = loss_rows(logits[block], target, rows[block], weighted[block], counted)
+                parts[:, block] = torch.stack(found)
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(parts)
         entropy, accepted, _ = parts
-        loss = (((1 - share) * entropy + share * (1 - accepted)) * weight * scale).sum()
+        loss = (((1 - share) * entropy + share * (1 - accepted)) * weighted).sum()
         parts[0] *= weight
         parts[2] *= weight
         return loss, parts

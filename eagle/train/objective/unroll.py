@@ -23,7 +23,7 @@ Origins from which nothing is to be predicted (the prompt's) are computed at ste
 Shapes: B batch, n tokens, m origins, H heads, G key/value heads, E head size, D hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -71,8 +71,9 @@ def _unseen(positions: Tensor, origins: Tensor, step: int, window: int | None) -
 class UnrolledAttention:
     """The keys and values of one unrolled pass, by layer and step, and the `attend` of each of its steps."""
 
-    def __init__(self, origins: Tensor, config: HeadConfig):
-        self.origins, self.config = origins, config
+    def __init__(self, origins: Tensor, config: HeadConfig, opaque: bool = False):
+        """`opaque`: torch.compile does not look into `attend`, whose lists are others in every batch."""
+        self.origins, self.config, self.opaque = origins, config, opaque
         self.keys: list[list[Tensor]] = [[] for _ in range(config.num_hidden_layers)]
         self.values: list[list[Tensor]] = [[] for _ in range(config.num_hidden_layers)]
 
@@ -86,7 +87,7 @@ class UnrolledAttention:
                 return attend_causally(q, k, v, window)
             return attend_from_origins(q, [*keys[:step], k], [*values[:step], v], self.origins, window)
 
-        return attend
+        return torch.compiler.disable(attend, recursive=False) if self.opaque else attend
 
 
 def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -102,20 +103,26 @@ def attend_causally(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tens
 
 
 def unroll(
-    head: Eagle3Head, features: Tensor, tokens: Tensor, origins: Tensor, steps: int, checkpointing: bool = False
+    head: Eagle3Head,
+    features: Tensor,
+    tokens: Tensor,
+    origins: Tensor,
+    steps: int,
+    checkpointing: bool = False,
+    compiled: Callable | None = None,
 ) -> Iterator[Tensor]:
     """Hidden states h^s at the origins, [B, m, D], for s = 0 .. steps - 1.
 
     features [B, n, A F] and tokens Int64[B, n] padded on the right; origins Int64[B, m]. Tokens past the end read as 0:
-    what is predicted after them must be masked by the caller.
+    what is predicted after them must be masked by the caller. `compiled` is the head's forward, compiled.
     """
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None].expand_as(tokens)
     padded = pad(tokens, (0, steps + 1))
-    attention = UnrolledAttention(origins, head.config)
-    hidden = head(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
+    attention, run = UnrolledAttention(origins, head.config, compiled is not None), compiled or head
+    hidden = run(head.fuse(features), padded[:, 1 : tokens.shape[1] + 1], positions, attention.at(0))
     hidden = gather_rows(hidden, origins)
     yield hidden
     for step in range(1, steps):
         inputs = hidden, padded.gather(1, origins + step + 1), origins + step, attention.at(step)
-        hidden = checkpoint(head, *inputs, use_reentrant=False) if checkpointing else head(*inputs)
+        hidden = checkpoint(run, *inputs, use_reentrant=False) if checkpointing else run(*inputs)
         yield hidden

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from eagle.nn.head import Eagle3Head, HeadConfig
+from eagle.train.fusion import has_compiler
 from eagle.train.objective.unroll import attend_from_origins, unroll
 
 STEPS, LENGTH, VOCABULARY, WIDTH = 4, 9, 30, 32
@@ -120,3 +121,21 @@ def test_checkpointing_changes_nothing():
         gradients.append([w.grad for name, w in head.named_parameters() if not name.startswith(("lm_head", "norm"))])
     for plain, again in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, again)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_compiler(torch.device("cpu")), reason="no C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiling_changes_nothing():
+    head = tiny_head()
+    compiled, gradients = torch.compile(head.forward, dynamic=True), []
+    for length in (LENGTH, LENGTH + 3):  # other shapes, and other lists of keys
+        torch.manual_seed(length)
+        features, tokens = torch.randn(2, length, 3 * WIDTH), torch.randint(VOCABULARY, (2, length))
+        origins = torch.tensor([[1, 2, 3], [0, 4, 5]])
+        for run in (None, compiled):
+            states = unroll(head, features, tokens, origins, 2, compiled=run)
+            loss = sum(h.square().sum() for h in states)
+            gradients.append(torch.autograd.grad(loss, list(head.midlayer.parameters())))
+    for plain, again in zip(gradients[::2], gradients[1::2], strict=True):
+        torch.testing.assert_close(plain, again, atol=1e-4, rtol=1e-4)
