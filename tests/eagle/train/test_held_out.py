@@ -20,7 +20,9 @@ def head(settings, tiny_target, tmp_path):
     """A fresh head with a small draft vocabulary, saved."""
     target = AutoModelForCausalLM.from_pretrained(tiny_target)
     fresh = build_head(settings(tmp_path, draft_vocab_size=60), target, [])
-    fresh.set_draft_vocab(torch.arange(1, 61))
+    maps = dict(fresh.named_buffers())
+    maps["d2t"].fill_(1)  # tokens 1 .. 60: a map of zeros is refused
+    maps["t2d"].copy_(maps["t2d"].roll(1))
     save_head(fresh, tmp_path / "head", 6)
     return tmp_path / "head"
 
