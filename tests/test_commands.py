@@ -34,6 +34,7 @@ TRIED_IN = {
     ),
     "eagle.serve": ("eagle/serve/test_server.py", "test_the_command_ends_by_a_signal_and_leaves_nothing"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
+    "eagle.train.average": ("eagle/train/test_average.py", "test_weights_are_averaged_and_the_vocabulary_kept"),
     "eagle.train.regenerate": ("eagle/train/test_regenerate.py", "test_several_turns_and_exact_ids"),
     "eagle.train.demo.target": ("eagle/train/test_demo_target.py", "test_the_result_loads_and_speaks"),
     "eagle.train.demo.corpus": ("eagle/train/test_corpus.py", "test_the_command_writes_three_files"),

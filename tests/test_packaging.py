@@ -33,6 +33,9 @@ EXTRAS_OF_ROOMS = {
 DATA_FILES = {
     "hsd/py.typed",
     "eagle/py.typed",
+    "eagle/nn/native/amx.h",
+    "eagle/nn/native/few_rows.cpp",
+    "eagle/nn/native/kernels.h",
     "eagle/serve/page.html",
     "eval/py.typed",
     "eval/questions/sample.jsonl",

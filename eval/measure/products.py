@@ -136,10 +136,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's flags."""
     parser = command.parser("eval.measure.products", __doc__)
     add_model_flags(parser, default_pair=DEMO)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--context", type=int, default=320, help="tokens before the rows of a forward")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rows", type=command.whole(1), nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--context", type=command.whole(1), default=320, help="tokens before the rows of a forward")
+    parser.add_argument("--rounds", type=command.whole(1), default=15)
+    parser.add_argument("--threads", type=command.whole(1), default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: this process's processor time")
     return parser
 

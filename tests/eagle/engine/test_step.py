@@ -61,9 +61,9 @@ def test_stopping_laws_are_those_of_a_simple_engine(monkeypatch, tree, verifier)
     assert len(steps) > 5
     for sequence, drafted, probs, law in steps[::3]:
         simple = simple_law(engine.target.model, sequence, drafted, 1.0)
-        assert torch.allclose(probs, simple, atol=1e-5)
+        assert torch.allclose(probs, simple, atol=2e-5)  # float32 sums in another order: 1.2e-5 seen
         expected = hsd.stopping_law(drafted.row(0), simple, verifier)
-        assert torch.allclose(law.stop, expected.stop, atol=1e-5)
+        assert torch.allclose(law.stop, expected.stop, atol=2e-5)
         for node in (law.stop > 0.01).nonzero().flatten().tolist():  # residuals of rare stops divide by little
             assert torch.allclose(law.residual(node), expected.residual(node), atol=1e-3)
 

@@ -11,7 +11,7 @@ from eagle.nn import native
 from eagle.nn.decoder import FAMILIES as OURS
 from eagle.nn.target import CachedLM
 from tests.eagle.nn.test_target import DEPTHS, TAPS, TREE, ancestors
-from tests.eagle.tiny import FAMILIES, VOCAB, tiny_target
+from tests.eagle.tiny import FAMILIES, VOCAB, tiny_target, with_prompts
 
 GRANITE = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.3, "logits_scaling": 2.0}
 ROPES = {
@@ -44,17 +44,19 @@ def target(name: str, dtype: torch.dtype = torch.float32):
 
 @torch.inference_mode()
 def scores(lm: CachedLM) -> list[torch.Tensor]:
-    """Logits and auxiliary states of a padded prompt of two rows, a tree, and a few more tokens."""
-    lm.reserve(batch=2, scratch=len(TREE) + 2, capacity=60, slack=8)
-    lengths, found = torch.tensor([6, 3]), []
-    prompt = lm.prefill(torch.tensor([[3, 1, 4, 1, 9, 2], [8, 7, 5, 0, 0, 0]]), lengths)
-    found += [prompt.logits, prompt.aux[0], prompt.aux[1, :3]]
+    """Logits and auxiliary states of two prompts, a tree, and a few more tokens."""
+    lm.refresh()  # as a session does when it begins
+    lm.cache.reserve(2, len(TREE) + 2, 60, 8)
+    found = []
+    for row, prompt in enumerate([[3, 1, 4, 1, 9, 2], [8, 7, 5]]):
+        found += lm.read_prompt(row, prompt)
+    lm.cache.use(2)
     seen = torch.nn.functional.pad(ancestors(), (0, 2)).expand(2, -1, -1)
     found += lm.score(torch.tensor([TREE] * 2), torch.tensor([DEPTHS] * 2), seen)
     lm.commit(torch.tensor([[0, 2], [0, 0]]), torch.tensor([2, 1]))
-    lm.longest += 2
+    lm.cache.set_held([8, 4])
     more = lm.extend(torch.tensor([[1, 2, 3], [4, 5, 0]]), torch.tensor([3, 2]))
-    return [*found, more.logits, more.aux[0], more.aux[1, :2]]
+    return [*found, more.logits, more.aux_states[0], more.aux_states[1, :2]]
 
 
 def without_native(lm: CachedLM) -> CachedLM:
@@ -209,9 +211,8 @@ def test_a_draft_past_the_original_context_does_not_turn_the_nodes_before_it(kin
     lm = CachedLM(model, TAPS)
     assert lm.context_length == limit
     prompt = torch.arange(limit - 2)[None]
-    lm.reserve(1, len(TREE), limit + 8, 8)
     with torch.inference_mode():
-        lm.prefill(prompt, torch.tensor([limit - 2]))
+        with_prompts(lm, prompt.tolist(), len(TREE), limit + 8)
         found = lm.score(torch.tensor([TREE]), torch.tensor([DEPTHS]), ancestors()).logits[0, 1]
         expected = model(torch.cat([prompt, torch.tensor([[TREE[0], TREE[1]]])], 1)).logits[0, -1]
     assert max(DEPTHS) + limit - 2 >= limit and torch.allclose(found, expected, atol=1e-4)

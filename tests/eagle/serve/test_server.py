@@ -203,7 +203,7 @@ def test_a_client_that_leaves_frees_its_rows(server):
     stream.close()
     wait_until_free(server.service, 5)
     with pytest.raises(openai.APITimeoutError):
-        server.client.with_options(timeout=0.5).completions.create(
+        server.client.with_options(timeout=0.1).completions.create(
             model="demo", prompt="One day", max_tokens=1500, stop=["no such text"]
         )
     wait_until_free(server.service, 5)
