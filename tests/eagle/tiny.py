@@ -48,6 +48,8 @@ FAMILIES = {
     "qwen3_moe": {"head_dim": 8, "mlp_only_layers": [], **MOE},
 }
 
+WINDOWED = {"gemma3_text", "gpt_oss", "llama4_text", "phi3"}  # layers that see the latest tokens only: test_windows.py
+
 
 def tiny_target(family: str = "llama", seed: int = 0, spread: float = 0.3, **changes):
     """A model whose laws are far from uniform, so that wrong attention shows."""

@@ -42,7 +42,7 @@ def loaded(name: str, prompt: list[int]) -> CachedLM:
     model = tiny_target(name.split()[0], **TARGETS[name])
     assert model.config.num_key_value_heads < model.config.num_attention_heads  # grouped queries
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    assert tied == (name in {"qwen2", "qwen3", "llama tied"})
+    assert tied == (name in {"qwen2", "qwen3", "gemma3_text", "smollm3", "llama tied"})
     return with_prompts(CachedLM(model, TAPS), [prompt], scratch=len(TREE) + 2)
 
 
@@ -94,20 +94,13 @@ def test_rows_of_different_lengths_do_not_see_each_other():
 
 
 def test_unknown_architectures_and_taps_are_refused():
-    with pytest.raises(ValueError, match="gpt2.*known: .*llama, mistral"):
+    with pytest.raises(ValueError, match="gpt2.*known: .*llama, "):
         CachedLM(type("M", (), {"config": type("C", (), {"model_type": "gpt2"})})())
     with pytest.raises(ValueError, match=rf"\[99\].*0 .. {LAYERS - 1}"):
         CachedLM(tiny_target(), taps=(2, 4, 99))
 
 
 WINDOW = {"sliding_window": 4, "max_window_layers": 2}
-
-
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
-def test_sliding_windows_are_refused(family):
-    """Whether the config has one layer type per layer (Qwen 2 and 3) or one window for all."""
-    with pytest.raises(ValueError, match="sliding_window=4.*stay below that context length"):
-        CachedLM(tiny_target(family, use_sliding_window=True, **WINDOW))
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe"])
