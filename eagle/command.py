@@ -101,6 +101,11 @@ def start(
     return run(lambda: work(parser.parse_args(argv, options)), kept and (lambda: kept(options)))
 
 
+def resumable(what: str) -> Callable[[argparse.Namespace], str]:
+    """What `start` says of an interrupted command that keeps `what` in the folder --output."""
+    return lambda options: f"The finished {what} are kept in {options.output}; the same command goes on there."
+
+
 def run(work: Callable[[], object], kept: Callable[[], str] | None = None) -> int:
     """Call `work`; the number it returns as exit code (anything else: 0), or the code of the error it raised.
 

@@ -98,8 +98,7 @@ class EagleModel:
 
         Raises ValueError as `Session` does.
         """
-        if plan.builder is not None and self.drafter is None:
-            raise ValueError(f"tree={plan.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
+        plan.drafter_of(self.drafter)  # before a workspace is taken
         space = self._idle.pop() if self._idle else Workspace.of(self.target, self.drafter)
         if not reuse:
             space.forget()
@@ -303,8 +302,7 @@ class EagleModel:
         elif self.new_graphs is None:
             self.eager_because = f"the model is on {self.device}; graphs need a CUDA device"
         else:
-            drafter = self.drafter if plan.builder else None
-            self.eager_because = graph_blocker(self.target, drafter, sampling) or broken
+            self.eager_because = graph_blocker(self.target, plan.drafter_of(self.drafter), sampling) or broken
         if args.graphs and self.eager_because:
             warnings.warn(f"graphs=True: decoding without them, because {self.eager_because}", stacklevel=4)
         return self.eager_because is None

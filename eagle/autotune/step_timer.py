@@ -34,7 +34,7 @@ def step_seconds(
     """
     room = (warm_up + steps) * (plan.depth + 1) + 1 if room is None else room
     sampling = Sampling(SamplingParams(temperature))
-    graphs = graphs and graph_blocker(model.target, model.drafter if plan.builder else None, sampling) is None
+    graphs = graphs and graph_blocker(model.target, plan.drafter_of(model.drafter), sampling) is None
     left = steps
     while left:
         with model.session(plan, graphs=graphs) as session:

@@ -14,6 +14,7 @@ What llama.cpp's graph has no place for is refused: other than three taps, sever
 biases, sliding windows, fc_norm, norm_output, other rope types.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +134,27 @@ def read_target(path: str | Path, config: HeadConfig) -> Any:
     return reader
 
 
+def add_sizes(writer: Any, config: Any, layers: int, head_dim: int, theta: float) -> None:
+    """Sizes and rope of a head or a target, as metadata."""
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+
+
 def add_settings(writer: Any, config: HeadConfig, name: str) -> None:
     """The head's sizes, rope and conventions, as metadata."""
     rope: dict[str, Any] = config.rope_parameters or dict(DEFAULT_ROPE)
     writer.add_name(name)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    add_sizes(writer, config, 1, config.head_dim, float(rope["rope_theta"]))
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for key in ("target_layers", "extract_layers"):
         writer.add_array(f"eagle3.{key}", list(config.taps))
     writer.add_uint32("eagle3.target_hidden_size", config.target_hidden_size)
@@ -171,6 +177,16 @@ def add_tensor(writer: Any, name: str, tensor: Tensor, quantization: str) -> Non
     writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
 
 
+def finish(writer: Any, tensors: Mapping[str, Tensor], dtype: str) -> None:
+    """Add the tensors, write the file and close it. `dtype`: of the matrices."""
+    for name, tensor in tensors.items():
+        add_tensor(writer, name, tensor, QUANTIZATION[dtype])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def write_gguf(head: Eagle3Head, path: str | Path, target_gguf: str | Path, dtype: str = "bfloat16") -> None:
     """Write the head to `path`, with the tokenizer of the target's GGUF file.
 
@@ -186,12 +202,7 @@ def write_gguf(head: Eagle3Head, path: str | Path, target_gguf: str | Path, dtyp
     writer.add_file_type(FILE_TYPES[dtype])
     add_settings(writer, head.config, f"EAGLE-3 head for {general_name(reader)}")
     copy_tokenizer(writer, reader)
-    for name, tensor in gguf_tensors(head).items():
-        add_tensor(writer, name, tensor, QUANTIZATION[dtype])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, gguf_tensors(head), dtype)
 
 
 def general_name(reader: Any) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from eagle.drafters import Drafter
 from eagle.engine.distributions import GREEDY_BELOW
 from eagle.trees import TreeBuilder, TreeSettings, find_tree, greedy_tree
 from hsd.verifiers import Verifier, find_verifier
@@ -67,6 +68,17 @@ class Plan:
     def nodes(self) -> int:
         """Rows that the target scores in a step, at most."""
         return self.settings.nodes if self.builder else 1
+
+    def drafter_of(self, drafter: Drafter | None) -> Drafter | None:
+        """What drafts under this plan: the model's drafter, None for plain decoding.
+
+        Raises ValueError where a tree is planned and there is no drafter.
+        """
+        if self.builder is None:
+            return None
+        if drafter is None:
+            raise ValueError(f"tree={self.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
+        return drafter
 
     def grown_by(self, rows: int) -> int:
         """Nodes given to the drafter in a step of this many rows, at most. A level is as wide as its widest row."""

@@ -115,6 +115,11 @@ class GeneratedRow:
         """Prompt and new tokens."""
         return self.prompt + self.new_tokens
 
+    @property
+    def length(self) -> int:
+        """Number of `ids`."""
+        return len(self.prompt) + len(self.new_tokens)
+
 
 class StepTrees(NamedTuple):
     """References to what one step drafted and decided, to be read on the host after its clock has stopped.

@@ -119,6 +119,7 @@ class Session:
 
     rows       the rows in use, unfinished all of them, in the order of their cache rows
     plan       how trees are drafted and verified, the same for all rows
+    drafter    None where the plan is plain decoding
     clock      seconds of the latest step by phase
     trees      what the latest step drafted and decided, with `record_trees` or where `watched` was set
     first      logits Float[V] that the latest row's first token was drawn from, where `watched` was set
@@ -143,11 +144,10 @@ class Session:
 
         Raises ValueError for a plan that drafts without a drafter.
         """
-        if plan.builder is not None and drafter is None:
-            raise ValueError(f"tree={plan.tree!r} needs a drafter: load with ea_model_path or draft_model_path")
+        plan.drafter_of(drafter)
         self.workspace = Workspace.of(target, drafter) if workspace is None else workspace
         self.target, self.plan = self.workspace.target, plan
-        self.drafter = self.workspace.drafter
+        self.drafter = plan.drafter_of(self.workspace.drafter)
         self.graphs = self.workspace.graphs if graphs and not record_trees else None
         self.device = self.target.device
         self.clock = Clock()
@@ -262,7 +262,7 @@ class Session:
         held = self._find_held(prompt, place) if reuse else 0
         record.reused_tokens = held
         scores = self.target.read_prompt(place, prompt, held)
-        if self.drafter is not None and self.plan.builder is not None:
+        if self.drafter is not None:
             self.drafter.read_prompt(place, prompt, held, scores.aux_states)
         probs = self._first_probs(row, scores.logits)
         self.first = scores.logits[0, -1] if self.watched else None
@@ -292,7 +292,7 @@ class Session:
         """Move the free cache row that holds most of the prompt's beginning to `place`; how much it holds. One token at
         least is read.
         """
-        caches = [self.target.cache] + ([self.drafter.cache] if self.drafter is not None and self.plan.builder else [])
+        caches = [self.target.cache] + ([self.drafter.cache] if self.drafter is not None else [])
         best, most = place, 0
         for row in range(place, min(len(cache.ids) for cache in caches)):
             known = [common_prefix(cache.ids[row], prompt) - index * self._ahead for index, cache in enumerate(caches)]
@@ -309,7 +309,7 @@ class Session:
         record = self._rows[index].record
         ids = record.ids
         self.target.cache.ids[index], self.target.cache.held[index] = ids[:-1], len(ids) - 1
-        if self.drafter is not None and self.plan.builder is not None and record.steps:
+        if self.drafter is not None and record.steps:
             self.drafter.cache.ids[index] = ids[: len(ids) - record.steps[-1].emitted]  # up to the last step's root
             self.drafter.cache.held[index] = len(self.drafter.cache.ids[index]) - self._ahead
 
@@ -317,7 +317,7 @@ class Session:
         if source == goal:
             return
         self.target.cache.move(source, goal)
-        if self.drafter is not None and self.plan.builder is not None:  # else its cache may have fewer rows
+        if self.drafter is not None:
             self.drafter.cache.move(source, goal)
         for tensor in (self._pending, self._counts, self._aux):
             if tensor is not None:
@@ -328,7 +328,7 @@ class Session:
     @property
     def verified_on(self) -> torch.device:
         """Where trees lie and are verified: the drafter's device, which may not be the target's first."""
-        return self.device if self.drafter is None or self.plan.builder is None else self.drafter.device
+        return self.device if self.drafter is None else self.drafter.device
 
     @property
     def _planned(self) -> Hashable:
@@ -344,7 +344,7 @@ class Session:
         slack, allocated = self.plan.depth + 1, len(self._counts)
         self._capacity = capacity = max(capacity, self._capacity)
         self.target.cache.reserve(rows, self.plan.nodes, capacity, slack)
-        if self.drafter is not None and self.plan.builder is not None:
+        if self.drafter is not None:
             self.drafter.reserve(rows, self.plan.grown_by(rows), capacity, slack)
         if rows > allocated:
             self._allocate(max(rows, 2 * allocated))
@@ -352,7 +352,7 @@ class Session:
 
     def _grow(self) -> None:
         """Room for the coming step: a row's limit can be the whole context, so not all of it is reserved at once."""
-        steps = [(len(row.record.ids), row.stopping.room(row.record)) for row in self._rows]
+        steps = [(row.record.length, row.stopping.room(row.record)) for row in self._rows]
         needed = max(length + min(self.plan.depth + 1, room) for length, room in steps)  # a row that ends needs no more
         if needed > self._capacity:
             self._reserve(self.width, needed + max(needed // 2, RESERVED))
@@ -368,7 +368,7 @@ class Session:
             self._aux_of(aux)[: len(aux)] = aux
         self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.verified_on)
         self._p = RowDistributions(rows, self.verified_on, self.vocabulary)
-        self._q = RowDistributions(rows, self.device if self.drafter is None else self.drafter.device)
+        self._q = RowDistributions(rows, self.verified_on)
 
     def _aux_of(self, like: Tensor) -> Tensor:
         if self._aux is None:
@@ -388,7 +388,7 @@ class Session:
         self._p.set([row.target for row in rows], [row.processors for row in rows])
         self._q.set([row.of_draft for row in rows])
         self.target.cache.use(self.width)
-        if self.drafter is not None and self.plan.builder is not None:
+        if self.drafter is not None:
             self.drafter.use(self.width)
         self._draft = None
 
@@ -497,7 +497,7 @@ class Session:
         if not self._sound and not self._warned:
             self._warned = True
             warnings.warn(REPLACED, stacklevel=4)
-        before = [len(row.record.ids) for row in self._rows]
+        before = [row.record.length for row in self._rows]
         for index, (row, (accepted, expected, _, _, *tokens)) in enumerate(zip(self._rows, values, strict=True)):
             emitted = [int(token) for token in tokens[: int(accepted) + 1]]
             records.append(self._extend(row, index, emitted, expected, nodes))
@@ -520,7 +520,7 @@ class Session:
 
     def _judge(self, records: list[StepRecord]) -> None:
         """Warn once where almost nothing is accepted."""
-        if self.plan.builder is None or self._tally[0] >= FIRST_STEPS:
+        if self.drafter is None or self._tally[0] >= FIRST_STEPS:
             return
         self._tally[0] += len(records)
         self._tally[1] += sum(record.accepted for record in records)
@@ -531,8 +531,8 @@ class Session:
     def _hold(self, before: list[int]) -> None:
         """Lower the host's bounds on cached tokens to what the step really added. `before`: tokens of each row."""
         idle = [1] * (self.width - len(before))
-        self.target.cache.set_held([len(row.record.ids) - 1 for row in self._rows] + idle)
-        if self.drafter is not None and self.plan.builder is not None:
+        self.target.cache.set_held([row.record.length - 1 for row in self._rows] + idle)
+        if self.drafter is not None:
             self.drafter.set_held(before + idle)
 
     def _key(self) -> tuple[Any, ...]:
@@ -543,13 +543,13 @@ class Session:
 
     def _windows(self) -> tuple[int, int]:
         """Committed slots that the target's and the drafter's forwards look at."""
-        drafter = self.drafter if self.plan.builder is not None else None
+        drafter = self.drafter
         return self.target.cache.window(), 0 if drafter is None else drafter.cache.window(self._pending.shape[1])
 
     def _look_at(self, slots: int) -> None:
         """At least this many in every cache, so that windows change together and each pair of them is recorded once."""
         self.target.cache.least = slots
-        if self.drafter is not None and self.plan.builder is not None:
+        if self.drafter is not None:
             self.drafter.cache.least = slots
 
     def _outlives(self) -> dict[Hashable, list[Tensor]]:
@@ -557,7 +557,7 @@ class Session:
         own = [self._pending, self._counts, self._uniforms, *self._p.state(), *self._q.state()]
         found: dict[Hashable, list[Tensor]] = {"target": self.target.state()}
         found[self._planned] = own + ([] if self._aux is None else [self._aux])
-        if self.drafter is not None and self.plan.builder is not None:
+        if self.drafter is not None:
             found["drafter"] = self.drafter.state()
         return found
 

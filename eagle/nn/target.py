@@ -202,11 +202,6 @@ class CachedLM:
         if self._output is None or self._output.layers[0] is not head or not self._output.is_current():
             self._output = Product(head)
 
-    def refresh_weights(self) -> None:
-        """Forget whatever was made of the weights; `refresh` notices most changes by itself, this is for all."""
-        self.decoder = self._output = None
-        self.refresh()
-
     def state(self) -> list[Tensor]:
         """The tensors that outlive a step: allocated before it, then read and written in place."""
         return [*self.cache.state(), *([] if self.decoder is None else self.decoder.state())]

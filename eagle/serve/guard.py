@@ -141,8 +141,5 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def refusal(error: Refused) -> JSONResponse:
     """The response to a refused request."""
-    headers = (
-        {"WWW-Authenticate": "Bearer"} if error.status == 401 else {"Retry-After": "1"} if error.status == 429 else {}
-    )
     body = error_body(str(error), error.status, error.param, error.code)
-    return JSONResponse(body, error.status, headers)
+    return JSONResponse(body, error.status, HEADERS.get(error.status))

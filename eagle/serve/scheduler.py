@@ -248,7 +248,8 @@ class Scheduler:
 
     def _lane(self, job: Job) -> Lane:
         """The session that a job's row belongs to; opened where there is none."""
-        prepared, drafter = job.prepared, self.model.drafter if job.prepared.plan.builder else None
+        prepared = job.prepared
+        drafter = prepared.plan.drafter_of(self.model.drafter)
         watched, trees = job.logprobs is not None, prepared.args.record_trees
         blocked = self.model.new_graphs is None or graph_blocker(self.model.target, drafter, prepared.sampling)
         graphs = not (blocked or watched or trees or prepared.args.graphs is False)

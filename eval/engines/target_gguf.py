@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eagle.checkpoints.to_gguf import FILE_TYPES, QUANTIZATION, add_tensor, copy_tokenizer, interleave
+from eagle.checkpoints.to_gguf import FILE_TYPES, add_sizes, copy_tokenizer, finish, interleave
 
 FAMILIES = ("llama", "qwen2")
 NAMES = {
@@ -44,20 +44,6 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     return found
 
 
-def add_settings(writer: Any, config: Any) -> None:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-
-
 def add_plain_tokenizer(writer: Any, size: int) -> None:
     """A tokenizer that only counts: prompts are token ids."""
     writer.add_tokenizer_model("gpt2")
@@ -79,14 +65,10 @@ def write_target(model: Any, path: str, tokenizer_from: str | None = None, dtype
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(str(getattr(config, "_name_or_path", "") or "target"))
     writer.add_file_type(FILE_TYPES[dtype])
-    add_settings(writer, config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    add_sizes(writer, config, config.num_hidden_layers, head_dim, float(config.rope_parameters["rope_theta"]))
     if tokenizer_from is None:
         add_plain_tokenizer(writer, config.vocab_size)
     else:
         copy_tokenizer(writer, gguf.GGUFReader(tokenizer_from))
-    for name, tensor in tensors_of(model).items():
-        add_tensor(writer, name, tensor, QUANTIZATION[dtype])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, tensors_of(model), dtype)

@@ -90,7 +90,7 @@ def with_marks(call: Callable, marks: PhaseMarks, name: str) -> Callable:
 def marked(session: Session, marks: PhaseMarks) -> Iterator[None]:
     """Mark the calls that one step makes to the target and, where it drafts, to the drafter."""
     places: list[tuple[Any, str]] = [(session.target, "score"), (session.target, "commit")]
-    places += [(session.drafter, "read"), (session.drafter, "grow")] if session.plan.builder else []
+    places += [(session.drafter, "read"), (session.drafter, "grow")] if session.drafter is not None else []
     for owner, name in places:
         setattr(owner, name, with_marks(getattr(owner, name), marks, name))
     try:

@@ -284,12 +284,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    return command.start(
-        build_parser(),
-        run,
-        argv,
-        lambda options: f"The finished questions are kept in {options.output}; the same command goes on there.",
-    )
+    return command.start(build_parser(), run, argv, command.resumable("questions"))
 
 
 if __name__ == "__main__":

@@ -241,12 +241,7 @@ def write(
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    return command.start(
-        build_parser(),
-        run,
-        argv,
-        lambda options: f"The finished states are kept in {options.output}; the same command goes on there.",
-    )
+    return command.start(build_parser(), run, argv, command.resumable("states"))
 
 
 if __name__ == "__main__":

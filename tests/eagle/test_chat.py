@@ -22,8 +22,8 @@ from eagle.autotune.auto import AutoTree
 from eagle.autotune.candidates import Candidate
 from eagle.autotune.choice import Point
 from eagle.serve import conversation, options
+from tests.eagle.serve.running import PAIR
 
-PAIR = ("checkpoints/demo/target", "checkpoints/demo/eagle3")
 ARGUMENTS = {"tree": "hybrid", "verifier": "hsd", "temperature": 0.0, "max_new_tokens": 12}
 
 

@@ -13,9 +13,11 @@ from tests.eval.fake import load
 
 ROOT = Path(__file__).parents[2]
 VOLATILE = ("answer_id", "tstamp", "session")
+METHODS = ("plain", "topk+token", "hybrid+hsd")
+FILES = tuple(f"{method}.jsonl" for method in METHODS)  # what `arguments` asks for
 
 
-def arguments(output: Path, *more: str, methods: tuple[str, ...] = ("plain", "topk+token", "hybrid+hsd")) -> list[str]:
+def arguments(output: Path, *more: str, methods: tuple[str, ...] = METHODS) -> list[str]:
     return [
         "--bench",
         "gsm8k",

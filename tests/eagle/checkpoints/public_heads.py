@@ -164,6 +164,22 @@ def deepspec(layers: int, outputs: list[int]) -> dict:
     }
 
 
+def deepspec_head(layers: int, outputs: list[int], taps: tuple[int, ...]) -> PublicHead:
+    """A head of DeepSpec's for a Qwen 3 of so many layers."""
+    return PublicHead(
+        deepspec(layers, outputs),
+        taps,
+        1e6,
+        layer="layers.0",
+        head_dim=16,
+        embeddings=True,
+        qk_norm=True,
+        full_vocabulary=True,
+        family="qwen3",
+        layers=layers,
+    )
+
+
 def speculators(layer: dict, **changes) -> dict:
     """As the speculators library writes it."""
     return {
@@ -281,40 +297,7 @@ PUBLIC = {
         fc_norm=True,
         family="qwen3",
     ),
-    "deepseek-ai/eagle3_qwen3_4b_ttt7": PublicHead(
-        deepspec(36, [1, 9, 17, 25, 33]),
-        (2, 10, 18, 26, 34),
-        1e6,
-        layer="layers.0",
-        head_dim=16,
-        embeddings=True,
-        qk_norm=True,
-        full_vocabulary=True,
-        family="qwen3",
-        layers=36,
-    ),
-    "deepseek-ai/eagle3_qwen3_8b_ttt7": PublicHead(
-        deepspec(36, [1, 9, 17, 25, 33]),
-        (2, 10, 18, 26, 34),
-        1e6,
-        layer="layers.0",
-        head_dim=16,
-        embeddings=True,
-        qk_norm=True,
-        full_vocabulary=True,
-        family="qwen3",
-        layers=36,
-    ),
-    "deepseek-ai/eagle3_qwen3_14b_ttt7": PublicHead(
-        deepspec(40, [1, 10, 19, 28, 37]),
-        (2, 11, 20, 29, 38),
-        1e6,
-        layer="layers.0",
-        head_dim=16,
-        embeddings=True,
-        qk_norm=True,
-        full_vocabulary=True,
-        family="qwen3",
-        layers=40,
-    ),
+    "deepseek-ai/eagle3_qwen3_4b_ttt7": deepspec_head(36, [1, 9, 17, 25, 33], (2, 10, 18, 26, 34)),
+    "deepseek-ai/eagle3_qwen3_8b_ttt7": deepspec_head(36, [1, 9, 17, 25, 33], (2, 10, 18, 26, 34)),
+    "deepseek-ai/eagle3_qwen3_14b_ttt7": deepspec_head(40, [1, 10, 19, 28, 37], (2, 11, 20, 29, 38)),
 }

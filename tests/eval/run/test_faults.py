@@ -16,17 +16,7 @@ from eval.__main__ import main
 from eval.report import report
 from eval.run import answers
 from tests.eval.fake import FakeEngine
-from tests.eval.helpers import arguments, evaluate, records, started
-
-FILES = ("plain.jsonl", "topk+token.jsonl", "hybrid+hsd.jsonl")
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    output = tmp_path_factory.mktemp("unbroken")
-    assert evaluate(output) == 0
-    return output
-
+from tests.eval.helpers import FILES, arguments, evaluate, records, started
 
 # --- two processes -------------------------------------------------------------------------------------------------
 

@@ -8,16 +8,7 @@ import pytest
 from eagle.jsonl import open_locked
 from eval.report import report
 from eval.run import answers
-from tests.eval.helpers import evaluate, numbers, records, started
-
-FILES = ("plain.jsonl", "topk+token.jsonl", "hybrid+hsd.jsonl")
-
-
-@pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    output = tmp_path_factory.mktemp("unbroken")
-    assert evaluate(output) == 0
-    return output
+from tests.eval.helpers import FILES, evaluate, numbers, records, started
 
 
 def test_every_method_answers_every_question_once(unbroken):
