@@ -58,10 +58,12 @@ class GenerateArguments(TypedDict, total=False):
     tree                    "none" (plain decoding), a name in `eagle.trees.TREES`, or "auto": the tree, nodes and depth
                             that give most tokens per second on this machine, plain decoding where none is faster
                             (`eagle.autotune.auto`). Chosen before the generation from what was measured before it, so
-                            what is emitted is as exact as with the same tree named; `GeneratedRow.plan` records it
+                            what is emitted is as exact as with the same tree named; `GeneratedRow.plan` records it.
+                            Not given: "hybrid", or "none" for a model without a drafter
     verifier                a name in `hsd.VERIFIERS`; at temperature 0 "greedy" is used, which accepts the same
     nodes                   rows of the target's scoring forward per step: draft tokens and root; 1: plain decoding;
-                            "auto": nodes and depth as with tree="auto", the kind of tree being given
+                            "auto": nodes and depth as with tree="auto", the kind of tree being given.
+                            Neither nodes nor depth given: 8 and 4 on a CPU, 60 and 7 elsewhere
     depth, width            see `eagle.trees.TreeSettings`
     beta, sharpness         the same; not given: what the head's calibration says, for hybrid trees
     draft_temperature       temperature of the draft distribution; None: the target's
@@ -110,7 +112,7 @@ class GenerationArgs:
     """Checked arguments of one generation. None: `eos_token_id`, `pad_token_id` were stated nowhere.
 
     automatic: nodes and depth, and with tree "auto" the kind of tree, are to be chosen; `settings` holds defaults.
-    stated: the fields of `settings` that the caller gave; the others are defaults.
+    stated: which of "tree" and the fields of `settings` the caller gave; the others are defaults.
     """
 
     sampling: SamplingParams
@@ -396,7 +398,7 @@ def _drafting(given: Mapping[str, Any]) -> dict[str, Any]:
         "verifier": text("verifier", given.get("verifier", "hsd")),
         "settings": settings,
         "automatic": automatic,
-        "stated": frozenset(given) & {field.name for field in fields(TreeSettings)},
+        "stated": frozenset(given) & {"tree", *(field.name for field in fields(TreeSettings))},
         "draft_temperature": None if temperature is None else number("draft_temperature", temperature, 0),
     }
 

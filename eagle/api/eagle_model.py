@@ -21,11 +21,11 @@ from eagle.api.arguments import (
 )
 from eagle.api.loading import bind_target, load_lm, load_options
 from eagle.api.outputs import GeneratedRow, GenerateOutput, PlanRecord, sequences_of
-from eagle.autotune.auto import AutoTree
+from eagle.autotune.auto import AutoTree, shipped
 from eagle.autotune.candidates import Candidate, Fit
 from eagle.checkpoints.checks import check_target
 from eagle.checkpoints.load import load_head
-from eagle.checkpoints.pretrained import ACCESS, hub_options, read_tokenizer
+from eagle.checkpoints.pretrained import ACCESS, hub_options, read_config, read_tokenizer
 from eagle.digests import seed_of
 from eagle.drafters import CausalLMDrafter, Drafter, Eagle3Drafter
 from eagle.drafters.causal_lm import check_models_agree, check_same_tokenizer
@@ -147,7 +147,7 @@ class EagleModel:
         neither for plain decoding.
 
         dtype        a torch.dtype or its name; "auto": what decodes fastest on the device (bfloat16 where the hardware
-                     multiplies it, else float32); None: the checkpoint's on a GPU, float32 on a CPU
+                     multiplies it or native code reads it, else float32); None: the checkpoint's on a GPU, float32 on a CPU
         device_map   as in `transformers`; None: the GPU if there is one, else the CPU
         attention    "grouped" (`eagle.nn.grouped_attention`; the default on a CPU), "sdpa" (elsewhere), or
                      "split_prefix" for a tree attention without a mask over the cache
@@ -165,7 +165,9 @@ class EagleModel:
             raise ValueError("both ea_model_path and draft_model_path were given: a model drafts with one of them")
         if not ea_model_path and (taps is not None or rope_theta is not None):
             raise ValueError("taps and rope_theta override an EAGLE-3 head's config.json: give ea_model_path with them")
-        options = load_options(model_kwargs.pop("torch_dtype", dtype), device_map, attention, attn_implementation)
+        dtype = model_kwargs.pop("torch_dtype", dtype)
+        family = read_config(base_model_path, **hub_options(model_kwargs)).model_type if dtype == "auto" else ""
+        options = load_options(dtype, device_map, attention, attn_implementation, family)
         tokenizer = read_tokenizer(base_model_path, **hub_options(model_kwargs))
         model = load_lm(base_model_path, options, **model_kwargs)
         places = {**hub_options(model_kwargs, ACCESS), **(drafter_kwargs or {})}
@@ -272,9 +274,14 @@ class EagleModel:
     def _choose_tree(self, args: GenerationArgs, batch: int) -> GenerationArgs:
         """The arguments with the tree that "auto" stands for, and what suits the head where it is not given."""
         temperature = args.sampling.temperature
+        if self.drafter is None and not args.stated & {"tree", "nodes"}:
+            args = replace(args, tree="none")
         if args.automatic and args.tree != "none":
             tree, nodes, depth = self.auto.choose(self, temperature, batch, args.tree).candidate
             args = replace(args, tree=tree, settings=replace(args.settings, nodes=nodes, depth=depth))
+        elif not args.stated & {"nodes", "depth"}:
+            _, nodes, depth = shipped(self.device.type, args.tree, temperature)
+            args = replace(args, settings=replace(args.settings, nodes=nodes, depth=depth))
         missing = set(Fit._fields) - args.stated
         builder = TREES.get(args.tree)
         if builder and builder.fitted and missing:

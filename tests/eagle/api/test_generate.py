@@ -215,3 +215,11 @@ def test_mismatched_pairs_are_refused(target):
         EagleModel.from_head(target, tiny_head(tiny_target(vocab_size=50), draft_vocab=50))
     with pytest.raises(ValueError, match="needs a drafter"):
         EagleModel(target).generate(PROMPT, 5, tree="topk")
+
+
+def test_what_is_not_said_about_the_tree_suits_model_and_device(model, target):
+    """No drafter: plain decoding; a CPU: 8 nodes, depth 4. One stated number leaves the other at its default."""
+    assert torch.equal(EagleModel(target).generate(PROMPT, 5, temperature=0), greedy(target, PROMPT, 5))
+    for given, size in (({}, (8, 4)), ({"tree": "topk"}, (8, 4)), ({"nodes": 20}, (20, 7)), ({"depth": 5}, (60, 5))):
+        plan = model.generate(PROMPT, 3, temperature=0, return_dict_in_generate=True, **given).rows[0].plan
+        assert (plan.nodes, plan.depth) == size

@@ -72,6 +72,15 @@ def test_dtypes(monkeypatch, hardware):
         assert resolve_dtype(dtype, CPU) == resolve_dtype(name, CPU) == resolve_dtype(str(dtype), CPU) == dtype
 
 
+@pytest.mark.parametrize(("family", "reason"), [("llama", None), ("llama", "no compiler"), ("gemma3_text", None)])
+def test_native_code_makes_bfloat16_the_faster_one(monkeypatch, family, reason):
+    monkeypatch.setattr(loading, "fastest", lambda device: "float32")
+    monkeypatch.setattr(loading.native, "unavailable", lambda: reason)
+    expected = torch.bfloat16 if (family, reason) == ("llama", None) else torch.float32
+    assert resolve_dtype("auto", CPU, family) == expected
+    assert resolve_dtype("auto", GPU, family) == torch.float32
+
+
 @pytest.mark.parametrize("dtype", ["fp8", "", 3, torch.int64, "int8"])
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(ValueError, match="dtype=.*: expected a floating"):
