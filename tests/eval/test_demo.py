@@ -27,7 +27,7 @@ def checkout(tmp_path):
 
 
 def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tmp_path):
-    """A head is there and the download fails: one line, the demo pair, a question with two answers, the table, no noise."""
+    """A head is there and the download fails: one line, the demo pair, two answers to a question, the table."""
     head = tmp_path / "checkpoints" / "smollm2-135m" / "eagle3"
     head.mkdir(parents=True)
     (head / "config.json").write_text("{}")
