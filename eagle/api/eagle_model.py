@@ -147,7 +147,8 @@ class EagleModel:
         neither for plain decoding.
 
         dtype        a torch.dtype or its name; "auto": what decodes fastest on the device (bfloat16 where the hardware
-                     multiplies it or native code reads it, else float32); None: the checkpoint's on a GPU, float32 on a CPU
+                     multiplies it or native code reads it, else float32); None: on a GPU the checkpoint's, on a CPU
+                     float32
         device_map   as in `transformers`; None: the GPU if there is one, else the CPU
         attention    "grouped" (`eagle.nn.grouped_attention`; the default on a CPU), "sdpa" (elsewhere), or
                      "split_prefix" for a tree attention without a mask over the cache
