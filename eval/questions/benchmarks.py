@@ -244,9 +244,13 @@ def read_file(path: str, category: str) -> list[Question]:
 
 
 def load(
-    bench: str, protocol: str | None = None, question_file: str | None = None, num_questions: int | None = None
+    bench: str,
+    protocol: str | None = None,
+    question_file: str | None = None,
+    num_questions: int | None = None,
+    between: tuple[int, int | None] = (0, None),
 ) -> QuestionSet:
-    """The questions of a run.
+    """The questions of a run: of those from `between[0]` on and below `between[1]` the first `num_questions`.
 
     A protocol that was asked for by name is used or refused. With none named, GSM8K without its test file falls back
     to the bundled sample; the set then says `sample`, as every file written from it does.
@@ -266,7 +270,10 @@ def load(
         name = protocol or next(iter(chosen.protocols))
         name, questions = questions_of(chosen, name, fall_back=protocol is None)
         source = f"{bench}/{name}"
-    return QuestionSet(bench, name, source, first(questions, num_questions, source))
+    begin, end = between
+    if not questions[begin:end]:
+        raise ValueError(f"--question-begin {begin}, --question-end {end}: none of the {len(questions)} of {source}")
+    return QuestionSet(bench, name, source, first(questions[begin:end], num_questions, source))
 
 
 def questions_of(chosen: Benchmark, protocol: str, fall_back: bool) -> tuple[str, list[Question]]:

@@ -33,6 +33,7 @@ class Task(NamedTuple):
     decoding: Decoding
     seed: int = 0
     system_prompt: str | None = None
+    model_id: str | None = None  # names the answers; None: the method does
 
 
 class MethodRun(NamedTuple):
@@ -79,7 +80,7 @@ def answer_question(task: Task, run: MethodRun, question: Question, index: int) 
     except Exception as problem:  # whatever it is, it belongs to this question: the other questions go on
         error = cause(problem)
         say(f"{run.method.name}, question {question.question_id}: {error}")
-    return answer_record(question, run.method.name, texts, turns, error, run.answers.session)
+    return answer_record(question, task.model_id or run.method.name, texts, turns, error, run.answers.session)
 
 
 def cause(problem: Exception) -> str:
