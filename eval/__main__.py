@@ -36,7 +36,7 @@ from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eval import flags, protocols, provenance
 from eval.measure import dtypes
-from eval.questions import benchmarks, prompts
+from eval.questions import benchmarks, execution, prompts
 from eval.run import load_models, runner
 from eval.run.answers import WEIGHTS, AnswerFile, shard_path
 from eval.run.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
@@ -68,6 +68,7 @@ def settings(
         "template": task.style.name,
         "system_prompt": options.system_prompt,
         "seed": options.seed,
+        **({"run_code": True} if task.passes else {}),
         **task.decoding._asdict(),
     }
 
@@ -154,6 +155,7 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
         options.seed,
         options.system_prompt,
         options.model_id,
+        execution.passes if options.run_code else None,
     )
 
 
@@ -175,6 +177,8 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
         options.num_questions,
         (options.question_begin, options.question_end),
     )
+    if options.run_code:
+        execution.check(questions.questions)
     ranks = Ranks.of_environment()
     try:
         for method, path in chosen:

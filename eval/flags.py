@@ -29,6 +29,12 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="JSON lines with `question`, `turns`, `prompt` or `problem`, instead (layouts: docs/reproduction.md)",
     )
+    group.add_argument(
+        "--run-code",
+        action="store_true",
+        help="humaneval: run what the model writes against the tests, in a process with limits (not a container), and "
+        "report the share that passes",
+    )
     group.add_argument("--num-questions", type=command.COUNT, metavar="N", help="the first N questions (default: all)")
 
 
