@@ -118,7 +118,8 @@ def _check_streamer(here: FrameType | None) -> None:
 
     `transformers` puts the prompt into it and passes it on to no custom function, so that only that frame knows of it.
     """
-    streamer = here.f_back.f_locals.get("streamer") if here and here.f_back else None
+    caller = here.f_back if here else None
+    streamer = caller.f_locals.get("streamer") if caller and caller.f_code.co_name == "generate" else None
     if streamer is not None:
         streamer.end()
         raise ValueError(
