@@ -59,6 +59,17 @@ KEPT_ELSEWHERE = {  # EAGLE's flags that are refused at more than 1: what does t
 }
 
 
+UNUSED_THERE = {"--load-in-8bit": 0, "--max-gpu-memory": 1, "--tree-choices": 1, "--threshold": 1}  # and their values
+
+
+class Refused(argparse.Action):
+    """A flag that EAGLE's scripts take and do nothing with."""
+
+    def __call__(self, *_: Any) -> None:
+        """Refuse it."""
+        raise argparse.ArgumentError(self, "is parsed by EAGLE's scripts and does nothing there; leave it out")
+
+
 def add_eagle_flags(parser: argparse.ArgumentParser) -> None:
     """EAGLE's flags that have no other name here; its --bench-name, --total-token, --top-k, ... are names of others."""
     group = parser.add_argument_group("EAGLE's spellings (see --protocol eagle)")
@@ -78,6 +89,8 @@ def add_eagle_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_eagle3", "--use-eagle3", action="store_true", help="taken without effect: heads here are EAGLE-3's")
     for name in KEPT_ELSEWHERE:
         add(f"--{name.replace('_', '-')}", type=command.COUNT, default=1, metavar="N", help="1; more is refused")
+    for name, values in UNUSED_THERE.items():
+        add(name, action=Refused, nargs=values, help=argparse.SUPPRESS)
 
 
 def apply(options: argparse.Namespace) -> None:

@@ -98,6 +98,8 @@ def test_a_token_limit_that_eagle_ignores_is_kept_and_said(asked, tmp_path, caps
         (["--num-choices", "3"], "--num-choices 3: one answer per question and run; for 3 of each run it 3 times"),
         (["--num-gpus-per-model", "2"], "EagleModel.from_pretrained(..., device_map='auto')"),
         (["--num-gpus-total", "4"], "torchrun --nproc-per-node 4 -m eval"),
+        (["--tree-choices", "mc_sim_7b_63"], "--tree-choices is parsed by EAGLE's scripts and does nothing there"),
+        (["--load-in-8bit"], "--load-in-8bit is parsed by EAGLE's scripts and does nothing there; leave it out"),
         (["--hsd", "--tree", "topk"], "--hsd is --tree hybrid --verifier hsd; leave it out"),
         (["--hsd", "--methods", "plain"], "--hsd is --tree hybrid --verifier hsd; leave it out"),
         (["--question-begin", "5"], "--question-begin 5, --question-end None: none of the 5 of mine.jsonl"),
