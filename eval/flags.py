@@ -93,7 +93,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         "--max-new-token",
         type=command.COUNT,
         metavar="N",
-        help="per turn (default 512; 1024 for mt_bench)",
+        help="per turn (default 512; 1024 for mt_bench, math500 and spec_bench)",
     )
     add(
         "--lookup-tokens",

@@ -108,7 +108,7 @@ class GenerateArguments(TypedDict, total=False):
 
 def lists_arguments(method: Method) -> Method:
     """The method, its docstring listing the keywords of `GenerateArguments` (for `help`)."""
-    method.__doc__ = "\n".join(inspect.cleandoc(part.__doc__ or "") for part in (method, GenerateArguments))
+    method.__doc__ = "\n\n".join(inspect.cleandoc(part.__doc__ or "") for part in (method, GenerateArguments))
     return method
 
 
