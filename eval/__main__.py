@@ -10,6 +10,10 @@ Several methods, alternating question by question, with a report at the end:
     python -m eval --bench mt_bench --base-model-path BASE --ea-model-path HEAD --temperature 1 \
         --methods plain topk+token topk+hsd hybrid+token hybrid+hsd --output results/mt_bench
 
+As EAGLE's scripts do, with their flags (`--protocol dspark`: the protocol of 2026's papers at temperature 1):
+
+    python -m eval --protocol eagle --bench-name mt_bench --base-model-path BASE --ea-model-path HEAD --model-id NAME
+
 Over several processes or GPUs (one shard file per rank, joined by the report):
 
     accelerate launch --num_processes 2 -m eval ... --output results/run && python -m eval.report results/run
@@ -30,9 +34,9 @@ import torch
 from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
-from eval import flags, provenance
+from eval import flags, protocols, provenance
 from eval.measure import dtypes
-from eval.questions import benchmarks, prompts
+from eval.questions import benchmarks, execution, prompts
 from eval.run import load_models, runner
 from eval.run.answers import WEIGHTS, AnswerFile, shard_path
 from eval.run.methods import NEEDS_NO_DRAFTER, Decoding, Method, Models
@@ -64,6 +68,7 @@ def settings(
         "template": task.style.name,
         "system_prompt": options.system_prompt,
         "seed": options.seed,
+        **({"run_code": True} if task.passes else {}),
         **task.decoding._asdict(),
     }
 
@@ -143,7 +148,15 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
         width=options.width,
         lookup_tokens=options.lookup_tokens,
     )
-    return runner.Task(Models(engine, assistant), style, decoding.with_defaults(), options.seed, options.system_prompt)
+    return runner.Task(
+        Models(engine, assistant),
+        style,
+        decoding.with_defaults(),
+        options.seed,
+        options.system_prompt,
+        options.model_id,
+        execution.passes if options.run_code else None,
+    )
 
 
 def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRun]) -> runner.Finished:
@@ -151,12 +164,21 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
 
     runs    filled with the methods and their open answer files; closed when this returns or raises
     """
+    protocols.apply(options)
     flags.check_auto(options)
     chosen = flags.chosen_methods(options)
     methods = [method for method, _ in chosen]
     load_models.resolve_flags(options, head=any(method.name not in NEEDS_NO_DRAFTER for method in methods))
     flags.check_drafter(options, methods)
-    questions = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
+    questions = benchmarks.load(
+        options.bench,
+        options.protocol,
+        options.question_file,
+        options.num_questions,
+        (options.question_begin, options.question_end),
+    )
+    if options.run_code:
+        execution.check(questions.questions)
     ranks = Ranks.of_environment()
     try:
         for method, path in chosen:

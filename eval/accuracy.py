@@ -27,7 +27,7 @@ from eagle.digests import seed_of
 from eagle.files import check_writable, write_whole
 from eval import provenance
 from eval.questions import benchmarks, prompts
-from eval.questions.grading import has_number, is_correct
+from eval.questions.grading import can_be_marked, is_correct
 from eval.report.estimates import bootstrap, ratio, wilson
 from eval.report.markdown import Table, markdown_table, percent
 from eval.run.load_models import add_model_flags, load_from_flags, resolve_flags, weights_of
@@ -174,9 +174,11 @@ def run(options: argparse.Namespace) -> None:
     check_writable(output / "accuracy.json")
     resolve_flags(options)
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
-    unjudged = next((one for one in asked.questions if not has_number(one.reference)), None)
+    unjudged = next((one for one in asked.questions if not can_be_marked(one.reference)), None)
     if unjudged:
-        raise ValueError(f"question {unjudged.question_id} has no `#### n` reference: accuracy needs GSM8K's")
+        raise ValueError(
+            f"question {unjudged.question_id} has no `#### n` or `\\boxed{{...}}` reference: expected GSM8K's or MATH's"
+        )
     decoding = Decoding(
         options.temperature, max_new_tokens=options.max_new_tokens, nodes=options.nodes, depth=options.depth
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO, count_or_auto
 from eagle.trees import TREES
+from eval import protocols
 from eval.questions import benchmarks
 from eval.run import load_models
 from eval.run.methods import METHODS, NEEDS_NO_DRAFTER, Method, from_flags, resolve, verifiers_of
@@ -19,9 +20,21 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--protocol",
         help="which of the benchmark's question sets: gsm8k has full (default), eagle80, "
-        "paper263 (8-shot), shots4, shots12, shots24 (longer contexts), sample (bundled); humaneval has full, eagle80",
+        "paper263 (8-shot), shots4, shots12, shots24 (longer contexts), sample (bundled); humaneval has full, eagle80; "
+        "or whose settings as well: eagle (EAGLE's llama3chat scripts: system prompt, temperature 0, 512 tokens), "
+        "dspark (temperature 1, chains of 7, 2048 tokens)",
     )
-    group.add_argument("--question-file", metavar="F", help="JSON lines with `question` or `turns`, instead")
+    group.add_argument(
+        "--question-file",
+        metavar="F",
+        help="JSON lines with `question`, `turns`, `prompt` or `problem`, instead (layouts: docs/reproduction.md)",
+    )
+    group.add_argument(
+        "--run-code",
+        action="store_true",
+        help="humaneval: run what the model writes against the tests, in a process with limits (not a container), and "
+        "report the share that passes",
+    )
     group.add_argument("--num-questions", type=command.COUNT, metavar="N", help="the first N questions (default: all)")
 
 
@@ -54,7 +67,7 @@ def add_methods(parser: argparse.ArgumentParser) -> None:
         "--depth",
         type=command.COUNT,
         metavar="K",
-        help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here)",
+        help="longest draft (EAGLE's own scripts count one less: their 7 is 8 here, and 7 with --protocol eagle)",
     )
     group.add_argument(
         "--top-k",
@@ -70,7 +83,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Flags that choose how answers are sampled; what is not given is off, whatever a model's own file says."""
     group = parser.add_argument_group("decoding (defaults are neutral: a model's own files are not read)")
     add = group.add_argument
-    add("--temperature", type=command.TEMPERATURE, default=1.0, metavar="T", help="default 1; 0 is greedy")
+    add("--temperature", type=command.TEMPERATURE, metavar="T", help="default 1 (0 for --protocol eagle); 0 is greedy")
     add("--top-p", type=command.SHARE, default=1.0, metavar="P", help="default 1: all tokens")
     add("--sampling-top-k", type=command.INDEX, default=0, metavar="K", help="default 0: all tokens")
     add("--min-p", type=command.SHARE, default=0.0, metavar="P", help="default 0: all tokens")
@@ -80,7 +93,7 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         "--max-new-token",
         type=command.COUNT,
         metavar="N",
-        help="per turn (default 512; 1024 for mt_bench)",
+        help="per turn (default 512; 1024 for mt_bench, math500 and spec_bench)",
     )
     add(
         "--lookup-tokens",
@@ -106,7 +119,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def build_parser(description: str = "") -> argparse.ArgumentParser:
     """All flags of `python -m eval`."""
     parser = command.parser("eval", description)
-    for add in (add_questions, add_models, add_methods, add_decoding, add_output):
+    for add in (add_questions, add_models, add_methods, add_decoding, add_output, protocols.add_eagle_flags):
         add(parser)
     return parser
 

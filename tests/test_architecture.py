@@ -48,6 +48,7 @@ ROOMS = {
     "eagle.serve": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.engine", "eagle.trees"},
     "eagle.chat": {"eagle.serve"},
     "eagle.cli": set(),
+    "eagle.evaluation": {"eagle.cli"},  # EAGLE's scripts: start the command `eval` by its name
     # benchmarks
     "eval.provenance": set(),
     "eval.engines": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
@@ -57,12 +58,14 @@ ROOMS = {
     "eval.measure": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
     "eval.reports": {"eval.report"},
     "eval.accuracy": {"eval.provenance", "eval.questions", "eval.report", "eval.run"},
-    "eval.flags": {"eval.questions", "eval.run"},
+    "eval.flags": {"eval.protocols", "eval.questions", "eval.run"},
+    "eval.protocols": set(),
 }
 # The trainer evaluates, and evaluation reads training's settings and data.
 MUTUAL = {("eagle.train.evaluation", "eagle.train")}
 TESTED_IN = {  # folders whose tests lie elsewhere
     "eagle/model": "eagle/api",  # EAGLE's import path
+    "eagle/evaluation": "eval",  # they are command lines of eval
     "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
     "hsd/audit": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests

@@ -32,6 +32,8 @@ TRIED_IN = {
         "eagle/checkpoints/test_fetch.py",
         "test_a_target_is_fetched_converted_and_fetched_once",
     ),
+    "eagle.evaluation.gen_ea_answer_llama3chat": ("eval/test_protocols.py", "test_eagle_s_entries"),
+    "eagle.evaluation.gen_baseline_answer_llama3chat": ("eval/test_protocols.py", "test_eagle_s_entries"),
     "eagle.serve": ("eagle/serve/test_server.py", "test_the_command_ends_by_a_signal_and_leaves_nothing"),
     "eagle.train": ("eagle/train/test_resume.py", "test_kill_9"),
     "eagle.train.average": ("eagle/train/test_average.py", "test_weights_are_averaged_and_the_vocabulary_kept"),

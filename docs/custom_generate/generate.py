@@ -9,7 +9,7 @@ HEAD = "REPOSITORY"  # hub id or directory of the EAGLE-3 head, usually of the r
 decoders = {}
 
 
-def generate(model, head=HEAD, **kwargs):
+def generate(model, head=HEAD, streamer=None, **kwargs):
     """As `model.generate`, drafting with `head`; further keywords: tree, verifier, nodes, depth, seed, ..."""
     decode = decoders.setdefault(head, custom_generate(head))
-    return model.generate(custom_generate=decode, **kwargs)
+    return model.generate(custom_generate=decode, stream_to=streamer, **kwargs)

@@ -13,12 +13,13 @@ the temperature, of 3; else sampling at temperature 1.
 """
 
 import difflib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from transformers import GenerationConfig
 from eagle.autotune.candidates import AUTO, VERIFIER
 from eagle.engine.distributions import SamplingParams
 from eagle.trees import TreeSettings
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 DEFAULT_NEW_TOKENS = 512
 MAX_NODES = 4096  # a tree's ancestor mask has nodes x nodes entries per row
@@ -49,7 +52,6 @@ class GenerateArguments(TypedDict, total=False):
     eos_token_id            token id(s) that end a row, [] for none; int, list or integer tensor
     pad_token_id            pads shorter rows of the result on the right
     attention_mask          Int64[B, L], 0 where `input_ids` is padding (on either side)
-    return_dict_in_generate True: a `GenerateOutput`; False: its sequences
 
     Of this project:
 
@@ -91,7 +93,6 @@ class GenerateArguments(TypedDict, total=False):
     eos_token_id: int | Sequence[int] | Tensor | None
     pad_token_id: int | Tensor | None
     attention_mask: Tensor | None
-    return_dict_in_generate: bool | None
     seed: int | None
     generator: torch.Generator | None
     tree: str
@@ -105,6 +106,12 @@ class GenerateArguments(TypedDict, total=False):
     graphs: bool | None
     reuse_cache: bool | None
     record_trees: bool | None
+
+
+def lists_arguments(method: Method) -> Method:
+    """The method, its docstring listing the keywords of `GenerateArguments` (for `help`)."""
+    method.__doc__ = "\n\n".join(inspect.cleandoc(part.__doc__ or "") for part in (method, GenerateArguments))
+    return method
 
 
 @dataclass(frozen=True)
@@ -280,8 +287,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **_at((), "bad_words_ids constraints dola_layers exponential_decay_length_penalty force_words_ids max_time"),
     **_at((), "forced_bos_token_id forced_eos_token_id sequence_bias suppress_tokens begin_suppress_tokens"),
     **_at((), "watermarking_config prefix_allowed_tokens_fn assistant_model assistant_tokenizer custom_generate"),
-    **_at((), "negative_prompt_ids negative_prompt_attention_mask"),
+    **_at((), "negative_prompt_ids negative_prompt_attention_mask prompt_lookup_num_tokens"),
 }
+# Of those, what is neither a logits processor nor a stopping criterion: nothing that is prepared beforehand does it.
+OF_THE_LOOP = (
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
+    *("num_beams", "num_beam_groups", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"),
+)
 REQUIRED = {"tree", "verifier", "nodes", "depth", "beta", "sharpness"}  # None is refused
 
 
@@ -290,15 +302,23 @@ def _unsupported(name: str, value: Any, source: str) -> str | None:
     simple = isinstance(value, Real)  # a tensor's comparison would be a tensor
     if name not in NEUTRAL or value is None or (simple and value in NEUTRAL[name]):
         return None
-    return (
-        f"{source}{name}={shown(value)}: not supported with speculative decoding; leave it out, or pass a "
-        "logits_processor or stopping_criteria that does the same"
-    )
+    remedy = "pass a logits_processor or stopping_criteria that does the same"
+    if name.startswith("output_"):
+        remedy = "take the target's probabilities at every node of the drafts: record_trees=True of EagleModel.generate"
+    return f"{source}{name}={shown(value)}: not supported with speculative decoding; leave it out, or {remedy}"
+
+
+def check_loop(config: GenerationConfig) -> None:
+    """ValueError for a setting that only the loop of `transformers` itself follows."""
+    for name in OF_THE_LOOP:
+        reason = _unsupported(name, getattr(config, name, None), "")
+        if reason:
+            raise ValueError(reason)
 
 
 def check_names(given: Mapping[str, Any]) -> None:
     """ValueError for a keyword that is not known, naming the nearest known one, or that is not supported."""
-    known = [*GenerateArguments.__annotations__, "max_new_tokens"]
+    known = [*GenerateArguments.__annotations__, "max_new_tokens", "return_dict_in_generate"]
     for name, value in given.items():
         if name in known:
             continue

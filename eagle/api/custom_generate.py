@@ -5,8 +5,10 @@ returned function. Its standard processors become `SamplingParams`; others are a
 node's prefix.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from eagle.api.arguments import check_loop
 from eagle.api.eagle_model import EagleModel
 from eagle.api.outputs import GenerateOutput
 from eagle.checkpoints.load import load_head
@@ -48,7 +51,8 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     calibration is not read: beta and sharpness are the defaults of `TreeSettings` unless given. The model is put into
     evaluation mode and its parameters are frozen.
 
-    Raises ValueError for beam search, or further logits processors with a padded batch.
+    Raises ValueError for a `streamer`, what only the loop of `transformers` itself does (beam search, output_scores),
+    or further logits processors with a padded batch.
     """
     loaded: list[EagleModel] = []  # for the model of the latest call
 
@@ -74,8 +78,8 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
     ) -> Tensor | GenerateOutput:
         attention_mask = model_kwargs.get("attention_mask")  # the rest is the cache and the like, for its own loop
         config = generation_config or model.generation_config
-        if config.num_beams not in (None, 1):
-            raise ValueError(f"num_beams={config.num_beams}: not supported with speculative decoding")
+        check_loop(config)
+        _check_streamer(inspect.currentframe())
         if not loaded or loaded[0].target.model is not model:
             loaded[:] = [EagleModel.from_head(model, load_head(head, model.config, dtype=model.dtype))]
         given: dict[str, Any] = {
@@ -95,7 +99,7 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
         if sampling["logits_processor"] and attention_mask is not None and not bool((attention_mask == 1).all()):
             names = ", ".join(type(processor).__name__ for processor in sampling["logits_processor"])
             raise ValueError(f"{names}: not supported with a padded batch; generate its rows one by one")
-        return loaded[0].generate(
+        out: Tensor | GenerateOutput = loaded[0].generate(
             input_ids,
             attention_mask=attention_mask,
             streamer=stream_to,
@@ -104,8 +108,24 @@ def custom_generate(head: str | Path) -> Callable[..., Tensor | GenerateOutput]:
             **_the_rest(config),
             **{name: value for name, value in given.items() if value is not None},
         )
+        return out
 
     return decode
+
+
+def _check_streamer(here: FrameType | None) -> None:
+    """ValueError where the `generate` that called was given a `streamer`; its reader gets an end.
+
+    `transformers` puts the prompt into it and passes it on to no custom function, so that only that frame knows of it.
+    """
+    caller = here.f_back if here else None
+    streamer = caller.f_locals.get("streamer") if caller and caller.f_code.co_name == "generate" else None
+    if streamer is not None:
+        streamer.end()
+        raise ValueError(
+            f"streamer={type(streamer).__name__}: transformers does not pass it on to a custom function; expected it "
+            "as stream_to=, which gets the prompt and the tokens of every step"
+        )
 
 
 def sampling_of(processors: Sequence[Callable[..., Any]], do_sample: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import StopStringCriteria
 from eagle.api.arguments import (
     GenerateArguments,
     GenerationArgs,
+    lists_arguments,
     resolve_arguments,
     stated,
     token_ids,
@@ -61,7 +62,11 @@ class EagleModel:
     new_graphs      makes what records steps as CUDA graphs; None where there is no CUDA device
     eager_because   why the latest generation ran without graphs; None: with them
     auto            chooses for tree="auto"; keeps what it measured
+    training        False: the model only decodes
     """
+
+    training = False
+    input_modalities = output_modalities = ("text",)  # for the repr of a pipeline
 
     def __init__(
         self,
@@ -85,6 +90,49 @@ class EagleModel:
         self.auto = AutoTree()
         self.eager_because: str | None = None
         self._idle: list[Workspace] = []  # of sessions that have ended, for the next one
+
+    @property
+    def config(self) -> Any:
+        """The target's config."""
+        return self.target.model.config
+
+    @property
+    def generation_config(self) -> Any:
+        """The target's generation config, whose values are the defaults of `generate`."""
+        return self.target.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: Any) -> None:
+        self.target.model.generation_config = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the target's weights."""
+        found: torch.dtype = self.target.model.dtype
+        return found
+
+    def eval(self) -> "EagleModel":
+        """Return the model, which is always in evaluation mode."""
+        return self
+
+    def can_generate(self) -> bool:
+        """True, for `transformers.pipeline`."""
+        return True
+
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> "EagleModel":
+        """Return the model where it is there already. ValueError for another device or dtype: a pair stays where it was
+        loaded.
+        """
+        for place in (*places, device, dtype):
+            if place is None or place == self.dtype:
+                continue
+            wanted = None if isinstance(place, torch.dtype) else torch.device(place)
+            if wanted is None or wanted.type != self.device.type or wanted.index not in (None, self.device.index):
+                raise ValueError(
+                    f"to({place!r}): the pair is on {self.device} in {self.dtype} and stays there; load it with "
+                    "EagleModel.from_pretrained(..., device_map={'': DEVICE}, dtype=DTYPE)"
+                )
+        return self
 
     @contextlib.contextmanager
     def session(
@@ -186,12 +234,47 @@ class EagleModel:
         pair.auto = AutoTree(base_model_path, draft_model_path)
         return pair
 
+    @overload
     def generate(
         self,
         input_ids: Tensor,
         max_new_tokens: int | None = None,
         *,
         streamer: Any = None,
+        return_dict_in_generate: Literal[True],
+        **arguments: Unpack[GenerateArguments],
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int | None = None,
+        *,
+        streamer: Any = None,
+        return_dict_in_generate: Literal[False] | None = None,
+        **arguments: Unpack[GenerateArguments],
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int | None = None,
+        *,
+        streamer: Any = None,
+        return_dict_in_generate: bool | None = None,
+        **arguments: Unpack[GenerateArguments],
+    ) -> Tensor | GenerateOutput: ...
+
+    @lists_arguments
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int | None = None,
+        *,
+        streamer: Any = None,
+        return_dict_in_generate: bool | None = None,
         **arguments: Unpack[GenerateArguments],
     ) -> Tensor | GenerateOutput:
         """Continue the prompts; the emitted distribution is the target's own under the sampling settings.
@@ -199,13 +282,14 @@ class EagleModel:
         input_ids        Int64[B, L]; rows may be padded on either side where `attention_mask` [B, L] is 0
         max_new_tokens   default 512
         streamer         a `transformers` streamer (one row only): gets the prompt, then each step's tokens
-        arguments        see `eagle.api.arguments.GenerateArguments`
+        return_dict_in_generate     True: a `GenerateOutput`; False (the default): its sequences
 
         Returns Int64[B * num_return_sequences, L + new] on the input's device (the input rows, the new tokens, the pad
-        token behind shorter rows), or with `return_dict_in_generate` a `GenerateOutput`.
+        token behind shorter rows), or the `GenerateOutput`.
         Raises ValueError as `stream` does.
         """
-        prepared = self.prepare(input_ids, {"max_new_tokens": max_new_tokens, **arguments})
+        given = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": return_dict_in_generate, **arguments}
+        prepared = self.prepare(input_ids, given)
         if streamer is not None:
             _check_streamer(streamer, len(prepared.prompts))
             streamer.put(prepared.input_ids.cpu())
@@ -220,6 +304,7 @@ class EagleModel:
         sequences = sequences_of(prepared.input_ids, rows, self._pad_id(prepared.args))
         return GenerateOutput(sequences, rows) if prepared.args.return_dict_in_generate else sequences
 
+    @lists_arguments
     def stream(
         self, input_ids: Tensor, max_new_tokens: int | None = None, **arguments: Unpack[GenerateArguments]
     ) -> Iterator[list[GeneratedRow]]:

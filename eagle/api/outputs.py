@@ -1,19 +1,21 @@
 """What a generation returns: a `GenerateOutput` with one `GeneratedRow` per sequence and one `StepRecord` per step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from eagle.engine.records import GeneratedRow, PlanRecord, StepRecord, TreeRecord
 
 __all__ = ["GenerateOutput", "GeneratedRow", "PlanRecord", "StepRecord", "TreeRecord", "sequences_of"]
 
 
-@dataclass(frozen=True)
-class GenerateOutput:
-    """Result of `EagleModel.generate(return_dict_in_generate=True)`, at every batch size.
+@dataclass
+class GenerateOutput(ModelOutput):
+    """Result of `EagleModel.generate(return_dict_in_generate=True)`, at every batch size; a `transformers` ModelOutput:
+    `out["sequences"]`, `out[0]` and `out.sequences` are the same.
 
     sequences   Int64[B * num_return_sequences, L + new] on the input's device: the input rows as they were given,
                 then the new tokens, padded on the right
@@ -21,7 +23,7 @@ class GenerateOutput:
     """
 
     sequences: Tensor
-    rows: list[GeneratedRow]
+    rows: list[GeneratedRow] = field(default=None)  # type: ignore[arg-type]  # the base asks for a default; always given
 
 
 def sequences_of(input_ids: Tensor, rows: Sequence[GeneratedRow], pad: int) -> Tensor:

@@ -163,7 +163,7 @@ def answer_record(work: Work, place: int, row: GeneratedRow) -> dict[str, Any]:
         "prompt_tokens": row.prompt_tokens,
         "tokens": row.new_tokens,
         "ended": row.stop_reason == "eos",
-        "correct": grading.is_correct(text, question.reference) if grading.has_number(question.reference) else None,
+        "correct": grading.is_correct(text, question.reference) if grading.can_be_marked(question.reference) else None,
     }
 
 

@@ -8,7 +8,10 @@
 | gsm8k | shots4, shots12, shots24 | test questions behind so many worked training problems: 0.5k, 2k, 4k tokens |
 | gsm8k | sample | 16 problems in the same style, written for this project, always at hand |
 | mt_bench | full | 80 questions of two turns; the first answer is fed back |
-| humaneval | full, eagle80 | 164 or 80 function headers to complete; what the model writes is never executed |
+| humaneval | full, eagle80 | 164 or 80 function headers to complete; executed only when asked (`execution.py`) |
+| alpaca | eagle80 | the 80 instructions EAGLE reports on |
+| math500 | full | 500 problems of MATH, by `--question-file` |
+| spec_bench | full | six tasks of 80 questions, by `--question-file`; MT-Bench's categories are one task |
 
 `--question-file` replaces a protocol's questions by the reader's own; the answer file then names that file.
 """
@@ -19,7 +22,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +31,12 @@ from eagle.chat_template import check_text
 from eagle.digests import sha256
 from eval.provenance import portable
 from eval.questions import downloads
-from eval.questions.grading import has_number, reference_number
+from eval.questions.grading import boxed, has_number, reference_number
 
 SAMPLE = Path(__file__).parent / "sample.jsonl"
 PAPER_QUESTIONS = 263
 HUMANEVAL_TASK = "Complete the code I provided.\n\n"
+MATH_TASK = "\n\nReason step by step, and put the final answer within \\boxed{}."
 
 
 class Question(NamedTuple):
@@ -94,7 +98,7 @@ def text_of(value: Any, key: str, place: str) -> str:
 def turns_of(record: dict[str, Any], place: str) -> tuple[str, ...]:
     """What the user says, in any of the layouts in use.
 
-    turns (MT-Bench, EAGLE's samples), question (GSM8K), prompt (HumanEval)
+    turns (MT-Bench, Spec-Bench, EAGLE's samples), question (GSM8K), prompt (HumanEval), problem (MATH)
     """
     if "turns" in record:
         turns = record["turns"]
@@ -105,15 +109,21 @@ def turns_of(record: dict[str, Any], place: str) -> tuple[str, ...]:
         return (text_of(record["question"], "question", place),)
     if "prompt" in record:
         return (HUMANEVAL_TASK + text_of(record["prompt"], "prompt", place),)
-    raise ValueError(f"{place}: keys {shown(sorted(record))}; expected `question`, `turns` or `prompt`")
+    if "problem" in record:
+        return (text_of(record["problem"], "problem", place) + MATH_TASK,)
+    raise ValueError(f"{place}: keys {shown(sorted(record))}; expected `question`, `turns`, `prompt` or `problem`")
 
 
 def reference_of(record: dict[str, Any], place: str) -> str | None:
-    """The reference answer, None without one.
+    r"""The reference answer, None without one.
 
     It is `reference` (a text or a list of them, whose first counts), `answer` or `canonical_solution`. One with `####`
-    must have a number behind it, as GSM8K's do.
+    must have a number behind it, as GSM8K's do. Of a `problem` it is `answer` or what `solution` boxes, as
+    `\boxed{...}`.
     """
+    if "problem" in record:
+        given = record["answer"] if "answer" in record else boxed(text_of(record.get("solution"), "solution", place))
+        return f"\\boxed{{{text_of(given, 'answer', place)}}}"
     key = next((key for key in ("reference", "answer", "canonical_solution") if record.get(key) is not None), None)
     if key is None:
         return None
@@ -144,7 +154,7 @@ def id_of(record: dict[str, Any], index: int, place: str) -> int:
 def as_question(line: Line, index: int, category: str) -> Question:
     """One question. `category` is for those that name none. Raises ValueError naming the line and the key."""
     record, place = line.value, line.place
-    named = record.get("category", category)
+    named = record.get("category") or record.get("subject") or category  # EAGLE's Alpaca names an empty one
     turns, reference = turns_of(record, place), reference_of(record, place)
     return Question(id_of(record, index, place), text_of(named, "category", place), turns, reference)
 
@@ -196,12 +206,26 @@ def solution(example: Question) -> str:
     return re.sub(r"\n####\s*(.*)", r"\nThe answer is \1.", worked)
 
 
+def elsewhere(what: str, url: str) -> Callable[[], list[Question]]:
+    """A protocol whose file is not among those that are downloaded and checked here."""
+
+    def refuse() -> list[Question]:
+        raise downloads.MissingDataError(
+            f"the questions of {what} are not downloaded here; get {url} and pass it with --question-file"
+        )
+
+    return refuse
+
+
 class Benchmark(NamedTuple):
-    """A benchmark's protocols, the first being the default, and how long an answer may get."""
+    """A benchmark's protocols, the first being the default, how long an answer may get, the category of questions that
+    name none, and the categories that are reported under another name.
+    """
 
     protocols: dict[str, Callable[[], list[Question]]]
     max_new_tokens: int
     category: str
+    tasks: Mapping[str, str] = {}
 
 
 BENCHMARKS = {
@@ -225,6 +249,24 @@ BENCHMARKS = {
         512,
         "code",
     ),
+    "alpaca": Benchmark({"eagle80": from_file("eagle80/alpaca.jsonl", "instruction")}, 512, "instruction"),
+    "math500": Benchmark(
+        {
+            "full": elsewhere(
+                "MATH-500 (MIT)", "prm800k/math_splits/test.jsonl of https://github.com/openai/prm800k (Git LFS)"
+            )
+        },
+        1024,
+        "math",
+    ),
+    "spec_bench": Benchmark(
+        {"full": elsewhere("Spec-Bench", "data/spec_bench/question.jsonl of https://github.com/hemingkx/Spec-Bench")},
+        1024,
+        "chat",
+        dict.fromkeys(
+            ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"), "mt_bench"
+        ),
+    ),
 }
 
 
@@ -244,9 +286,13 @@ def read_file(path: str, category: str) -> list[Question]:
 
 
 def load(
-    bench: str, protocol: str | None = None, question_file: str | None = None, num_questions: int | None = None
+    bench: str,
+    protocol: str | None = None,
+    question_file: str | None = None,
+    num_questions: int | None = None,
+    between: tuple[int, int | None] = (0, None),
 ) -> QuestionSet:
-    """The questions of a run.
+    """The questions of a run: of those from `between[0]` on and below `between[1]` the first `num_questions`.
 
     A protocol that was asked for by name is used or refused. With none named, GSM8K without its test file falls back
     to the bundled sample; the set then says `sample`, as every file written from it does.
@@ -266,7 +312,11 @@ def load(
         name = protocol or next(iter(chosen.protocols))
         name, questions = questions_of(chosen, name, fall_back=protocol is None)
         source = f"{bench}/{name}"
-    return QuestionSet(bench, name, source, first(questions, num_questions, source))
+    questions = [one._replace(category=chosen.tasks.get(one.category, one.category)) for one in questions]
+    begin, end = between
+    if not questions[begin:end]:
+        raise ValueError(f"--question-begin {begin}, --question-end {end}: none of the {len(questions)} of {source}")
+    return QuestionSet(bench, name, source, first(questions[begin:end], num_questions, source))
 
 
 def questions_of(chosen: Benchmark, protocol: str, fall_back: bool) -> tuple[str, list[Question]]:

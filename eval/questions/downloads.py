@@ -68,6 +68,12 @@ KNOWN = {
             "ce0244e2b228339e9a11afc63a151719beede1e389fdaec7cd9751d33902180e",
             "Apache-2.0",
         ),
+        DataFile(  # Stanford Alpaca's own data: CC-BY-NC-4.0
+            "eagle80/alpaca.jsonl",
+            f"{GITHUB}/SafeAILab/EAGLE/main/eagle/data/alpaca/question.jsonl",
+            "8ad3e5a7fc61b88d8e25edb81a52a2ce00a04494d5694c122cb11a5cc26a00df",
+            "Apache-2.0",
+        ),
         DataFile(
             "humaneval/HumanEval.jsonl.gz",
             f"{GITHUB}/openai/human-eval/master/data/HumanEval.jsonl.gz",

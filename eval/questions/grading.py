@@ -1,4 +1,6 @@
-r"""Is a GSM8K answer right? The number it commits to, compared with the reference.
+r"""Is a GSM8K or a MATH answer right? What it commits to, compared with the reference.
+
+A reference with `#### n` (GSM8K's) asks for a number, one that is `\boxed{...}` (MATH's) for an expression.
 
 Where it commits, the last place of the first kind that is there: `#### n`; `the answer is n`, `Answer: n`; `\boxed{n}`;
 else the last number of the text. A few-shot model may go on and invent further questions: text from a new `Question:`
@@ -19,6 +21,10 @@ Where two readings are possible, behind a commitment (at most three words behind
     10 + 8 = 18, twice 9     of an equation the last side that is a number alone; it ends at a comma, semicolon, bracket
                              or second number, and with the sentence
     10 + 8;  not 18          nothing: an earlier place counts, or the next kind
+
+Expressions are the last \boxed{...} of an answer, else what follows its last "answer is". They are equal as numbers, or
+letter by letter once signs of size and spacing, units, percent and degree signs, and `x =` in front are taken out.
+Nothing is computed: 2\sqrt{2} is not \sqrt{8}, which counts some right answers as wrong.
 """
 
 import math
@@ -66,6 +72,17 @@ ANSWER = re.compile(
     r"\banswer\b(?:[^\n.:=\d]{0,40}?\b(?:is|equals)\b\s*:?|\s*[:=])(?!\s*not\b)\s*(?=(?:\w+\W+){0,3}?[^\w\n]*\d)", re.I
 )
 BOXED = re.compile(r"\\f?boxed\s*\{")
+STATED = re.compile(r"\banswer\b(?:\s+is\b)?\s*:?\s*([^\n]+)", re.IGNORECASE)
+EXPRESSION: list[tuple[str, str]] = [  # LaTeX of one meaning -> one spelling; in this order
+    (r"(?<=\d)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?\d\}?)?", ""),
+    (r"\\(?:text\w*|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\[dt]frac", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\sqrt\s*(\w)", r"\\sqrt{\1}"),
+    (r"\^\s*\{?\\circ\}?|\\(?:left|right|displaystyle)(?![a-z])|\\?[$%]|\\[!,;: ]|\s", ""),
+    (r"^[a-zA-Z](?:=|\\in)(?=.)|\.$", ""),
+    (r"^\((\w)\)$", r"\1"),
+]
 
 
 def plain(text: str) -> str:
@@ -149,7 +166,47 @@ def reference_number(reference: str) -> float:
     return number
 
 
+def is_expression(reference: str | None) -> TypeGuard[str]:
+    r"""Whether a reference answer is one of MATH's, `\boxed{...}`."""
+    return reference is not None and reference.startswith("\\boxed{")
+
+
+def can_be_marked(reference: str | None) -> TypeGuard[str]:
+    """Whether answers to a question with this reference are judged."""
+    return has_number(reference) or is_expression(reference)
+
+
+def boxed(text: str) -> str | None:
+    r"""What stands in the last `\boxed{...}`."""
+    found = list(BOXED.finditer(text))
+    return inside_braces(text[found[-1].end() :]) if found else None
+
+
+def final_expression(text: str) -> str | None:
+    """The expression an answer ends on, or None when it names none."""
+    stated = STATED.findall(text)
+    return boxed(text) or (stated[-1] if stated else None)
+
+
+def same_expression(first: str, second: str) -> bool:
+    """Equal as numbers or, in one spelling, letter by letter."""
+    for pattern, replacement in EXPRESSION:
+        first, second = (re.sub(pattern, replacement, text.strip()) for text in (first, second))
+    numbers = [NUMBERS.fullmatch(plain(text)) for text in (first, second)]
+    if all(numbers):
+        return same_number(*(value_of(number) for number in numbers if number))
+    return first == second
+
+
+def same_number(first: float, second: float) -> bool:
+    """Equal within float rounding."""
+    return math.isclose(first, second, rel_tol=1e-9, abs_tol=1e-6)
+
+
 def is_correct(text: str, reference: str) -> bool:
-    """Exact match of the final numbers, within float rounding (`18`, `18.0` and `$18` are the same answer)."""
+    """Exact match of the final numbers (`18`, `18.0` and `$18` are the same answer) or expressions."""
+    if is_expression(reference):
+        expression = final_expression(text)
+        return expression is not None and same_expression(expression, boxed(reference) or "")
     number = final_number(text)
-    return number is not None and math.isclose(number, reference_number(reference), rel_tol=1e-9, abs_tol=1e-6)
+    return number is not None and same_number(number, reference_number(reference))

@@ -6,7 +6,8 @@
                       draw that decides a step
     tok/s             generated tokens / wall seconds of generation, prompt included, device idle at both ends
     speedup           tok/s over the tok/s of `plain`: same engine, same target, same run, same questions
-    accuracy          GSM8K: share of answers whose final number equals the reference's (eval/questions/grading.py)
+    accuracy          share of answers that are right: GSM8K's final number, MATH's final expression
+                      (eval/questions/grading.py), HumanEval's code where it was run (eval/questions/execution.py)
     against plain     accuracy minus that of `plain`, paired over the questions both answered
 
 A *step* is one target call that scores a tree. The prompt's own forward yields the first token and is not a step, so
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.questions.grading import has_number, is_correct
+from eval.questions.grading import can_be_marked, is_correct
 from eval.report.estimates import Estimate, bootstrap, ratio, wilson
 from eval.run.answers import PHASES, Answers, Record
 
@@ -91,17 +92,18 @@ def difference(first: Answers, second: Answers, above: str, below: str) -> Estim
 
 
 def judged(entry: Record) -> bool:
-    """Whether the question has a `#### n` reference."""
-    return has_number(entry["reference"])
+    """Whether the answer's code was run, or the question has a reference that marks it."""
+    return entry.get("passed") is not None or can_be_marked(entry["reference"])
 
 
 def correct(entry: Record) -> bool:
-    """Whether the last turn's answer ends on the reference's number."""
-    return is_correct(entry["choices"][0]["turns"][-1], entry["reference"])
+    """Whether the last turn's code passed, or its answer ends on what the reference has."""
+    passed: bool | None = entry.get("passed")
+    return passed if passed is not None else is_correct(entry["choices"][0]["turns"][-1], entry["reference"])
 
 
 def accuracy(entries: Sequence[Record]) -> Estimate | None:
-    """GSM8K accuracy of the answers that have a `#### n` reference, with Wilson's interval."""
+    """Share of right answers among those that can be judged, with Wilson's interval."""
     answers = [correct(entry) for entry in entries if judged(entry)]
     return wilson(sum(answers), len(answers))
 

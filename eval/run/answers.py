@@ -1,7 +1,8 @@
 """Answer files: FastChat's MT-Bench schema, one line per question, with the measurements beside the text.
 
     F.jsonl            {question_id, answer_id, model_id, choices: [{index, turns, idxs, new_tokens, wall_time}],
-                        tstamp, category, reference, error, session, measured: [one dict per turn]}
+                        tstamp, category, reference, error, session, measured: [one dict per turn]},
+                        with --run-code `passed`
     F.meta.json        the settings that make the answers what they are, and the provenance of every session that wrote
     F.rank0-of-2.jsonl the first of two shards; `read` puts the shards of a run together again
 
@@ -276,6 +277,7 @@ def check_entry(entry: Any) -> None:
     expect(isinstance(entry.get("category"), str), "`category`, a text")
     for name in ("reference", "error"):
         expect(name in entry and isinstance(entry[name], str | None), f"`{name}`, a text or null")
+    expect(isinstance(entry.get("passed"), bool | None), "`passed`, true or false, where it is there")
     turns, choices = entry.get("measured"), entry.get("choices")
     expect(isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns), "`measured`, a list of objects")
     expect(isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict), "`choices`, a list of objects")

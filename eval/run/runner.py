@@ -8,6 +8,7 @@ fails before the first question is left out. Both are said on stderr in one line
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ class Task(NamedTuple):
     decoding: Decoding
     seed: int = 0
     system_prompt: str | None = None
+    model_id: str | None = None  # names the answers; None: the method does
+    passes: Callable[[Question, list[str]], bool] | None = None  # marks an answer by its texts; None: nothing is run
 
 
 class MethodRun(NamedTuple):
@@ -79,7 +82,10 @@ def answer_question(task: Task, run: MethodRun, question: Question, index: int) 
     except Exception as problem:  # whatever it is, it belongs to this question: the other questions go on
         error = cause(problem)
         say(f"{run.method.name}, question {question.question_id}: {error}")
-    return answer_record(question, run.method.name, texts, turns, error, run.answers.session)
+    record = answer_record(question, task.model_id or run.method.name, texts, turns, error, run.answers.session)
+    if task.passes is not None and error is None:
+        record["passed"] = task.passes(question, texts)
+    return record
 
 
 def cause(problem: Exception) -> str:

@@ -82,4 +82,4 @@ def test_flags_that_are_refused(flags, more, message, capsys):
 def test_questions_without_a_number_are_refused(flags, questions, capsys):
     questions.write_text('{"question": "Why?", "answer": "Because."}\n' * 3)
     assert accuracy.main(flags) == 2
-    assert "question 0 has no `#### n` reference" in capsys.readouterr().err
+    assert "question 0 has no `#### n` or `\\boxed{...}` reference" in capsys.readouterr().err

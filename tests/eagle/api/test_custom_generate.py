@@ -90,12 +90,24 @@ def test_a_padded_batch_and_several_sequences(stock, ours):
         stock.generate(**batch, custom_generate=decode, do_sample=False, no_repeat_ngram_size=2)
 
 
+class Streamer:
+    def __init__(self):
+        self.got = []
+
+    def put(self, value):
+        self.got += value.flatten().tolist()
+
+    def end(self):
+        self.got.append("end")
+
+
 def test_the_folder_for_the_hub(stock, ours, inputs, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     shutil.copytree(ROOT / "docs" / "custom_generate", tmp_path / "repository" / "custom_generate")
-    settings = {"max_new_tokens": 12, "seed": 0, **SMALL}
+    settings, streamer = {"max_new_tokens": 12, "seed": 0, **SMALL}, Streamer()
     out = stock.generate(
         **inputs,
+        streamer=streamer,
         custom_generate=str(tmp_path / "repository"),
         trust_remote_code=True,
         head=HEAD,
@@ -104,19 +116,10 @@ def test_the_folder_for_the_hub(stock, ours, inputs, tmp_path, monkeypatch):
         **settings,
     )
     assert torch.equal(out, ours.generate(**inputs, temperature=1.0, **settings))
+    assert streamer.got == [*out[0].tolist(), "end"]
 
 
 def test_output_object_and_streamer(stock, inputs):
-    class Streamer:
-        def __init__(self):
-            self.got = []
-
-        def put(self, value):
-            self.got += value.flatten().tolist()
-
-        def end(self):
-            self.got.append("end")
-
     streamer = Streamer()
     out = stock.generate(
         **inputs,
@@ -151,9 +154,9 @@ def test_standard_processors_become_settings():
 def test_the_documents_python_runs():
     text = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         code = block.replace("checkpoints/", f"{ROOT}/checkpoints/").replace("max_new_tokens=64", "max_new_tokens=8")
         names: dict = {}
         exec(compile(code, "transformers.md", "exec"), names)
-        assert names["ids"].shape[1] > names["inputs"]["input_ids"].shape[1]
+        assert "ask" in names or names["ids"].shape[1] > names["inputs"]["input_ids"].shape[1]

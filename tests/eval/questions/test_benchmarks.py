@@ -109,7 +109,7 @@ TURN = {"turns": ["a"]}
 BAD_LINES = [
     ([1], "'\\[1\\]' is not a JSON object"),
     ("text", "is not a JSON object"),
-    ({"text": "x"}, "expected `question`, `turns` or `prompt`"),
+    ({"text": "x"}, "expected `question`, `turns`, `prompt` or `problem`"),
     ({"turns": []}, "turns is \\[\\]; expected a list of texts"),
     ({"turns": "hello"}, "turns is 'hello'; expected a list of texts"),
     ({"turns": None}, "turns is None; expected a list of texts"),
@@ -226,3 +226,38 @@ def test_the_command_lists_and_downloads(monkeypatch, tmp_path, capsys):
     assert downloads.main([item.path]) == 0
     assert downloads.main(["gsm8k/nothing.jsonl"]) == 2
     assert "'gsm8k/nothing.jsonl' is not known" in capsys.readouterr().err
+
+
+def test_math_problems(tmp_path):
+    lines = [
+        {"problem": "Half of 1?", "answer": "\\frac{1}{2}", "subject": "Prealgebra", "solution": "x", "unique_id": "a"},
+        {"problem": "Twice 2?", "solution": "It is $\\boxed{4}$.", "level": 1},
+    ]
+    place = tmp_path / "math.jsonl"
+    place.write_bytes(as_lines(lines))
+    first, second = benchmarks.load("math500", question_file=str(place)).questions
+    assert first.turns[0].startswith("Half of 1?\n") and first.turns[0].endswith("final answer within \\boxed{}.")
+    assert (first.category, first.reference) == ("Prealgebra", "\\boxed{\\frac{1}{2}}")
+    assert (second.category, second.reference) == ("math", "\\boxed{4}")
+    place.write_bytes(as_lines([{"problem": "Twice 2?", "solution": "It is 4."}]))
+    with pytest.raises(ValueError, match="line 1: answer is None; expected a text"):
+        benchmarks.load("math500", question_file=str(place))
+
+
+def test_spec_bench_has_six_tasks(tmp_path):
+    names = ["writing", "stem", "translation", "summarization", "qa", "math_reasoning", "rag"]
+    place = tmp_path / "spec.jsonl"
+    place.write_bytes(as_lines([{"question_id": i, "category": c, "turns": ["a"]} for i, c in enumerate(names)]))
+    found = [one.category for one in benchmarks.load("spec_bench", question_file=str(place)).questions]
+    assert found == ["mt_bench", "mt_bench", *names[2:]]
+
+
+@pytest.mark.parametrize("bench", ["math500", "spec_bench"])
+def test_questions_that_are_elsewhere_are_named_with_the_way_to_use_them(bench):
+    with pytest.raises(downloads.MissingDataError, match="https://github.com/.* pass it with --question-file"):
+        benchmarks.load(bench)
+
+
+def test_alpaca_s_empty_categories(data, monkeypatch):
+    put(data, monkeypatch, "eagle80/alpaca.jsonl", as_lines([{"question_id": 0, "category": "", "turns": ["a"]}]))
+    assert benchmarks.load("alpaca").questions[0].category == "instruction"

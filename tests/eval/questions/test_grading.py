@@ -136,3 +136,42 @@ def test_the_references_of_gsm8k():
             f"{worked}\\[\\boxed{{{number}}}\\]\nDone in 2 steps",
         ):
             assert is_correct(text, reference)
+
+
+SAME = [
+    ("\\frac{1}{2}", "\\dfrac12"),
+    ("\\frac{1}{2}", "0.5"),
+    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\frac{\\pi}{2})"),
+    ("\\text{Evelyn}", "Evelyn"),
+    ("\\text{(C)}", "C"),
+    ("p - q", "p-q"),
+    ("10", "10\\text{ cm}"),
+    ("10", "10\\%"),
+    ("90^\\circ", "90"),
+    ("x \\in [-2,7]", "[-2,7]"),
+    ("5", "x = 5."),
+    ("\\$18.90", "18.9"),
+    ("11,\\! 111", "11111"),
+    ("\\sqrt{2}", "\\sqrt2"),
+]
+OTHER = [("\\frac{1}{2}", "\\frac{1}{3}"), ("2", "2x"), ("(1,2)", "(2,1)"), ("-5", "5"), ("\\sqrt{8}", "2\\sqrt{2}")]
+
+
+@pytest.mark.parametrize(("reference", "answer"), SAME)
+def test_expressions_of_one_meaning(reference, answer):
+    boxed = f"\\boxed{{{reference}}}"
+    assert is_correct(f"First \\boxed{{0}}, so it is $\\boxed{{{answer}}}$.", boxed)
+    assert is_correct(f"We see that the answer is: ${answer}$", boxed)
+    assert is_correct(boxed, boxed)
+
+
+@pytest.mark.parametrize(("reference", "answer"), OTHER)
+def test_other_expressions(reference, answer):
+    assert not is_correct(f"\\boxed{{{answer}}}", f"\\boxed{{{reference}}}")
+    assert not is_correct("I do not know.", f"\\boxed{{{reference}}}")
+
+
+@given(st.text(alphabet="0123456789,.-/=$%(){}\\ \n^answeris:xboxedfracsqrt", max_size=60))
+def test_any_text_is_an_expression_or_none(text):
+    assert is_correct(text, "\\boxed{7}") in (True, False)
+    assert is_correct(f"\\boxed{{{text}}}", "\\boxed{\\frac{1}{2}}") in (True, False)

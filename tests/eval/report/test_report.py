@@ -145,6 +145,14 @@ def test_published_numbers_stand_beside_their_own_setting_only():
     assert "published" not in tables.headline(section).header
 
 
+def test_numbers_of_a_drafter_stand_beside_that_drafter():
+    paths = {"base_model_path": "Qwen/Qwen3-4B", "bench": "mt_bench", "protocol": "full"}
+    for head, text in (("deepseek-ai/eagle3_qwen3_4b_ttt7", "tau 2.39"), ("AngelSlim/Qwen3-4B_eagle3", "–")):
+        run = answers("chain+token", entry(0, turn([2])), ea_model_path=head, **paths)
+        (section,) = summary.sections([run])
+        assert tables.published_text(section, section["rows"][0]) == text
+
+
 def test_published_numbers_all_have_a_source_and_a_definition():
     for row in json.loads(summary.PUBLISHED.read_text()):
         assert row["source"], row

@@ -163,6 +163,7 @@ def edited(unbroken: Path, output: Path, change) -> Path:
         (lambda entry: entry.update(category=3), "expected `category`, a text"),
         (lambda entry: entry.update(reference=["x"]), "expected `reference`, a text or null"),
         (lambda entry: entry.update(measured=None), "expected `measured`, a list of objects"),
+        (lambda entry: entry.update(passed="yes"), "expected `passed`, true or false"),
         (lambda entry: entry.update(choices=[]), "expected `choices`, a list of objects"),
         (lambda entry: entry["choices"][0].update(turns=[]), "a text per measured turn"),
         (lambda entry: entry["measured"][0].update(tokens="abc"), "in turn 0 `tokens`, a list of token ids"),
