@@ -61,7 +61,7 @@ class Workspace(NamedTuple):
 
     @classmethod
     def of(cls, target: CachedLM, drafter: Drafter | None, graphs: GraphRunner | None = None) -> "Workspace":
-        """A new one, with nothing allocated."""
+        """A new one, with nothing allocated, of the models as they are now."""
         return cls(target.fork(), None if drafter is None else drafter.fork(), graphs, {})
 
     def forget(self) -> None:
@@ -156,9 +156,10 @@ class Session:
         self.trees: StepTrees | None = None
         self.first: Tensor | None = None
         self._capacity = 0
-        self.target.refresh()
-        if self.drafter is not None:
-            self.drafter.refresh()
+        if workspace is not None:  # one of its own has looked at the models
+            self.target.refresh()
+            if self.drafter is not None:
+                self.drafter.refresh()
         self._rows: list[_Row] = []
         self._draft: Draft | None = None
         self._warned, self._sound = False, True
