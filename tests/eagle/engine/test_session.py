@@ -129,7 +129,7 @@ def test_a_removed_row_keeps_what_it_has_and_removing_it_again_does_nothing():
 def test_in_a_step_about_more_rows_than_there_are_as_alone(tree, monkeypatch):
     """As on a GPU, where the number of rows is rounded up and levels are equal."""
     monkeypatch.setattr(session_module, "follows_rows", lambda _: False)
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
+    monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
     model, plan, alone_now = pair("head"), plan_of(tree, depth=4), {}
     for index in range(5):
         session = Session(model.target, model.drafter, plan)
@@ -230,7 +230,7 @@ class OneRead(NoWaits):
 @pytest.mark.parametrize("drafter", ["head", "lm"])
 @pytest.mark.parametrize("tree", TREES)
 def test_the_host_reads_once_in_a_step(drafter, tree, monkeypatch):
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
+    monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
     session = Session(pair(drafter).target, pair(drafter).drafter, plan_of(tree))
     for index in (0, 2, 4):
         session.add(prompt_of(index), ROWS[index], index, max_new_tokens=100)
