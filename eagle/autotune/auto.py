@@ -5,9 +5,9 @@ and with generators of their own. It depends on nothing that the generation draw
 of the chosen tree: a seed and the recorded plan give the same tokens again.
 
 E[accepted] comes from `calibration.json` beside the head (python -m eagle.calibrate). Where there is none, or one of
-other weights or of trees that this device does not grow (with a warning), the nearest of `TEMPERATURES` is measured briefly when it is first needed and kept in
-the user's cache directory, as step times are. Measuring takes a minute at most; what is not known then is the device's
-entry of `SHIPPED`.
+other weights or of trees that this device does not grow (with a warning), the nearest of `TEMPERATURES` is measured
+briefly when it is first needed and kept in the user's cache directory, as step times are. Measuring takes a minute at
+most; what is not known then is the device's entry of `SHIPPED`.
 """
 
 import math

@@ -369,7 +369,7 @@ class Session:
             self._aux_of(aux)[: len(aux)] = aux
         self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.verified_on)
         self._p = RowDistributions(rows, self.verified_on, self.vocabulary)
-        self._q = RowDistributions(rows, self.verified_on)
+        self._q = RowDistributions(rows, self.verified_on, exact=False)
 
     def _aux_of(self, like: Tensor) -> Tensor:
         if self._aux is None:
@@ -451,7 +451,7 @@ class Session:
 
     def draft_probs(self, logits: Tensor, row: int) -> Tensor:
         """One row's draft logits [1, n, Vd] -> q."""
-        own = RowDistributions(1, logits.device)
+        own = RowDistributions(1, logits.device, exact=False)
         own.set([self._rows[row].sampling.of_draft])
         return own(logits)
 
