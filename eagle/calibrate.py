@@ -5,7 +5,8 @@
 
 At states of the target's own answers every candidate tree is drafted and its exact E[accepted] computed. Hybrid trees
 are fitted to the head: by how sure it may be of its tokens (their sharpness), and with the beta that accepts most over
-all temperatures. Nothing is timed, so the file is valid on every machine. --data should hold nobody's test questions:
+all temperatures, once with the levels that they have on a CPU and once with those on a GPU. Nothing is timed, so the
+file is valid on every machine. --data should hold nobody's test questions:
 a choice tuned on them would flatter the numbers measured on them.
 """
 
@@ -25,6 +26,7 @@ from eagle.autotune.candidates import KINDS
 from eagle.autotune.prompts import bundled_prompts, encode
 from eagle.checkpoints.fingerprint import fingerprint, local_directory
 from eagle.train.data.conversations import read_records
+from eagle.trees import LEVELS
 
 
 def prompts_of(path: str) -> list[list[dict[str, str]]]:
@@ -54,7 +56,7 @@ def calibrate(options: argparse.Namespace) -> Path:
     for temperature in sorted(set(options.temperatures)):
         shown = partial(tqdm, desc=f"temperature {temperature:g}", unit="prompt")
         measured.append(measure(model, prompts, temperature, options.states, options.seed, shown))
-    tables, path = tables_of(measured), head / NAME
+    tables, path = tuple(table for levels in LEVELS for table in tables_of(measured, levels)), head / NAME
     Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tables).save(path)
     print("\n\n".join(map(text_of, tables)))
     print(f"\nwritten to {path}")
@@ -69,7 +71,8 @@ def text_of(table: Table) -> str:
         for row in table.trees
         if row.tree == kind
     ]
-    head = [f"temperature {table.temperature:g}, {table.states} states", "", "| tree | nodes | depth | E[accepted] |"]
+    title = f"temperature {table.temperature:g}, {table.levels} levels, {table.states} states"
+    head = [title, "", "| tree | nodes | depth | E[accepted] |"]
     overlaps = ", ".join(f"{one.power:g}: {one.overlap:.3f}" for one in table.overlaps)
     losses = ", ".join(f"{one.power:g}: {one.loss:.3f}" for one in table.overlaps)
     tail = [

@@ -37,7 +37,7 @@ from eagle.engine.session import Session, Workspace
 from eagle.engine.stopping import Stopping
 from eagle.nn.head import Eagle3Head
 from eagle.nn.target import CachedLM, device_of
-from eagle.trees import TREES
+from eagle.trees import TREES, levels_on
 
 TYPICAL_STEPS = 10  # of a generation, whose median is compared with what was measured for its tree
 
@@ -87,7 +87,7 @@ class EagleModel:
         self.new_graphs: Callable[[], GraphRunner] | None = None
         if self.device.type == "cuda":
             self.new_graphs = lambda: GraphRunner(CudaGraphs(self.device))
-        self.auto = AutoTree()
+        self.auto = AutoTree(levels=levels_on(self.device))
         self.eager_because: str | None = None
         self._idle: list[Workspace] = []  # of sessions that have ended, for the next one
 
@@ -223,7 +223,7 @@ class EagleModel:
         if ea_model_path:
             head = load_head(ea_model_path, model.config, model.dtype, taps=taps, rope_theta=rope_theta, **places)
             pair = cls.from_head(model, head, tokenizer, decoder)
-            pair.auto = AutoTree(base_model_path, ea_model_path)
+            pair.auto = AutoTree(base_model_path, ea_model_path, pair.auto.levels)
             return pair
         if not draft_model_path:
             return cls(model, None, tokenizer, decoder=decoder)
@@ -231,7 +231,7 @@ class EagleModel:
         draft_model = load_lm(draft_model_path, options, **places)
         check_models_agree(model, draft_model, tokenizer)
         pair = cls(model, CausalLMDrafter(draft_model, model.config.vocab_size), tokenizer, decoder=decoder)
-        pair.auto = AutoTree(base_model_path, draft_model_path)
+        pair.auto = AutoTree(base_model_path, draft_model_path, pair.auto.levels)
         return pair
 
     @overload

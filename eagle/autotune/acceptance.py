@@ -20,7 +20,7 @@ from eagle.autotune.probe import NODES_PER_FORWARD, ScoredTree, StateProbe, Tree
 from eagle.autotune.prompts import with_generators
 from eagle.autotune.sharpness import measure_overlaps, sharpness_of
 from eagle.engine.distributions import SamplingParams
-from eagle.trees import TreeSettings, is_sampled
+from eagle.trees import LEVELS, TreeSettings, is_sampled
 
 STRIDE = 12
 DRAWS = 2  # trees per state and candidate
@@ -45,14 +45,14 @@ class Measured(NamedTuple):
         """With which the hybrid trees were drafted."""
         return sharpness_of(self.overlaps)
 
-    def accepted(self, candidate: Candidate, beta: float) -> tuple[float, float]:
-        """E[accepted] of a candidate, where it has a beta with this one, and its standard error."""
-        return self.found[candidate.tree, candidate.fitted(Fit(beta, self.sharpness))]
+    def accepted(self, candidate: Candidate, beta: float, levels: str) -> tuple[float, float]:
+        """E[accepted] of a candidate, where it has a beta with this one and such levels, and its standard error."""
+        return self.found[candidate.tree, candidate.fitted(Fit(beta, self.sharpness), levels)]
 
-    def table(self, beta: float) -> Table:
+    def table(self, beta: float, levels: str) -> Table:
         """The table with this beta."""
-        trees = tuple(Expected(*one, *self.accepted(one, beta)) for one in self.candidates)
-        return Table(self.temperature, self.states, trees, self.overlaps, Fit(beta, self.sharpness))
+        trees = tuple(Expected(*one, *self.accepted(one, beta, levels)) for one in self.candidates)
+        return Table(self.temperature, self.states, trees, self.overlaps, Fit(beta, self.sharpness), levels)
 
 
 def measure(
@@ -62,19 +62,21 @@ def measure(
     states: int,
     seed: int = 0,
     shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    levels: Sequence[str] = LEVELS,
 ) -> Measured:
     """Measure one temperature at about `states` states, equally many of each prompt with a long enough answer.
 
     model    an `eagle.EagleModel` with a drafter
     seed     prompt i is answered with a generator of its own, whatever the other prompts are
     shown    wraps what is worked through, such as a progress bar
+    levels   of hybrid trees, whatever the device grows
 
     Raises ValueError where no state was reached.
     """
     per_prompt = math.ceil(states / max(len(prompts), 1))
     overlaps = measure_overlaps(model, shown(prompts), temperature, STRIDE * per_prompt, seed)
     candidates, sharpness = candidates_at(temperature), sharpness_of(overlaps)
-    plans = [(one.tree, settings) for one in candidates for settings in one.variants(sharpness)]
+    plans = [(one.tree, settings) for one in candidates for settings in one.variants(sharpness, levels)]
     probe = StateProbe(model, SamplingParams(temperature), TreeLimits.of(plans), NODES_PER_FORWARD)
     rows = [
         row
@@ -87,20 +89,20 @@ def measure(
     return Measured(temperature, sum(map(len, rows)), found, overlaps)
 
 
-def tables_of(measured: Sequence[Measured]) -> tuple[Table, ...]:
+def tables_of(measured: Sequence[Measured], levels: str) -> tuple[Table, ...]:
     """One table per temperature, with the beta that accepts most over all of them: it belongs to the head, and one
     temperature alone says little about it.
     """
-    beta = best_beta(measured)
-    return tuple(one.table(beta) for one in measured)
+    beta = best_beta(measured, levels)
+    return tuple(one.table(beta, levels) for one in measured)
 
 
-def best_beta(measured: Sequence[Measured]) -> float:
+def best_beta(measured: Sequence[Measured], levels: str) -> float:
     """The beta with which the candidates that have one accept most, each temperature's total counting alike; the
     default where no candidate has one.
     """
     totals = [
-        {beta: math.fsum(one.accepted(tree, beta)[0] for tree in asked) for beta in BETAS}
+        {beta: math.fsum(one.accepted(tree, beta, levels)[0] for tree in asked) for beta in BETAS}
         for one in measured
         if (asked := [tree for tree in one.candidates if tree.is_fitted])
     ]

@@ -5,9 +5,9 @@ and with generators of their own. It depends on nothing that the generation draw
 of the chosen tree: a seed and the recorded plan give the same tokens again.
 
 E[accepted] comes from `calibration.json` beside the head (python -m eagle.calibrate). Where there is none, or one of
-other weights (with a warning), the nearest of `TEMPERATURES` is measured briefly when it is first needed and kept in
-the user's cache directory, as step times are. Measuring takes a minute at most; what is not known then is the device's
-entry of `SHIPPED`.
+other weights or of trees that this device does not grow (with a warning), the nearest of `TEMPERATURES` is measured
+briefly when it is first needed and kept in the user's cache directory, as step times are. Measuring takes a minute at
+most; what is not known then is the device's entry of `SHIPPED`.
 """
 
 import math
@@ -31,7 +31,7 @@ from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
 from eagle.engine.distributions import is_greedy
 from eagle.nn import native
-from eagle.trees import greedy_tree
+from eagle.trees import LEVELS, greedy_tree
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
@@ -57,11 +57,12 @@ class AutoTree:
     """What is known of one model: its calibration and step times, read and measured when first asked for.
 
     target, drafter    paths or hub ids of the weights; None: measurements are kept in memory only
+    levels             of hybrid trees on the model's device (`eagle.trees.TreeSettings`)
     settled            nothing more is measured: what is not known is taken from `SHIPPED`
     """
 
-    def __init__(self, target: str | None = None, drafter: str | None = None):
-        self.target, self.drafter = target, drafter
+    def __init__(self, target: str | None = None, drafter: str | None = None, levels: str = LEVELS[0]):
+        self.target, self.drafter, self.levels = target, drafter, levels
         self.settled = False
         self._costs: StepCosts | None = None
 
@@ -147,7 +148,7 @@ class AutoTree:
         if folder is None or not (folder / NAME).is_file():
             return None
         try:
-            return Calibration.load(folder / NAME, *self.fingerprints)
+            return Calibration.load(folder / NAME, *self.fingerprints, self.levels)
         except ValueError as error:
             warnings.warn(f"{error}; until then E[accepted] is measured briefly", stacklevel=2)
             return None
@@ -156,7 +157,7 @@ class AutoTree:
     def _brief_path(self) -> Path | None:
         if None in self.fingerprints:
             return None
-        digest = sha256("/".join(map(str, self.fingerprints)))[:16]
+        digest = sha256("/".join(map(str, (*self.fingerprints, self.levels))))[:16]
         return cache_directory() / f"calibration-{digest}.json"
 
     @cached_property
@@ -165,7 +166,7 @@ class AutoTree:
         if self._brief_path is None or not self._brief_path.is_file():
             return {}
         try:
-            tables = Calibration.load(self._brief_path, *self.fingerprints).tables
+            tables = Calibration.load(self._brief_path, *self.fingerprints, self.levels).tables
         except ValueError:  # damaged: it can be measured again
             return {}
         return {table.temperature: table for table in tables}
@@ -180,8 +181,8 @@ class AutoTree:
 
     def _measure_briefly(self, model: Any, temperature: float, patience: Patience) -> None:
         prompts = bundled_prompts(model.tokenizer)
-        found = measure(model, prompts, temperature, BRIEF_STATES, shown=patience)
-        (self._brief[temperature],) = tables_of([found])
+        found = measure(model, prompts, temperature, BRIEF_STATES, shown=patience, levels=[self.levels])
+        (self._brief[temperature],) = tables_of([found], self.levels)
         if self._brief_path is not None:
             kept = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:

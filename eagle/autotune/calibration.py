@@ -1,30 +1,32 @@
 """What each draft tree accepts with one draft head: `calibration.json` beside the head's weights.
 
-    calibration = Calibration.load(head / "calibration.json", target_fingerprint, head_fingerprint)
+    calibration = Calibration.load(head / "calibration.json", target_fingerprint, head_fingerprint, "ragged")
     calibration.table(0.6)                        the table of the nearest calibrated temperature
 
-    {"format": 3, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
+    {"format": 4, "target": FINGERPRINT, "head": FINGERPRINT, "prompts": SHA256, "seed": 0, "tables": [
         {"temperature": 0.5, "states": 64,
          "trees": [{"tree": "hybrid", "nodes": 16, "depth": 6, "expected": 1.39, "standard_error": 0.11}, ...],
          "overlaps": [{"power": 0.8, "overlap": 0.46, "loss": -0.25}, ...],
-         "fit": {"beta": 0.7, "sharpness": 0.8}}, ...]}
+         "fit": {"beta": 0.7, "sharpness": 0.8}, "levels": "ragged"}, ...]}
 
-`expected` is the mean of the exact E[accepted] over the states, hybrid trees being grown with `fit`. It says nothing of
-time, so it is valid on every machine.
+`expected` is the mean of the exact E[accepted] over the states, hybrid trees being grown with `fit` and `levels`. It
+says nothing of time, so it is valid on every machine whose hybrid trees have such levels: "ragged" on a CPU, "equal" on
+a GPU. A file has tables of both; one of format 3 names no levels and has those of a CPU.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from eagle.autotune.candidates import Candidate, Fit, is_greedy, nearest
 from eagle.digests import sha256
 from eagle.files import read_json, write_json
-from eagle.trees import TREES
+from eagle.trees import LEVELS, TREES
 
-FORMAT = 3  # 1: of hybrid trees with equal levels; 2: without sharpness
+FORMAT = 4
+READ = (3, FORMAT)  # 1: of hybrid trees with equal levels; 2: without sharpness; 3: without levels
 NAME = "calibration.json"
 
 
@@ -61,6 +63,7 @@ class Table:
     trees: tuple[Expected, ...]
     overlaps: tuple[Overlap, ...] = ()
     fit: Fit = Fit()
+    levels: str = LEVELS[0]
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,10 @@ class Calibration:
         write_json(path, {"format": FORMAT, **asdict(self), "tables": tables})
 
     @classmethod
-    def load(cls, path: Path, target: str | None, head: str | None) -> "Calibration":
-        """Read the file of the models with these fingerprints.
+    def load(cls, path: Path, target: str | None, head: str | None, levels: str) -> "Calibration":
+        """Read the file of the models with these fingerprints: the tables of trees with these levels.
 
-        Raises ValueError where it cannot be read, or belongs to other weights.
+        Raises ValueError where it cannot be read, belongs to other weights, or has no such tables.
         """
         found = cls._parse(path)
         for name, wanted, got in (("target", target, found.target), ("head", head, found.head)):
@@ -103,12 +106,18 @@ class Calibration:
                     f"{path}: it belongs to a {name} with fingerprint {got}, and this one's is {wanted}; make it anew "
                     "with python -m eagle.calibrate"
                 )
-        return found
+        tables = tuple(table for table in found.tables if table.levels == levels)
+        if not tables:
+            raise ValueError(
+                f"{path}: its hybrid trees have {found.tables[0].levels} levels, and this device's have {levels} ones; "
+                "make it anew with python -m eagle.calibrate"
+            )
+        return replace(found, tables=tables)
 
     @classmethod
     def _parse(cls, path: Path) -> "Calibration":
         value = read_json(path)
-        if value.get("format") != FORMAT:
+        if value.get("format") not in READ:
             raise ValueError(
                 f"{path}: format {value.get('format')!r}, expected {FORMAT}; run python -m eagle.calibrate"
             )
@@ -146,11 +155,15 @@ def _table(values: dict[str, Any]) -> Table:
     for row in trees:
         if row["tree"] not in TREES:
             raise ValueError(f"tree is {row['tree']!r}, expected one of {', '.join(TREES)}")
+    levels = values.get("levels", LEVELS[0])
+    if levels not in LEVELS:
+        raise ValueError(f"levels is {levels!r}, expected one of {', '.join(LEVELS)}")
     return Table(
         **_checked({name: values[name] for name in ("temperature", "states")}),
         trees=tuple(Expected(**row) for row in trees),
         overlaps=tuple(Overlap(**row) for row in overlaps),
         fit=Fit(**_checked(values["fit"])),
+        levels=levels,
     )
 
 

@@ -38,13 +38,13 @@ class Candidate(NamedTuple):
         builder = find_tree(self.tree)
         return builder is not None and builder.fitted
 
-    def fitted(self, fit: Fit) -> TreeSettings:
-        """The settings with the head's fit, where the kind of tree has one."""
-        return replace(self.settings, **fit._asdict()) if self.is_fitted else self.settings
+    def fitted(self, fit: Fit, levels: str) -> TreeSettings:
+        """The settings with the head's fit and these levels, where the kind of tree has them."""
+        return replace(self.settings, **fit._asdict(), levels=levels) if self.is_fitted else self.settings
 
-    def variants(self, sharpness: float) -> list[TreeSettings]:
-        """The settings from which the head's beta is chosen. A step takes the same time with all of them."""
-        return list(dict.fromkeys(self.fitted(Fit(beta, sharpness)) for beta in BETAS))
+    def variants(self, sharpness: float, levels: Iterable[str]) -> list[TreeSettings]:
+        """The settings from which the head's beta is chosen, for each kind of levels."""
+        return list(dict.fromkeys(self.fitted(Fit(beta, sharpness), one) for one in levels for beta in BETAS))
 
 
 PLAIN = Candidate("none", 1, 1)

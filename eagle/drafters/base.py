@@ -24,10 +24,10 @@ class Drafter(Protocol):
         """Rows, their lengths and what they hold; a row's `ids` are the tokens read, the root included."""
 
     def fork(self) -> "Drafter":
-        """The same weights with cache rows of its own, none allocated."""
+        """The same weights, refreshed, with cache rows of its own, none allocated."""
 
     def refresh(self) -> None:
-        """Make copies of weights anew where the weights have changed; between two rounds."""
+        """Make what was made of the weights anew where they have changed; between two rounds."""
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
         """Room for `nodes` grown nodes and `capacity` committed tokens of each row; what rows hold stays.

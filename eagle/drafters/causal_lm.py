@@ -36,7 +36,7 @@ class CausalLMDrafter:
         return other
 
     def refresh(self) -> None:
-        """Nothing is copied of the LM's weights that it does not check itself."""
+        self.lm.refresh()
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
         self.cache.reserve(rows, nodes, capacity, slack)

@@ -39,6 +39,7 @@ class Eagle3Drafter:
         *self.earlier, self.fused = [FusedHead(self.head, layer) for layer in range(self.head.config.num_hidden_layers)]
 
     def fork(self) -> "Eagle3Drafter":
+        self.refresh()
         other = copy.copy(self)
         other.cache = self.cache.fork()
         other.ancestors = AncestorMask(0, 0, self.device, self.outputs.dtype)

@@ -1,8 +1,9 @@
 """From logits to the distributions that are sampled: every row of a batch under sampling parameters of its own.
 
 The distribution under these settings is the target distribution p that verification preserves. The draft distribution
-q goes through settings of its own, by default the same (a q as sharp as p is accepted more); losslessness does not
-depend on that choice. Meanings and order of the settings are those of `transformers`.
+q goes through settings of its own, by default the same (a q as sharp as p is accepted more), but top-p leaves it as it
+is where that takes more than its `LIKELIEST` tokens; losslessness does not depend on that choice. Meanings and order of
+the settings are those of `transformers`.
 
 Shapes: B batch, N nodes, R prefixes, T tokens of the longest prefix, K depth, V vocabulary.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 LIKELIEST = 512  # tokens of a row among which top-p is looked for first
+ROUNDING = 1e-4  # a smaller rest than this is not told from the rounding of the likeliest tokens' mass
 GREEDY_BELOW = 1e-5  # temperatures below this are greedy
 Processor = Callable[..., Tensor]  # (prefixes Int64[R, T], scores Float32[R, V]) -> scores
 
@@ -135,10 +137,14 @@ class RowDistributions:
     signature   the host values that a call depends on; the others lie in tensors of fixed addresses
     """
 
-    def __init__(self, rows: int, device: torch.device, vocabulary: int | None = None):
-        """For at most `rows` rows; `set` says which. `vocabulary`: tokens from here on have probability 0."""
-        self.device, self.vocabulary = device, vocabulary
-        names = ("temperature", "top_k", "top_p", "min_p", "penalty", "greedy")
+    def __init__(self, rows: int, device: torch.device, vocabulary: int | None = None, exact: bool = True):
+        """For at most `rows` rows; `set` says which.
+
+        vocabulary   tokens from here on have probability 0
+        exact        False: top-p may keep more tokens, see `nucleus`
+        """
+        self.device, self.vocabulary, self.exact = device, vocabulary, exact
+        names = ("temperature", "top_k", "rest", "min_p", "penalty", "greedy")
         self._values: dict[str, Tensor] = dict(
             zip(names, torch.zeros(len(names), rows, 1, 1, dtype=torch.float32, device=device))
         )
@@ -150,14 +156,14 @@ class RowDistributions:
         columns = {
             "temperature": [1.0 if one.greedy else one.temperature for one in params],
             "top_k": [float(one.top_k) for one in params],
-            "top_p": [one.top_p for one in params],
+            "rest": [1 - one.top_p for one in params],
             "min_p": [one.min_p for one in params],
             "penalty": [one.repetition_penalty for one in params],
             "greedy": [float(one.greedy) for one in params],
         }
         for name, values in columns.items():
             self._values[name][: len(values), 0, 0] = torch.tensor(values).to(self.device)
-        neutral = {"temperature": 1.0, "top_k": 0.0, "top_p": 1.0, "min_p": 0.0, "penalty": 1.0, "greedy": 0.0}
+        neutral = {"temperature": 1.0, "top_k": 0.0, "rest": 0.0, "min_p": 0.0, "penalty": 1.0, "greedy": 0.0}
         self._used = {name for name, values in columns.items() if any(value != neutral[name] for value in values)}
         self._all_greedy = all(one.greedy for one in params)
         self._most_k = max((one.top_k for one in params), default=0)
@@ -199,8 +205,8 @@ class RowDistributions:
             largest = scores.topk(min(self._most_k, scores.shape[-1])).values
             last = (k.long() - 1).clamp(min=0, max=largest.shape[-1] - 1).expand(*scores.shape[:2], 1)
             scores = scores.masked_fill((scores < largest.gather(-1, last)) & (k > 0), -torch.inf)
-        if "top_p" in self._used:
-            scores = nucleus(scores, self._of("top_p"))
+        if "rest" in self._used:
+            scores = nucleus(scores, self._of("rest"), self.exact)
         if "min_p" in self._used:
             probs = scores.softmax(-1)
             scores = scores.masked_fill(probs < self._of("min_p") * probs.amax(-1, keepdim=True), -torch.inf)
@@ -240,31 +246,72 @@ def penalized(scores: Tensor, tokens: Tensor, penalty: Tensor) -> Tensor:
     return scores.scatter(-1, tokens, torch.where(found < 0, found * penalty, found / penalty))
 
 
-def nucleus(scores: Tensor, top_p: Tensor) -> Tensor:
-    """Scores [B, N, V], minus infinity outside the smallest set of likeliest tokens with mass top_p [B, 1, 1].
+def nucleus(scores: Tensor, rest: Tensor, exact: bool = True) -> Tensor:
+    """Scores [B, N, V], minus infinity at the least likely tokens, as many as have a mass of at most `rest`
+    [B, 1, 1]: 1 - top_p.
 
-    Keeps what `TopPLogitsWarper` keeps, up to rounding and up to which of several equally likely tokens is the last.
-    On a CPU it looks among the `LIKELIEST` tokens first: sorting a whole vocabulary is slow there.
+    Keeps what `TopPLogitsWarper` keeps, up to rounding and up to which of several equally likely tokens are the last:
+    its sort decides that. A whole vocabulary is sorted only on a CPU, where the `LIKELIEST` tokens have less than
+    top_p. `exact` False: such rows stay as they are.
     """
-    if scores.is_cpu and scores.shape[-1] > LIKELIEST:
-        found, mass = _nucleus(scores, top_p, LIKELIEST)
-        wider = ~(mass >= top_p[..., 0])  # also where a score is NaN
-        if wider.any():
-            rest = top_p.expand(*scores.shape[:2], 1)[wider][:, None]
-            found[wider] = _nucleus(scores[wider][:, None], rest, scores.shape[-1])[0][:, 0]
-        return found
-    return _nucleus(scores, top_p, scores.shape[-1])[0]
+    if exact and not scores.is_cpu:
+        return _by_threshold(scores, rest)
+    found, held = _among_likeliest(scores, rest)
+    if not exact:
+        return torch.where(held & (rest > 0), found, scores)
+    wide = ~held[..., 0]
+    if wide.any():
+        found[wide] = _by_sorting(scores[wide], rest.expand(*scores.shape[:2], 1)[wide])
+    return found if rest.all() else torch.where(rest > 0, found, scores)
 
 
-def _nucleus(scores: Tensor, top_p: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The nucleus among the `count` likeliest tokens, and the mass of all of these [B, N]."""
-    likeliest, index = scores.topk(count)
+def _among_likeliest(scores: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """The nucleus among the `LIKELIEST` tokens; Bool[B, N, 1], whether there is no other: it is not where a score is
+    NaN, nor where `rest` is too small to be told from rounding.
+    """
+    likeliest, index = scores.topk(min(LIKELIEST, scores.shape[-1]))
     probs = (likeliest - scores.logsumexp(-1, keepdim=True)).exp()
     mass = probs.cumsum(-1)
-    outside = mass - probs >= top_p
+    outside = mass - probs >= 1 - rest
     outside[..., 0] = False
-    kept = likeliest.masked_fill(outside & (top_p < 1), -torch.inf)
-    return torch.full_like(scores, -torch.inf).scatter_(-1, index, kept), mass[..., -1]
+    found = torch.full_like(scores, -torch.inf).scatter_(-1, index, likeliest.masked_fill(outside, -torch.inf))
+    return found, (mass[..., -1:] >= 1 - rest) & (rest > ROUNDING) | (rest == 0)
+
+
+def _by_sorting(scores: Tensor, rest: Tensor) -> Tensor:
+    """The nucleus of scores [n, V], as `TopPLogitsWarper` finds it."""
+    ascending, index = scores.sort(-1)
+    outside = ascending.softmax(-1).cumsum(-1) <= rest
+    outside[..., -1] = False
+    return scores.masked_fill(outside.scatter(-1, index, outside), -torch.inf)
+
+
+def _by_threshold(scores: Tensor, rest: Tensor) -> Tensor:
+    """The nucleus of scores [..., V], rest [..., 1], by its least score: the largest number such that smaller scores
+    have a mass of at most `rest`, found bit by bit. Of equal ones the last stay.
+
+    Nothing waits for the device, and the same operators run whatever the scores are. Masses are summed in float64.
+    """
+    probs = scores.softmax(-1)
+
+    def mass_below(least: Tensor) -> Tensor:
+        return torch.where(scores < least, probs, 0).sum(-1, keepdim=True, dtype=torch.float64)
+
+    key = torch.full_like(rest, -(2**31), dtype=torch.int32)  # the smallest; with a bit of it flipped it is larger
+    for bit in (-(2**31), *(2**place for place in range(30, -1, -1))):
+        larger = key ^ bit
+        key = torch.where(mass_below(_float_of(larger)) <= rest, larger, key)
+    least = _float_of(key).fmin(scores.amax(-1, keepdim=True))
+    ties = scores == least
+    count = ties.sum(-1, keepdim=True)
+    surplus = ((rest - mass_below(least)) / torch.where(ties, probs, 0).amax(-1, keepdim=True)).floor()
+    left_out = (scores < least) | (ties & (ties.cumsum(-1) <= surplus.minimum(count - 1)))
+    return scores.masked_fill(left_out & (rest > 0), -torch.inf)
+
+
+def _float_of(key: Tensor) -> Tensor:
+    """Int32 keys in the order of floats -> these floats."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).view(torch.float32)
 
 
 class SamplingTransform:

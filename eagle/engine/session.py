@@ -61,7 +61,7 @@ class Workspace(NamedTuple):
 
     @classmethod
     def of(cls, target: CachedLM, drafter: Drafter | None, graphs: GraphRunner | None = None) -> "Workspace":
-        """A new one, with nothing allocated."""
+        """A new one, with nothing allocated, of the models as they are now."""
         return cls(target.fork(), None if drafter is None else drafter.fork(), graphs, {})
 
     def forget(self) -> None:
@@ -156,9 +156,10 @@ class Session:
         self.trees: StepTrees | None = None
         self.first: Tensor | None = None
         self._capacity = 0
-        self.target.refresh()
-        if self.drafter is not None:
-            self.drafter.refresh()
+        if workspace is not None:  # one of its own has looked at the models
+            self.target.refresh()
+            if self.drafter is not None:
+                self.drafter.refresh()
         self._rows: list[_Row] = []
         self._draft: Draft | None = None
         self._warned, self._sound = False, True
@@ -368,7 +369,7 @@ class Session:
             self._aux_of(aux)[: len(aux)] = aux
         self._uniforms = torch.zeros(rows, hsd.DRAWS + self.plan.draws, dtype=torch.float64, device=self.verified_on)
         self._p = RowDistributions(rows, self.verified_on, self.vocabulary)
-        self._q = RowDistributions(rows, self.verified_on)
+        self._q = RowDistributions(rows, self.verified_on, exact=False)
 
     def _aux_of(self, like: Tensor) -> Tensor:
         if self._aux is None:
@@ -450,7 +451,7 @@ class Session:
 
     def draft_probs(self, logits: Tensor, row: int) -> Tensor:
         """One row's draft logits [1, n, Vd] -> q."""
-        own = RowDistributions(1, logits.device)
+        own = RowDistributions(1, logits.device, exact=False)
         own.set([self._rows[row].sampling.of_draft])
         return own(logits)
 

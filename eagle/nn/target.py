@@ -179,7 +179,7 @@ class CachedLM:
         self.refresh()
 
     def fork(self) -> "CachedLM":
-        """The same model with cache rows of its own, none allocated."""
+        """The same model, refreshed, with cache rows of its own, none allocated."""
         self.refresh()
         other = copy.copy(self)
         other.cache = self.cache.fork()

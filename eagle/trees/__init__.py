@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from eagle.trees import hybrid, paths, rsd, topk
-from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
+from eagle.trees.base import LEVELS, Draft, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import grown
+from eagle.trees.hybrid import levels_on
 
 
 class TreeBuilder(NamedTuple):
@@ -63,6 +64,7 @@ def is_sampled(name: str) -> bool:
 
 __all__ = [
     "Draft",
+    "LEVELS",
     "TREES",
     "TreeBatch",
     "TreeBuilder",
@@ -70,5 +72,6 @@ __all__ = [
     "find_tree",
     "greedy_tree",
     "is_sampled",
+    "levels_on",
     "root_only",
 ]

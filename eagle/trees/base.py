@@ -17,6 +17,7 @@ from torch import Tensor
 import hsd
 from hsd import TreeBatch
 
+LEVELS = ("ragged", "equal")  # how large a hybrid tree's levels are, see `TreeSettings`
 ToProbs = Callable[[Tensor], Tensor]  # logits [B, n, Vd] -> probabilities Float32[B, n, Vd]
 
 
@@ -116,6 +117,7 @@ class TreeSettings:
     beta    hybrid and rsd: assumed acceptance probability of an unlikely sample, in [0, 1]
     sharpness  hybrid: nodes are valued with q to this power, renormalised; below 1 for an overconfident head. Tokens
             are sampled from q itself
+    levels  hybrid: "ragged", as large as q makes them worth, or "equal"; None: what the device grows
     """
 
     nodes: int = 60
@@ -123,6 +125,7 @@ class TreeSettings:
     width: int | None = None
     beta: float = 0.7
     sharpness: float = 1.0
+    levels: str | None = None
 
     def __post_init__(self):
         if self.nodes < 1:
@@ -133,6 +136,8 @@ class TreeSettings:
             raise ValueError(f"width={self.width}: expected at least 1, or None for the tree's default")
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta={self.beta}: expected a value in [0, 1]")
+        if self.levels not in (None, *LEVELS):
+            raise ValueError(f"levels={self.levels!r}: expected one of {', '.join(LEVELS)}, or None for the device's")
         if not self.sharpness > 0:
             raise ValueError(f"sharpness={self.sharpness}: expected a positive number; 1 values slots with q as it is")
 

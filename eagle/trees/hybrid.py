@@ -38,11 +38,11 @@ from eagle.trees.level_budget import child_gains, level_sizes
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
 
-def sizes_follow_q(device: torch.device) -> bool:
-    """Whether levels are as large as q makes them worth: on a CPU. On a GPU the levels are equal: it would wait for the
-    number, and a step would have to be captured for every number.
+def levels_on(device: torch.device) -> str:
+    """The levels of trees that are grown there. A GPU would wait for the number of their nodes, and a step would have
+    to be captured for every number.
     """
-    return device.type == "cpu"
+    return "ragged" if device.type == "cpu" else "equal"
 
 
 def uniforms(settings: TreeSettings) -> int:
@@ -54,7 +54,7 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
     """Trees of at most `nodes` nodes."""
     if settings.nodes == 1:
         return root_only(draft.root)
-    beta, follows = settings.beta, sizes_follow_q(draft.root.device)
+    beta, follows = settings.beta, (settings.levels or levels_on(draft.root.device)) == "ragged"
 
     def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
         most = settings.nodes - 1 if follows else even_level(max(left), below)  # no function of other rows' trees

@@ -167,13 +167,19 @@ def test_measuring_while_another_generation_is_unfinished_changes_nothing_for_it
     assert row.new_tokens == want
 
 
+def found_everywhere(temperature, levels):
+    """One token accepted, whatever the tree."""
+    candidates = candidates_at(temperature)
+    found = {(one.tree, settings): (1.0, 0.0) for one in candidates for settings in one.variants(1, levels)}
+    return Measured(temperature, 1, found, ())
+
+
 def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, monkeypatch, copied):
     asked = []
 
-    def measured(model, prompts, temperature, states, shown):
+    def measured(model, prompts, temperature, states, shown, levels):
         asked.append((temperature, states, len(prompts)))
-        found = {(one.tree, settings): (1.0, 0.0) for one in candidates_at(temperature) for settings in one.variants(1)}
-        return Measured(temperature, 1, found, ())
+        return found_everywhere(temperature, levels)
 
     monkeypatch.setattr(auto, "measure", measured)
     for _ in range(2):  # as in two processes
@@ -192,7 +198,7 @@ def test_without_a_calibration_a_brief_one_is_measured_once_and_kept(tmp_path, m
 def test_what_takes_too_long_is_taken_from_what_is_shipped(monkeypatch, copied):
     """A machine on which a minute is over at once: one warning, then the device's usual tree for every temperature."""
 
-    def slow(model, prompts, temperature, states, shown):
+    def slow(model, prompts, temperature, states, shown, levels):
         for _ in shown(prompts):
             monkeypatch.setattr(auto.time, "monotonic", lambda: 1e12)
 
@@ -240,3 +246,22 @@ def test_a_real_step_is_measured(demo, monkeypatch):
     assert PLAIN in times and all(ms > 0 for ms in times.values())
     steps = list(itertools.islice(step_cost.step_times(demo, PLAIN, [3, 1, 4], 1, 0.0), 10))
     assert len(steps) == step_cost.STEPS
+
+
+def test_a_calibration_of_trees_that_the_device_does_not_grow_is_a_warning_and_not_used(copied, monkeypatch):
+    """As on a GPU, with one that was made before both kinds of levels were measured."""
+    rows = (Expected("hybrid", 16, 6, 3.0, 0.1),)
+    found = Calibration(fingerprint(copied[0]), fingerprint(copied[1]), "", 0, (Table(1.0, 1, rows),))
+    found.save(Path(copied[1], NAME))
+    model, asked = EagleModel.from_pretrained(*copied), []
+    assert model.auto.levels == "ragged"
+    model.auto.levels = "equal"
+
+    def measured(model, prompts, temperature, states, shown, levels):
+        asked.append(levels)
+        return found_everywhere(temperature, levels)
+
+    monkeypatch.setattr(auto, "measure", measured)
+    with pytest.warns(UserWarning, match="ragged levels, and this device's have equal ones.* measured briefly"):
+        model.auto.choose(model, 1.0)
+    assert asked == [["equal"]]

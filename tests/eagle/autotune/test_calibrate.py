@@ -6,7 +6,7 @@ import pytest
 
 from eagle import EagleModel, calibrate
 from eagle.autotune.calibration import NAME, Calibration
-from eagle.autotune.candidates import candidates_at
+from eagle.autotune.candidates import BETAS, candidates_at
 from tests.eval.conftest import pair  # noqa: F401
 
 
@@ -24,12 +24,17 @@ def test_a_calibration_is_written_beside_the_head(pair, tmp_path, capsys):  # no
     arguments = [str(pair / "target"), str(pair / "head"), "--temperatures", "1", "0", "--states", "2", "--data", data]
     assert calibrate.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "temperature 0, 2 states" in printed and "| hybrid | 16 | 6 |" in printed
+    assert "temperature 0, equal levels, 2 states" in printed and "| hybrid | 16 | 6 |" in printed
     model = EagleModel.from_pretrained(str(pair / "target"), str(pair / "head"))
     found = model.auto.calibration
     assert [table.temperature for table in found.tables] == [0.0, 1.0]
     assert [row.candidate for row in found.tables[1].trees] == candidates_at(1.0)
-    assert Calibration.load(pair / "head" / NAME, *model.auto.fingerprints) == found
+    assert found.tables[1].fit.beta in BETAS
+    on_a_gpu = Calibration.load(pair / "head" / NAME, *model.auto.fingerprints, "equal")
+    for ours, theirs in zip(found.tables, on_a_gpu.tables, strict=True):
+        alike = [a == b for a, b in zip(ours.trees, theirs.trees, strict=True)]
+        assert [a.is_fitted for a in candidates_at(ours.temperature)] >= [not one for one in alike]
+    assert not all(alike)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -16,11 +17,32 @@ FOUND = Calibration(
     3,
     (Table(0.0, 8, TREES), Table(0.7, 9, TREES[:1], (Overlap(0.8, 0.46, -0.2),), Fit(0.5, 0.9))),
 )
+ON_A_GPU = tuple(replace(table, levels="equal", fit=Fit(0.3, 0.9)) for table in FOUND.tables)
 
 
 def test_read_back_as_written(tmp_path):
     FOUND.save(tmp_path / "calibration.json")
-    assert Calibration.load(tmp_path / "calibration.json", "aa", "bb") == FOUND
+    assert Calibration.load(tmp_path / "calibration.json", "aa", "bb", "ragged") == FOUND
+
+
+def test_each_kind_of_levels_has_its_tables(tmp_path):
+    path = tmp_path / "calibration.json"
+    replace(FOUND, tables=FOUND.tables + ON_A_GPU).save(path)
+    assert Calibration.load(path, "aa", "bb", "ragged") == FOUND
+    assert Calibration.load(path, "aa", "bb", "equal") == replace(FOUND, tables=ON_A_GPU)
+
+
+def test_a_file_without_levels_is_of_a_cpu(tmp_path):
+    """As all of format 3 are."""
+    path = tmp_path / "calibration.json"
+    FOUND.save(path)
+    value = json.loads(path.read_text())
+    for table in value["tables"]:
+        del table["levels"]
+    path.write_text(json.dumps({**value, "format": 3}))
+    assert Calibration.load(path, "aa", "bb", "ragged") == FOUND
+    with pytest.raises(ValueError, match="its hybrid trees have ragged levels, and this device's have equal ones"):
+        Calibration.load(path, "aa", "bb", "equal")
 
 
 def test_the_table_of_the_nearest_temperature():
@@ -42,7 +64,7 @@ def test_the_most_that_is_accepted_at_any_temperature():
 def test_other_weights_are_refused(tmp_path, marks, which):
     FOUND.save(tmp_path / "calibration.json")
     with pytest.raises(ValueError, match=f"calibration.json: it belongs to a {which} .*python -m eagle.calibrate"):
-        Calibration.load(tmp_path / "calibration.json", *marks)
+        Calibration.load(tmp_path / "calibration.json", *marks, "ragged")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +83,7 @@ def test_other_weights_are_refused(tmp_path, marks, which):
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(ValueError, match="calibration.json"):
-        Calibration.load(tmp_path / "calibration.json", "aa", "bb")
+        Calibration.load(tmp_path / "calibration.json", "aa", "bb", "ragged")
 
 
 BAD = [
@@ -80,6 +102,7 @@ BAD = [
     ({"temperature": -0.5}, "temperature is -0.5"),
     ({"states": 0}, "states is 0"),
     ({"overlap": 1.5}, "overlap is 1.5"),
+    ({"levels": "even"}, "levels is 'even', expected one of ragged, equal"),
 ]
 
 
@@ -93,7 +116,7 @@ def test_values_that_nobody_measured_are_refused(tmp_path, changes, words):
         part.update({name: changes[name] for name in changes.keys() & part.keys()})
     path.write_text(json.dumps(value))
     with pytest.raises(ValueError, match=f"calibration.json: not a calibration .*{words}"):
-        Calibration.load(path, "aa", "bb")
+        Calibration.load(path, "aa", "bb", "ragged")
 
 
 def test_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -107,13 +130,14 @@ def test_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         Calibration("cc", "dd", "", 0, FOUND.tables).save(path)
-    assert Calibration.load(path, "aa", "bb") == FOUND
+    assert Calibration.load(path, "aa", "bb", "ragged") == FOUND
     assert [entry.name for entry in tmp_path.iterdir()] == ["calibration.json"]
 
 
 def test_it_says_what_it_is_in_json(tmp_path):
     FOUND.save(tmp_path / "calibration.json")
     value = json.loads((tmp_path / "calibration.json").read_text())
-    assert value["format"] == 3 and value["target"] == "aa"
+    assert value["format"] == 4 and value["target"] == "aa"
     assert value["tables"][1]["overlaps"] == [{"power": 0.8, "overlap": 0.46, "loss": -0.2}]
     assert value["tables"][1]["fit"] == {"beta": 0.5, "sharpness": 0.9}
+    assert value["tables"][1]["levels"] == "ragged"

@@ -5,6 +5,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, TopPLogitsWarper
 
 from eagle.api.eagle_model import EagleModel
+from eagle.engine import distributions
 from eagle.engine.distributions import (
     LIKELIEST,
     Prefixes,
@@ -41,19 +42,61 @@ def test_truncation(settings, kept):
     assert int((probs > 0).sum()) == kept and probs.sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.999])
-def test_the_nucleus_is_that_of_transformers(top_p):
+def by_threshold(rows, top_p):
+    """As on a GPU, where nothing may wait for the device."""
+    return distributions._by_threshold(rows, torch.full((len(rows), 1), 1 - top_p))
+
+
+def by_likeliest(rows, top_p):
+    """As on a CPU."""
+    return nucleus(rows[None], torch.full((1, 1, 1), 1 - top_p))[0]
+
+
+@pytest.mark.parametrize("found_by", [by_threshold, by_likeliest])
+@pytest.mark.parametrize("top_p", [0.0, 0.3, 0.9, 0.999, 1 - 1e-6])
+def test_the_nucleus_is_that_of_transformers(top_p, found_by):
     """Rows that are sure, flat (wider than what is looked at first), masked, tied, or not finite."""
     generator = torch.Generator().manual_seed(4)
-    rows = torch.randn(7, 3 * LIKELIEST, generator=generator) * torch.tensor([8.0, 3, 1, 0.01, 3, 3, 3])[:, None]
+    scales = torch.tensor([8.0, 3, 1, 0.01, 3, 3, 3, 3, 1])[:, None]
+    rows = torch.randn(9, 3 * LIKELIEST, generator=generator) * scales
     rows[4, 40:] = -torch.inf
     rows[5, 3] = torch.nan
     rows[6, 7] = torch.inf
-    found, wanted = nucleus(rows[None], torch.full((1, 1, 1), top_p))[0], TopPLogitsWarper(top_p)(None, rows)
-    assert torch.equal(found[:5], wanted[:5])
+    rows[7:] = (8 * rows[7:]).round() / 8  # as bfloat16 has them: dozens are equal
+    found, wanted = found_by(rows, top_p), TopPLogitsWarper(top_p)(None, rows)
     assert torch.equal(found.softmax(-1).isnan(), wanted.softmax(-1).isnan())
+    assert torch.equal(found[:5], wanted[:5])
+    for one, other in zip(found[7:], wanted[7:]):  # which of the equal ones are kept is left to the sort
+        assert torch.equal(one.sort().values, other.sort().values)
     kept = (found[:5] > -torch.inf).sum(-1)
     assert top_p < 0.9 or (kept.min() < LIKELIEST < kept.max())
+
+
+@pytest.mark.parametrize("found_by", [by_threshold, by_likeliest])
+@pytest.mark.parametrize(("top_p", "kept"), [(0.0, 1), (2**-12, 1), (0.25, 512), (0.5, 1024), (0.75 + 2**-12, 1537)])
+def test_of_equally_likely_tokens_as_many_are_kept_as_have_the_mass(top_p, kept, found_by):
+    """2048 of them: masses are exact numbers. Of all zeros, positive and negative ones are equal."""
+    rows = torch.zeros(3, 4096).masked_fill(torch.arange(4096) % 2 == 1, -torch.inf)
+    rows[1] += 3.7
+    rows[2, :2048:2] = -0.0
+    found = found_by(rows, top_p)
+    assert ((found > -torch.inf).sum(-1) == kept).all()
+
+
+def test_of_rows_without_top_p_nothing_is_left_out():
+    rows, rest = torch.randn(2, 3, 2 * LIKELIEST), torch.tensor([0.0, 0.4])[:, None, None]
+    for found in (distributions._by_threshold(rows, rest), nucleus(rows, rest), nucleus(rows, rest, exact=False)):
+        assert torch.equal(found[0], rows[0])
+    assert torch.equal(nucleus(rows, rest)[1], by_threshold(rows[1], 0.6))
+
+
+def test_a_draft_distribution_is_cut_where_its_likeliest_tokens_have_the_mass():
+    rows = torch.randn(1, 2, 3 * LIKELIEST, generator=torch.Generator().manual_seed(0))
+    rows[:, 0] *= 6
+    rest = torch.full((1, 1, 1), 0.1)
+    sure, flat = nucleus(rows, rest, exact=False)[0]
+    assert torch.equal(sure, nucleus(rows, rest)[0, 0]) and (sure == -torch.inf).any()
+    assert torch.equal(flat, rows[0, 1])
 
 
 def test_penalty_needs_the_prefix():

@@ -23,7 +23,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 @pytest.fixture(autouse=True)
 def as_on_a_gpu(monkeypatch):
     """Small buckets; a step is about a power of two of rows; hybrid trees have equal levels."""
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
+    monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(session, "follows_rows", lambda _: False)
     monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")

@@ -10,12 +10,13 @@ import torch
 
 import hsd
 from eagle.api.eagle_model import EagleModel
-from eagle.drafters import CausalLMDrafter
+from eagle.drafters import CausalLMDrafter, Eagle3Drafter
 from eagle.engine import session as session_module
 from eagle.engine.distributions import Sampling, SamplingParams
 from eagle.engine.plan import Plan
 from eagle.engine.session import Session
 from eagle.engine.stopping import Stopping
+from eagle.nn.target import CachedLM
 from eagle.trees import TREES, TreeSettings, hybrid
 from tests.eagle.tape import NoWaits
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
@@ -128,7 +129,7 @@ def test_a_removed_row_keeps_what_it_has_and_removing_it_again_does_nothing():
 def test_in_a_step_about_more_rows_than_there_are_as_alone(tree, monkeypatch):
     """As on a GPU, where the number of rows is rounded up and levels are equal."""
     monkeypatch.setattr(session_module, "follows_rows", lambda _: False)
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
+    monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
     model, plan, alone_now = pair("head"), plan_of(tree, depth=4), {}
     for index in range(5):
         session = Session(model.target, model.drafter, plan)
@@ -229,7 +230,7 @@ class OneRead(NoWaits):
 @pytest.mark.parametrize("drafter", ["head", "lm"])
 @pytest.mark.parametrize("tree", TREES)
 def test_the_host_reads_once_in_a_step(drafter, tree, monkeypatch):
-    monkeypatch.setattr(hybrid, "sizes_follow_q", lambda _: False)
+    monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
     session = Session(pair(drafter).target, pair(drafter).drafter, plan_of(tree))
     for index in (0, 2, 4):
         session.add(prompt_of(index), ROWS[index], index, max_new_tokens=100)
@@ -304,3 +305,31 @@ def test_a_sampling_plan_decodes_a_greedy_row_as_a_greedy_plan_does():
     row = session.add(prompt_of(1), replace(ROWS[1]), max_new_tokens=COUNTS[1])
     finish(session)
     assert row.new_tokens == alone("head", plan_of("hybrid"), 1)[0] == alone("head", plan_of("rsd"), 1)[0]
+
+
+def test_weights_of_a_draft_model_that_were_replaced_count_from_the_next_session_on():
+    """In the caches of a session before, too: what is drafted has the distributions of the new weights."""
+    target, small, other = tiny_target(), tiny_target(seed=3), tiny_target()
+
+    def expected(model: EagleModel) -> list[float]:
+        given = {"max_new_tokens": 9, "temperature": 0.0, "tree": "topk", "nodes": 9, "depth": 3}
+        [row] = model.generate(torch.tensor([prompt_of(0)]), return_dict_in_generate=True, **given).rows
+        return [step.expected_accepted for step in row.steps]
+
+    model = EagleModel(target, CausalLMDrafter(small, VOCAB))
+    before = expected(model)
+    small.load_state_dict(other.state_dict(), assign=True)
+    assert expected(model) == expected(EagleModel(target, CausalLMDrafter(other, VOCAB))) != before
+
+
+@pytest.mark.parametrize("drafter", ["head", "lm"])
+def test_a_session_looks_at_its_models_once(drafter, monkeypatch):
+    model, seen = pair(drafter), []
+    for kind in (CachedLM, Eagle3Drafter):
+        refresh = kind.refresh
+        monkeypatch.setattr(kind, "refresh", lambda lm, refresh=refresh: (seen.append(type(lm)), refresh(lm)))
+    workspace = Session(model.target, model.drafter, plan_of("topk")).close()
+    once = [CachedLM, Eagle3Drafter if drafter == "head" else CachedLM]
+    assert seen == once
+    Session(model.target, model.drafter, plan_of("topk"), workspace=workspace)
+    assert seen == once * 2

@@ -7,7 +7,7 @@ import torch
 
 import hsd
 from eagle import EagleModel
-from eagle.trees import TreeSettings, hybrid
+from eagle.trees import LEVELS, TreeSettings, hybrid
 from eagle.trees.grown import even_level
 from tests.eagle.tiny import tiny_head, tiny_target
 from tests.eagle.toy import MoodyTable, Table, every_outcome, grown_tree
@@ -49,12 +49,22 @@ def test_width_limits_every_level():
         assert max(sizes_of(tree)) == 2
 
 
+def test_levels_are_of_the_kind_that_is_asked_for():
+    """Equal ones are what a GPU grows."""
+    sizes = {
+        levels: {tuple(sizes_of(tree)) for _, tree in trees_of("hybrid", settings, MoodyTable(3, seed=4))}
+        for levels in LEVELS
+        for settings in [TreeSettings(7, 3, beta=0.2, levels=levels)]
+    }
+    assert sizes["equal"] == {(2, 2, 2)} and len(sizes["ragged"]) > 1
+
+
 def test_the_root_alone():
     tree = trees_of("hybrid", TreeSettings(1, 3), Table(3, seed=2))[0][1]
     assert len(tree) == 1
 
 
-@pytest.mark.parametrize("settings", [{"beta": 1.5}, {"nodes": 0}, {"sharpness": 0}])
+@pytest.mark.parametrize("settings", [{"beta": 1.5}, {"nodes": 0}, {"sharpness": 0}, {"levels": "even"}])
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         TreeSettings(**settings)

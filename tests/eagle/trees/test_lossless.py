@@ -33,6 +33,8 @@ SHAPED = [  # vocabulary, settings of the hybrid tree
     (3, TreeSettings(8, 3, None, 0.3, sharpness=0.5)),
     (4, TreeSettings(7, 2, None, 0.5, sharpness=2.0)),
     (3, TreeSettings(30, 2, None, 0.5)),  # more slots than candidates on the first level
+    (3, TreeSettings(7, 3, None, 0.4, levels="equal")),  # as on a GPU
+    (4, TreeSettings(6, 2, None, 0.2, sharpness=0.5, levels="equal")),
 ]
 
 
