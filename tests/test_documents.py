@@ -42,7 +42,11 @@ def test_named_files_exist(path):
         assert "NAME" in name or (ROOT / name).is_file(), f"{path.name} names {name}"
 
 
-def test_the_readmes_python_runs(capsys):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
-    exec(compile(code.replace("checkpoints/", f"{ROOT}/checkpoints/"), "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorials/first-answer.md", "docs/migration.md", "docs/transformers.md"]
+)
+def test_python_in_documents_runs(name):
+    """Blocks of one document run one after the other, as they are read."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    code = "\n".join(blocks).replace("checkpoints/", f"{ROOT}/checkpoints/")
+    exec(compile(code, name, "exec"), {})
