@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from eagle.engine.session import Session
     from eagle.model.ea_model import EaModel
 
+__version__ = "0.1.0"  # the one place: pyproject.toml reads it from here
+
 __all__ = [
     "EaModel",
     "EagleModel",

@@ -8,7 +8,7 @@ import importlib
 import sys
 from typing import NamedTuple
 
-from eagle import command
+from eagle import __version__, command
 
 
 class Entry(NamedTuple):
@@ -52,6 +52,7 @@ commands:
 {commands}
 
 eagle COMMAND --help lists a command's options with their defaults; python -m MODULE is the same command.
+eagle --version prints the version.
 """
 
 
@@ -66,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         return command.run(lambda: print(overview(), end=""))
+    if name == "--version":
+        return command.run(lambda: print(f"eagle3-hsd {__version__}"))
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}"

@@ -12,6 +12,7 @@
 # time       two to four minutes and 4 GB of disk in all; what is there is not installed again
 # used by    python -m pytest -m engine (skipped without them), docs/engines.md
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;; esac
 
 PYTHON=${PYTHON:-python3}
 ENGINES=${HSD_ENGINES:-$HOME/.cache/eagle3-hsd/engines}

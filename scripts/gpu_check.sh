@@ -9,7 +9,9 @@
 # time       8 minutes at most on a GPU (WHOLE=480 seconds); --dry about 2 minutes of processor time
 # network    none. PYTHON (default: the environment of scripts/setup.sh, else python3) is used as it is
 set -uo pipefail
-OUT=${1:?expected a folder to write to}
+[ $# -gt 0 ] || { bash "$0" --help >&2; exit 2; }
+case ${1:-} in -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;; esac
+OUT=$1
 shift
 [ "${1:-}" != --dry ] || { DRY=1 && shift; }
 [ $# -gt 0 ] || set -- tests step eager attention verify equal batch

@@ -10,6 +10,9 @@
 # network is not touched.
 set -euo pipefail
 
+# `--help` as the first argument of any script that sources this file: print that script's header.
+case ${1:-} in -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "$0"; exit ;; esac
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python3}
 HSD_VENV=${HSD_VENV:-.venv}

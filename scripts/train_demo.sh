@@ -8,9 +8,10 @@
 #            core, head 25 on both and 20 on one. Repeating the command goes on where it stopped
 # gave       see checkpoints/README.md; the shipped target was trained by an earlier recipe, with Muon (docs/training.md)
 set -euo pipefail
+[ $# -ge 1 ] || { bash "$0" --help >&2; exit 2; }
 source "$(dirname "$0")/setup.sh"
 export OMP_WAIT_POLICY=passive
-DATA=${1:?expected DATA_DIR} WORK=${WORK:-results/train_demo} DEMO=checkpoints/demo
+DATA=$1 WORK=${WORK:-results/train_demo} DEMO=checkpoints/demo
 
 "$PYTHON_VENV" -m eagle.train.demo.target "$DATA" --output "$DEMO/target" --work "$WORK/target" --steps 1000
 "$PYTHON_VENV" -m eagle.train.demo.corpus "$DATA" "$WORK"

@@ -10,6 +10,7 @@
 # writes itself: SELF_PROMPTS=2000 EXCLUDE="EVALUATION_FILE ..." bash scripts/train_head.sh ...
 # Several GPUs or machines: LAUNCH=".venv/bin/accelerate launch" bash scripts/train_head.sh ...
 set -euo pipefail
+[ $# -ge 3 ] || [ "${1:-}" = --help ] || { bash "$0" --help >&2; exit 2; }
 source "$(dirname "$0")/setup.sh"
 target=$1 data=$2 output=$3
 shift 3

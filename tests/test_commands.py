@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("hsd", "eagle", "eval")
 TEXTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "checkpoints/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "checkpoints/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "scripts").glob("*.sh")),
 ]
 # A command in a document may be cut short where it is wrapped; a flag in brackets or after a # is read as well.

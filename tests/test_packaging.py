@@ -13,6 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import eagle
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("hsd", "eagle", "eval")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -119,6 +121,14 @@ def test_declared_dependencies_are_imported():
     assert not unused, f"pyproject.toml declares {sorted(unused)}, which nothing imports"
 
 
+@pytest.mark.parametrize(
+    ("file", "line"), [("CITATION.cff", "version: {}"), ("CHANGELOG.md", "## [{}]")], ids=["citation", "changelog"]
+)
+def test_what_names_the_version_names_this_one(file, line):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    assert any(one.startswith(line.format(eagle.__version__)) for one in lines)
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The wheel of the tracked source, built without network and without leaving a build folder in the checkout."""
@@ -148,13 +158,14 @@ def test_the_wheel_holds_the_source_and_its_data_files(wheel):
 
 
 OUTSIDE = """
-import sys, torch, hsd, eagle, eval.__main__, eval.questions.benchmarks, eval.report.released
+import importlib.metadata, sys, torch, hsd, eagle, eval.__main__, eval.questions.benchmarks, eval.report.released
 from pathlib import Path
 site, demo = map(Path, sys.argv[1:])
 for package in (hsd, eagle, eval):
     assert Path(package.__file__).is_relative_to(site), package.__file__
 assert (Path(eval.questions.benchmarks.__file__).parent / "sample.jsonl").is_file()
 assert (Path(eval.report.released.__file__).parent / "published.json").is_file()
+assert importlib.metadata.version("eagle3-hsd") == eagle.__version__
 model = eagle.EagleModel.from_pretrained(demo / "target", demo / "eagle3")
 ids = model.tokenizer("Three boxes hold 4 pencils each.", return_tensors="pt").input_ids
 out = model.generate(ids, max_new_tokens=8, temperature=0.0)

@@ -1,6 +1,7 @@
 """The shell scripts name methods and flags that exist, and parse."""
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -9,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from eagle.trees import TREES, TreeSettings
 from eval import accuracy
-from eval.flags import build_parser
+from eval.flags import build_parser, chosen_methods
 from eval.measure import paths
+from eval.questions.benchmarks import benchmark
 from eval.run.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = [
     ROOT / "scripts" / f"{name}.sh"
-    for name in ("setup", "demo", "test", "gsm8k", "mt_bench", "paper_tables", "get_checkpoints")
+    for name in ("setup", "demo", "test", "gsm8k", "mt_bench", "paper_tables", "get_checkpoints", "docs")
 ]
 
 
@@ -32,7 +35,7 @@ def test_it_parses_and_says_what_it_is(script):
 
 @pytest.mark.parametrize(
     "script",
-    [*(path for path in SCRIPTS if path.stem not in ("setup", "test")), ROOT / "scripts" / "pair.sh"],
+    [*(path for path in SCRIPTS if path.stem not in ("setup", "test", "docs")), ROOT / "scripts" / "pair.sh"],
     ids=lambda path: path.stem,
 )
 def test_methods_and_flags_exist(script):
@@ -51,6 +54,20 @@ def test_methods_and_flags_exist(script):
     }
     others |= {flag for action in paths.build_parser()._actions for flag in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]+", code)) <= flags | others
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.sh")), ids=lambda path: path.stem)
+def test_help_is_the_header(script, tmp_path):
+    done = subprocess.run(["bash", script, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    header = itertools.takewhile(lambda line: line.startswith("#"), script.read_text().splitlines())
+    assert done.stdout.splitlines() == [line[2:] for line in header if not line.startswith("#!")]
+
+
+@pytest.mark.parametrize("script", ["train_head", "train_demo", "gpu_check"])
+def test_missing_arguments_show_the_header(script, tmp_path):
+    done = subprocess.run(["bash", ROOT / "scripts" / f"{script}.sh"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and f"bash scripts/{script}.sh" in done.stderr
 
 
 def calls_of(script, arguments, tmp_path):
@@ -106,10 +123,15 @@ def test_every_call_of_the_benchmark_scripts_parses(script, given, card, tmp_pat
         assert [options.pair] == name or (options.pair is None and options.base_model_path and options.ea_model_path)
 
 
-def test_the_documents_commands_parse():
-    text = (ROOT / "docs" / "reproduction.md").read_text().replace("\\\n", " ")
+@pytest.mark.parametrize("name", ["reproduction", "migration", "tutorials/own-benchmark"])
+def test_the_documents_commands_parse(name):
+    text = (ROOT / "docs" / f"{name}.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"python -m eval (--bench [^`\n]+)", text)
     assert commands
     for command in commands:
         options = build_parser().parse_args(command.split())
-        assert not options.methods or set(options.methods) <= set(METHODS)
+        assert options.protocol in {None, *benchmark(options.bench).protocols}
+        for method, _ in chosen_methods(options):
+            builder = TREES.get(method.tree)
+            if builder and options.depth:
+                builder.grown(TreeSettings(options.nodes or 60, options.depth, options.width))

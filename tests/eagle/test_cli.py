@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import eagle
 from eagle import cli
 from eagle.serve import options
 from eagle.trees import TREES
@@ -40,6 +41,11 @@ def test_help_is_quick_and_lists_every_command():
     for name, entry in cli.COMMANDS.items():
         assert f"  {name} " in ended.stdout and f"eagle {name} {entry.example}".rstrip() in ended.stdout
     assert started().stdout == ended.stdout
+
+
+def test_version():
+    ended = started("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"eagle3-hsd {eagle.__version__}\n")
 
 
 @pytest.mark.parametrize("name", ["chat", "serve"])
