@@ -8,6 +8,7 @@ from typing import Any
 import griffe
 
 OUTSIDE = re.compile(r"\[([^\]]*)\]\((?:\.\./)+([^)#]*)[^)]*\)")
+LINK = re.compile(r"\]( ?)\[")
 COLUMNS = re.compile(r"\S {2,}\S|^ ", re.MULTILINE)
 
 
@@ -24,11 +25,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings are written for help(): where they have columns or are indented, lines stay as they are."""
+    """Docstrings are written for help(): where they have columns or are indented, lines stay as they are; elsewhere the
+    brackets of `keys[0] [B, G]` are no link.
+    """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Fence such paragraphs."""
+        """Replace the text."""
         if obj.docstring:
             paragraphs = obj.docstring.value.split("\n\n")
-            fenced = [f"~~~text\n{one}\n~~~" if COLUMNS.search(one) else one for one in paragraphs]
-            obj.docstring.value = "\n\n".join(fenced).replace("\n~~~\n\n~~~text\n", "\n\n")
+            shown = [f"~~~text\n{one}\n~~~" if COLUMNS.search(one) else LINK.sub(r"]\1\[", one) for one in paragraphs]
+            obj.docstring.value = "\n\n".join(shown).replace("\n~~~\n\n~~~text\n", "\n\n")

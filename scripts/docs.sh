@@ -15,4 +15,4 @@ export NO_MKDOCS_2_WARNING=1
 if [ "${1:-}" = --serve ]; then
     exec "$PYTHON_VENV" -m mkdocs serve
 fi
-"$PYTHON_VENV" -m mkdocs build --quiet --strict --site-dir "${1:-results/site}"
+"$PYTHON_VENV" -m mkdocs build --strict --site-dir "${1:-results/site}"
