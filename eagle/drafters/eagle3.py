@@ -48,6 +48,9 @@ class Eagle3Drafter:
     def refresh(self) -> None:
         if not self.fused.is_current():
             self._fuse()
+        support = self.head.support()
+        if support is not None and not torch.equal(support, self.support):
+            self.support = support
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
         self.cache.reserve(rows, nodes, capacity, slack)

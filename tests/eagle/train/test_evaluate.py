@@ -1,5 +1,6 @@
 """Held-out numbers: against plain loops, and against what the verifier accepts of sampled chains."""
 
+import copy
 import itertools
 
 import pytest
@@ -7,11 +8,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import hsd
+from eagle.api.eagle_model import EagleModel
+from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, collate
 from eagle.train.data.features import OnlineFeatures
 from eagle.train.evaluation.agreement import compare_step, evaluate
+from eagle.train.evaluation.drafted_trees import TreeEvaluation
 from eagle.train.objective.loss import TargetProbs
 from eagle.train.setup import build_head
+from tests.eagle.tiny import tiny_head
 from tests.eagle.train.test_unroll import draft_like_a_decoder
 
 STEPS = 3
@@ -86,3 +91,21 @@ def test_a_token_that_cannot_be_drafted_ends_the_chain():
     out = [compare_step(torch.zeros(1, 2), law, torch.tensor([token]), support) for token in (2, 1, 3)]
     assert [o.ratio.item() for o in out] == [1.0, 0.0, 0.0]
     assert out[0].accepted.item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("vocabulary", [96, 40])
+def test_drafted_trees_are_those_of_the_head_given_now(target, vocabulary):
+    """The evaluation's own copy of a head takes over its weights and which tokens it drafts."""
+    heads = [tiny_head(target, seed, draft_vocab=vocabulary) for seed in (1, 2)]
+    config = TrainConfig(eval_prompts=2, eval_tokens=12, eval_nodes=8, eval_depth=3, seed=5)
+    trees = TreeEvaluation(target, heads[0], [example(12, 6, 1), example(9, 4, 2)], config)
+    for head in (*heads, heads[0]):
+        fresh = EagleModel.from_head(target, copy.deepcopy(head))
+        generator, expected = torch.Generator().manual_seed(5), []
+        for prompt in trees.prompts:
+            answer = fresh.generate(
+                torch.tensor([prompt]), 12, temperature=1.0, tree="hybrid", nodes=8, depth=3, generator=generator,
+                return_dict_in_generate=True,
+            )  # fmt: skip
+            expected.append([step.expected_accepted for step in answer.rows[0].steps])
+        assert trees.answers(head) == expected
