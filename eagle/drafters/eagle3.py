@@ -49,7 +49,7 @@ class Eagle3Drafter:
         if not self.fused.is_current():
             self._fuse()
         support = self.head.support()
-        if support is not None and not torch.equal(support, self.support):
+        if support is not None and self.support is not None and not torch.equal(support, self.support):
             self.support = support
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:

@@ -7,8 +7,9 @@ r"""Engines side by side on this machine: the same pair, the same questions, the
 Every engine answers the questions without drafts and with the pair's head (vLLM and llama.cpp draft chains of --draft
 tokens, this project what `tree="auto"` chooses, and a chain of the same length), each in a process of its own, --rounds
 times, taking turns. A rate is tokens over the seconds of whole requests, prompt included, the median over all requests;
-an engine's start is not counted. Reads of the weights: tokens per second of plain decoding times the bytes of the
-weights, over what a plain read reaches on this machine. `--endpoint URL` adds any OpenAI-compatible server.
+an engine's start is not counted. `--dtype auto`, the default, is what suits an engine: bfloat16, but float32 for vLLM and
+transformers on a CPU that does not multiply bfloat16. Reads of the weights: tokens per second of plain decoding times the
+bytes of the weights, over what a plain read reaches on this machine. `--endpoint URL` adds any OpenAI-compatible server.
 """
 
 import argparse
@@ -24,7 +25,8 @@ import psutil
 import torch
 
 from eagle import command
-from eagle.checkpoints.pretrained import read_model, read_tokenizer
+from eagle.api.loading import resolve_dtype
+from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
 from eagle.convert import convert, convert_to_gguf
 from eagle.files import check_writable, write_json
 from eval.engines.jobs import LOCAL, RUNNERS, interpreter, run_job
@@ -32,7 +34,7 @@ from eval.engines.target_gguf import write_target
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.report.markdown import markdown_table
-from eval.run.load_models import add_model_flags, resolve_flags
+from eval.run.load_models import AUTO_DTYPE, add_model_flags, resolve_flags
 
 QUIET = 0.1  # of one core, by others: above that the table says how busy the machine was
 CONTEXT = 1024
@@ -46,11 +48,21 @@ class Cell(NamedTuple):
     job: dict[str, Any]
 
 
+def dtype_of(engine: str, options: argparse.Namespace) -> str:
+    """The dtype that an engine computes in; for "auto" its faster one."""
+    if options.dtype != AUTO_DTYPE:
+        return options.dtype
+    if engine == "llama.cpp":
+        return "bfloat16"
+    family = read_config(options.base_model_path).model_type if engine == "ours" else ""
+    return str(resolve_dtype("auto", torch.device("cpu"), family)).removeprefix("torch.")
+
+
 def cells(options: argparse.Namespace, paths: dict[str, dict[str, str]]) -> list[Cell]:
     """What is compared, plain decoding of an engine first."""
     found = []
     for engine in options.engines:
-        own = paths.get(engine, {})
+        own = {**paths.get(engine, {}), "dtype": dtype_of(engine, options)}
         found.append(Cell(engine, "plain", {**own, "draft": 0, "tree": "none"}))
         if engine == "ours":
             found.append(Cell(engine, "auto", {**own, "draft": options.draft, "tree": "auto"}))
@@ -68,11 +80,12 @@ def exports(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, st
             convert(options.ea_model_path, str(head), "safeailab", options.base_model_path)
         found["vllm"] = {"head": str(head)}
     if "llama.cpp" in options.engines:
+        dtype = dtype_of("llama.cpp", options)
         target, head = folder / "target.gguf", folder / "head.gguf"
         if not target.is_file():
-            write_target(read_model(options.base_model_path, dtype=torch.float32), str(target), None, options.dtype)
+            write_target(read_model(options.base_model_path, dtype=torch.float32), str(target), None, dtype)
         if not head.is_file():
-            convert_to_gguf(options.ea_model_path, str(head), str(target), options.base_model_path, options.dtype)
+            convert_to_gguf(options.ea_model_path, str(head), str(target), options.base_model_path, dtype)
         found["llama.cpp"] = {"target": str(target), "head": str(head)}
     return found
 
@@ -102,7 +115,7 @@ def measure(options: argparse.Namespace, rows: list[list[int]], folder: Path) ->
             job = {
                 "engine": one.engine, "target": options.base_model_path, "head": options.ea_model_path, "prompts": rows,
                 "stop": [], "max_tokens": options.max_new_tokens, "temperature": options.temperature,
-                "context": CONTEXT, "dtype": options.dtype, "threads": options.threads, "warm_up": 1, "eager": False,
+                "context": CONTEXT, "threads": options.threads, "warm_up": 1, "eager": False,
                 "chains": False, **one.job,
             }  # fmt: skip
             found = run_job(one.engine, job, folder)
@@ -118,6 +131,7 @@ def summary(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "engine": cell.engine,
         "method": runs[0].get("plan") or cell.method if cell.method == "auto" else cell.method,
+        "dtype": cell.job["dtype"],
         "rate": statistics.median(rates),
         "accepted": accepted / steps if cell.job["draft"] and steps else None,
         "memory": max(run.get("memory", 0) for run in runs),
@@ -146,7 +160,14 @@ def endpoint(url: str, rows: list[list[int]], options: argparse.Namespace) -> di
     for prompt in [rows[0], *rows * options.rounds]:
         tokens, seconds = ask(url, model, prompt, options)
         rates.append(tokens / seconds)
-    found = {"engine": url, "method": model, "rate": statistics.median(rates[1:]), "accepted": None, "memory": 0}
+    found = {
+        "engine": url,
+        "method": model,
+        "dtype": "",
+        "rate": statistics.median(rates[1:]),
+        "accepted": None,
+        "memory": 0,
+    }
     return {**found, "busy": 0.0, "n": len(rates) - 1}
 
 
@@ -161,21 +182,31 @@ def read_rate(threads: int) -> float:
     return best
 
 
+def share(row: dict[str, Any], weights: float, rate: float) -> str:
+    """Of the rate of a plain read: what an engine's plain decoding reads of `weights` bytes of 16-bit numbers."""
+    read = row["rate"] * weights * (2 if row["dtype"] == "float32" else 1)
+    return f"{read / rate:.0%}" if row["method"] == "plain" else "-"
+
+
 def table(rows: list[dict[str, Any]], weights: float, rate: float) -> str:
     """Markdown."""
     cells = [
         [
             row["engine"],
             row["method"],
+            row["dtype"] or "-",
             f"{row['rate']:.1f}",
             "-" if row["accepted"] is None else f"{row['accepted']:.2f}",
-            f"{row['rate'] * weights / rate:.0%}" if row["method"] == "plain" else "-",
+            share(row, weights, rate),
+            if row["method"] == "plain"
+            else "-",
             f"{row['memory'] / 2**30:.2f}" if row["memory"] else "-",
         ]
         for row in rows
     ]
     return markdown_table(
-        ["engine", "drafts", "tok/s", "accepted/step", "reads of the weights, share of the limit", "GiB"], cells
+        ["engine", "drafts", "dtype", "tok/s", "accepted/step", "reads of the weights, share of the limit", "GiB"],
+        cells,
     )
 
 
@@ -210,7 +241,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = command.parser("eval.engines", __doc__)
     add = parser.add_argument
     benchmarks.add_flags(parser, 6)
-    add_model_flags(parser)
+    add_model_flags(parser, auto=True)
+    parser.set_defaults(dtype=AUTO_DTYPE)
     add("--engines", nargs="+", default=list(LOCAL), choices=[*LOCAL, *RUNNERS], metavar="E")
     add("--endpoint", nargs="*", default=[], metavar="URL", help="OpenAI-compatible servers that are running")
     add("--temperature", type=command.TEMPERATURE, default=0.0, metavar="T")

@@ -45,7 +45,7 @@ def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = F
         choices=[*DTYPES, *([AUTO_DTYPE] if auto else [])],
         default=default_dtype(),
         help="weights and arithmetic (default: %(default)s on this machine)"
-        + ("; auto: the faster of float32 and bfloat16 in plain decoding, measured and kept" if auto else ""),
+        + ("; auto: the faster of float32 and bfloat16" if auto else ""),
     )
 
 
