@@ -7,9 +7,9 @@ r"""Engines side by side on this machine: the same pair, the same questions, the
 Every engine answers the questions without drafts and with the pair's head (vLLM and llama.cpp draft chains of --draft
 tokens, this project what `tree="auto"` chooses, and a chain of the same length), each in a process of its own, --rounds
 times, taking turns. A rate is tokens over the seconds of whole requests, prompt included, the median over all requests;
-an engine's start is not counted. `--dtype auto`, the default, is what suits an engine: bfloat16, but float32 for vLLM and
-transformers on a CPU that does not multiply bfloat16. Reads of the weights: tokens per second of plain decoding times the
-bytes of the weights, over what a plain read reaches on this machine. `--endpoint URL` adds any OpenAI-compatible server.
+an engine's start is not counted. `--dtype auto`, the default, is what suits an engine: bfloat16, but float32 for vLLM
+and transformers on a CPU that does not multiply bfloat16. Reads of the weights: tokens per second of plain decoding by
+the bytes of the weights, over what a plain read reaches here. `--endpoint URL` adds any OpenAI-compatible server.
 """
 
 import argparse
@@ -198,8 +198,6 @@ def table(rows: list[dict[str, Any]], weights: float, rate: float) -> str:
             f"{row['rate']:.1f}",
             "-" if row["accepted"] is None else f"{row['accepted']:.2f}",
             share(row, weights, rate),
-            if row["method"] == "plain"
-            else "-",
             f"{row['memory'] / 2**30:.2f}" if row["memory"] else "-",
         ]
         for row in rows
