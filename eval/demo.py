@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 import textwrap
 import warnings
 from pathlib import Path
@@ -117,7 +116,6 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
     asked = ["--bench", "gsm8k", "--protocol", "sample", "--num-questions", str(options.num_questions)]
     fixed = ["--pair", pair, "--methods", *METHODS, "--output", str(output), *SETTINGS, *asked]
     fixed += TOY_SIZE if pair == DEMO else REAL_SIZE
-    fixed += [] if sys.stderr.isatty() else ["--quiet"]
     print(f"answering {options.num_questions} problems with the {pair} pair by {', '.join(METHODS)} ...", flush=True)
     chosen = flags.build_parser().parse_args([*fixed, *dtype_of(pair, output), *more])
     files = evaluation.evaluate(chosen, load_models.load, []).files

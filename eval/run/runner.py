@@ -149,11 +149,12 @@ def run(
         for entry in one.answers.done.values():
             tally(totals[one.method.name], entry)
     left = {index: [one for one in runs if questions[index].question_id not in one.answers.done] for index in mine}
-    count = len(mine) * len(runs)
+    count, watched = len(mine) * len(runs), sys.stderr.isatty()
+    quiet = quiet or rank > 0
     with tqdm(
         total=count,
         initial=count - sum(map(len, left.values())),
-        disable=quiet or rank > 0,
+        disable=quiet or not watched,
         unit="answer",
         dynamic_ncols=True,
     ) as bar:
@@ -167,4 +168,8 @@ def run(
                 tally(totals[one.method.name], entry)
                 bar.set_postfix_str(progress_text(one.method.name, totals[one.method.name]), refresh=False)
                 bar.update()
+            if left[index] and not (quiet or watched):  # a log, where a bar would be one long line
+                say(
+                    f"question {position + 1} of {len(mine)}: {', '.join(progress_text(*one) for one in totals.items())}"
+                )
     return Finished([one.answers.path for one in runs], left_out)

