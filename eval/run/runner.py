@@ -168,7 +168,7 @@ def run(
                 tally(totals[one.method.name], entry)
                 bar.set_postfix_str(progress_text(one.method.name, totals[one.method.name]), refresh=False)
                 bar.update()
-            if left[index] and not (quiet or watched):  # a log, no place for a bar
+            if left[index] and not (quiet or watched):  # a log
                 say(
                     f"question {position + 1} of {len(mine)}: {', '.join(progress_text(*one) for one in totals.items())}"
                 )
