@@ -26,7 +26,6 @@ from eagle.autotune.candidates import KINDS
 from eagle.autotune.prompts import bundled_prompts, encode
 from eagle.checkpoints.fingerprint import fingerprint, local_directory
 from eagle.train.data.conversations import read_records
-from eagle.trees import LEVELS
 
 
 def prompts_of(path: str) -> list[list[dict[str, str]]]:
@@ -56,7 +55,7 @@ def calibrate(options: argparse.Namespace) -> Path:
     for temperature in sorted(set(options.temperatures)):
         shown = partial(tqdm, desc=f"temperature {temperature:g}", unit="prompt")
         measured.append(measure(model, prompts, temperature, options.states, options.seed, shown))
-    tables, path = tuple(table for levels in LEVELS for table in tables_of(measured, levels)), head / NAME
+    tables, path = tables_of(measured), head / NAME
     Calibration(fingerprint(target), fingerprint(head), digest_of(prompts), options.seed, tables).save(path)
     print("\n\n".join(map(text_of, tables)))
     print(f"\nwritten to {path}")

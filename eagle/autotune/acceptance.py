@@ -89,12 +89,12 @@ def measure(
     return Measured(temperature, sum(map(len, rows)), found, overlaps)
 
 
-def tables_of(measured: Sequence[Measured], levels: str) -> tuple[Table, ...]:
-    """One table per temperature, with the beta that accepts most over all of them: it belongs to the head, and one
-    temperature alone says little about it.
+def tables_of(measured: Sequence[Measured], levels: Sequence[str] = LEVELS) -> tuple[Table, ...]:
+    """For each kind of levels one table per temperature, with the beta that accepts most over all of them: it belongs
+    to the head, and one temperature alone says little about it.
     """
-    beta = best_beta(measured, levels)
-    return tuple(one.table(beta, levels) for one in measured)
+    betas = {kind: best_beta(measured, kind) for kind in levels}
+    return tuple(one.table(beta, kind) for kind, beta in betas.items() for one in measured)
 
 
 def best_beta(measured: Sequence[Measured], levels: str) -> float:

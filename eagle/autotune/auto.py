@@ -182,7 +182,7 @@ class AutoTree:
     def _measure_briefly(self, model: Any, temperature: float, patience: Patience) -> None:
         prompts = bundled_prompts(model.tokenizer)
         found = measure(model, prompts, temperature, BRIEF_STATES, shown=patience, levels=[self.levels])
-        (self._brief[temperature],) = tables_of([found], self.levels)
+        (self._brief[temperature],) = tables_of([found], [self.levels])
         if self._brief_path is not None:
             kept = Calibration(*self.fingerprints, digest_of(prompts), 0, tuple(self._brief.values()))
             try:

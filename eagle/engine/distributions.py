@@ -246,6 +246,11 @@ def penalized(scores: Tensor, tokens: Tensor, penalty: Tensor) -> Tensor:
     return scores.scatter(-1, tokens, torch.where(found < 0, found * penalty, found / penalty))
 
 
+def sorts_wide_rows(device: torch.device) -> bool:
+    """Whether rows whose likeliest tokens are not enough are picked out and sorted: on a CPU. A GPU would wait."""
+    return device.type == "cpu"
+
+
 def nucleus(scores: Tensor, rest: Tensor, exact: bool = True) -> Tensor:
     """Scores [B, N, V], minus infinity at the least likely tokens, as many as have a mass of at most `rest`
     [B, 1, 1]: 1 - top_p.
@@ -254,7 +259,7 @@ def nucleus(scores: Tensor, rest: Tensor, exact: bool = True) -> Tensor:
     its sort decides that. A whole vocabulary is sorted only on a CPU, where the `LIKELIEST` tokens have less than
     top_p. `exact` False: such rows stay as they are.
     """
-    if exact and not scores.is_cpu:
+    if exact and not sorts_wide_rows(scores.device):
         return _by_threshold(scores, rest)
     found, held = _among_likeliest(scores, rest)
     if not exact:

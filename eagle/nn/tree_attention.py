@@ -85,7 +85,7 @@ def _flex(compiled: bool) -> tuple[Any, Any]:
         warnings.simplefilter("ignore", DeprecationWarning)
         from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention, AuxRequest(lse=True)
+        return torch.compile(flex_attention) if compiled else flex_attention, AuxRequest(lse=True)
 
 
 def by_flash(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, scale: float) -> Part:

@@ -169,7 +169,6 @@ def run(
                 bar.set_postfix_str(progress_text(one.method.name, totals[one.method.name]), refresh=False)
                 bar.update()
             if left[index] and not (quiet or watched):  # a log
-                say(
-                    f"question {position + 1} of {len(mine)}: {', '.join(progress_text(*one) for one in totals.items())}"
-                )
+                rates = ", ".join(progress_text(*one) for one in totals.items())
+                say(f"question {position + 1} of {len(mine)}: {rates}")
     return Finished([one.answers.path for one in runs], left_out)

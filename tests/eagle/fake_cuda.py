@@ -69,6 +69,13 @@ def is_real(operator: Any) -> bool:
     return not torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
 
+@functools.cache
+def is_composite(operator: Any) -> bool:
+    """Whether it is taken apart, and its parts are looked at."""
+    attention = operator.overloadpacket.__name__ == "scaled_dot_product_attention"
+    return operator.namespace == "aten" and not attention and operator._can_decompose()
+
+
 def pointer(x: torch.Tensor) -> int:
     """An address: different for storages that are alive together."""
     return x.untyped_storage()._cdata + x.storage_offset() * x.element_size()
@@ -163,7 +170,7 @@ class Watch(TorchDispatchMode):
             return (
                 self.oracle(args[0].view(())) if name in ("_local_scalar_dense", "item") else self._sized(name, args[0])
             )
-        if operator.namespace == "aten" and name != "scaled_dot_product_attention":
+        if is_composite(operator):
             with self:  # in inference mode composite operators arrive whole; their parts may read, too
                 out = operator.decompose(*args, **kwargs)
             if out is not NotImplemented:

@@ -55,7 +55,7 @@ def test_the_beginning_of_a_path_is_a_path(probe, monkeypatch):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_table_of_a_tiny_pair(model, temperature):
     measured = measure(model, PROMPTS, temperature, states=4, seed=1)
-    (table,) = tables_of([measured], "ragged")
+    (table,) = tables_of([measured], ["ragged"])
     assert (table.temperature, table.states) == (temperature, 4)
     assert [row.candidate for row in table.trees] == candidates_at(temperature)
     assert all(0 <= row.expected <= row.depth for row in table.trees)
@@ -94,7 +94,7 @@ def test_one_beta_serves_all_temperatures():
 
     few, many = measured(1.0, {0.3: 0.1, 0.5: 0.13, 0.7: 0.1}), measured(0.5, {0.3: 3.1, 0.5: 3.0, 0.7: 3.0})
     assert best_beta([many], "equal") == 0.3
-    tables = tables_of([few, many, measured(0.0, {})], "equal")
+    tables = tables_of([few, many, measured(0.0, {})], ["equal"])
     assert [table.fit.beta for table in tables] == [0.5] * 3
     assert {row.expected for table in tables[:2] for row in table.trees if row.tree == "hybrid"} == {0.13, 3.0}
     assert best_beta([measured(0.0, {})], "equal") == TreeSettings().beta

@@ -58,7 +58,7 @@ DAMAGE = {
     "generation_config.json is null": (written("generation_config.json", "null"), "TypeError"),
     "tokenizer.json is a list": (written("tokenizer.json", "[]"), "cannot be loaded"),
     "tokenizer.json is missing": (lambda place: (place / "tokenizer.json").unlink(), "cannot be loaded"),
-    "tokenizer_config.json is a number": (written("tokenizer_config.json", "3"), "AttributeError"),
+    "tokenizer_config.json is a number": (written("tokenizer_config.json", "3"), "cannot be loaded"),
     "a length that is text": (
         lambda place: edited(place / "tokenizer_config.json", model_max_length="abc"),
         "TypeError: '>' not supported",

@@ -5,7 +5,7 @@ import torch
 
 from eagle.api.eagle_model import EagleModel
 from eagle.drafters import CausalLMDrafter
-from eagle.engine import session
+from eagle.engine import distributions, session
 from eagle.engine.distributions import Sampling
 from eagle.engine.graphs import GraphRunner, graph_blocker
 from eagle.nn import kv_cache, native
@@ -24,6 +24,7 @@ MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
 def as_on_a_gpu(monkeypatch):
     """Small buckets; a step is about a power of two of rows; hybrid trees have equal levels."""
     monkeypatch.setattr(hybrid, "levels_on", lambda _: "equal")
+    monkeypatch.setattr(distributions, "sorts_wide_rows", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(session, "follows_rows", lambda _: False)
     monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")

@@ -47,13 +47,12 @@ def large_pair() -> EagleModel:
 
 
 def operators(tree: str, verifier: str) -> tuple[int, ...]:
-    """By phase, of the second step behind a prompt."""
+    """By phase, of the step behind a prompt."""
     watch = Watch(accepted=3)
     with fake_cuda(watch, granule=256):
         plan = Plan.resolve(tree, verifier, TreeSettings(60, 7))
         with large_pair().session(plan, graphs=False) as session:
             session.add([1] * 400, SamplingParams(1.0), max_new_tokens=64)
-            session.step()
             watch.clear()
             session.step()
     return tuple(watch.operators[phase] for phase in PHASES)
