@@ -1,4 +1,4 @@
-"""The demo: a real pair answers a few problems by four methods; one question with two answers, and a table.
+"""The demo: a real pair answers a few problems by three methods; one question with two answers, and a table.
 
     python -m eval.demo [--pair NAME] [further arguments for python -m eval, e.g. --num-questions 8]
 
@@ -17,22 +17,24 @@ import warnings
 from pathlib import Path
 
 import psutil
+import torch
 from transformers.utils import logging
 
 from eagle import command
+from eagle.api.loading import resolve_dtype
 from eagle.checkpoints.fetch import fetch
 from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names, roots
+from eagle.checkpoints.pretrained import read_config
 from eval import __main__ as evaluation
 from eval import flags
-from eval.measure import dtypes
 from eval.questions import benchmarks
 from eval.report import report
 from eval.run import load_models
 
-METHODS = ("plain", "topk+token", "hybrid+token", "hybrid+hsd")
+METHODS = ("plain", "topk+token", "hybrid+hsd")
 SHOWN = ("plain", "hybrid+hsd")
 LARGE, SMALL = "qwen2.5-coder-0.5b", "smollm2-135m"
-LARGE_NEEDS = 4 * 2**30  # bytes: download and converted weights on the disk; two dtypes, one after the other, in memory
+LARGE_NEEDS = 4 * 2**30  # bytes: download and converted weights on the disk
 # What suits two CPU cores and a few minutes; an argument given by the user comes later on the command line and wins.
 SETTINGS = ("--seed", "0", "--fresh", "--temperature", "0.7")
 TOY_SIZE = ("--nodes", "16", "--depth", "6", "--max-new-tokens", "160")
@@ -66,14 +68,13 @@ def usable_pair(name: str) -> str:
     return name
 
 
-def dtype_of(pair: str, output: Path) -> list[str]:
-    """`--dtype` with the faster one of this machine; the embedded pair keeps the command's default."""
+def dtype_of(pair: str) -> list[str]:
+    """`--dtype` that suits this machine; the embedded pair keeps the command's default."""
     if pair == DEMO:
         return []
-    return [
-        "--dtype",
-        dtypes.kept_or_measured(output / "dtype.json", lambda name: load_models.load(find_target(pair), None, name)),
-    ]
+    family = read_config(find_target(pair)).model_type
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return ["--dtype", str(resolve_dtype("auto", device, family)).removeprefix("torch.")]
 
 
 def show(files: list[Path], arguments: list[str]) -> None:
@@ -103,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"one of {', '.join(pair_names())}; default: by the room there is, {LARGE} or {SMALL}",
     )
     parser.add_argument(
-        "--num-questions", type=command.COUNT, default=3, metavar="N", help="of the 16 bundled problems"
+        "--num-questions", type=command.COUNT, default=2, metavar="N", help="of the 16 bundled problems"
     )
     parser.add_argument("--output", default="results/demo", metavar="DIR")
     return parser
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
     fixed = ["--pair", pair, "--methods", *METHODS, "--output", str(output), *SETTINGS, *asked]
     fixed += TOY_SIZE if pair == DEMO else REAL_SIZE
     print(f"answering {options.num_questions} problems with the {pair} pair by {', '.join(METHODS)} ...", flush=True)
-    chosen = flags.build_parser().parse_args([*fixed, *dtype_of(pair, output), *more])
+    chosen = flags.build_parser().parse_args([*fixed, *dtype_of(pair), *more])
     files = evaluation.evaluate(chosen, load_models.load, []).files
     show(files, asked)
     report.write([str(path) for path in files], output)
