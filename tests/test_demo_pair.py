@@ -165,7 +165,8 @@ def test_the_head_is_accepted(model, tree):
     steps = []
     for text in PROMPTS[:2]:
         ids = prompt_ids(model, text)
-        steps += model.generate(ids, 60, tree=tree, generator=generator, return_dict_in_generate=True).rows[0].steps
+        given = {"tree": tree, "nodes": 60, "depth": 7, "generator": generator, "return_dict_in_generate": True}
+        steps += model.generate(ids, 60, **given).rows[0].steps
     assert sum(step.expected_accepted for step in steps) / len(steps) > FLOOR[tree]
 
 

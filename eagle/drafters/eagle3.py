@@ -49,8 +49,8 @@ class Eagle3Drafter:
         if not self.fused.is_current():
             self._fuse()
         support = self.head.support()
-        if support is not None and self.support is not None and not torch.equal(support, self.support):
-            self.support = support
+        if support is not None and self.support is not None and not support.is_meta:  # meta tensors have no values
+            self.support = self.support if torch.equal(support, self.support) else support
 
     def reserve(self, rows: int, nodes: int, capacity: int, slack: int) -> None:
         self.cache.reserve(rows, nodes, capacity, slack)
