@@ -17,14 +17,11 @@ import warnings
 from pathlib import Path
 
 import psutil
-import torch
 from transformers.utils import logging
 
 from eagle import command
-from eagle.api.loading import resolve_dtype
 from eagle.checkpoints.fetch import fetch
 from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names, roots
-from eagle.checkpoints.pretrained import read_config
 from eval import __main__ as evaluation
 from eval import flags
 from eval.questions import benchmarks
@@ -72,19 +69,17 @@ def dtype_of(pair: str) -> list[str]:
     """`--dtype` that suits this machine; the embedded pair keeps the command's default."""
     if pair == DEMO:
         return []
-    family = read_config(find_target(pair)).model_type
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return ["--dtype", str(resolve_dtype("auto", device, family)).removeprefix("torch.")]
+    return ["--dtype", load_models.auto_dtype(find_target(pair), load_models.device_of(0))]
 
 
 def show(files: list[Path], arguments: list[str]) -> None:
     """The first question, and its answer by each of `SHOWN`."""
-    for path in sorted((path for path in files if path.stem in SHOWN), key=lambda path: SHOWN.index(path.stem)):
-        entry = json.loads(path.read_text(encoding="utf-8").splitlines()[0])
-        if path.stem == SHOWN[0]:
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in files}
+    for name in filter(found.__contains__, SHOWN):
+        entry, turns = found[name], found[name]["choices"][0]["turns"]
+        if name == SHOWN[0]:
             print(f"\nQ: {textwrap.fill(questions_of(arguments)[entry['question_id']], 100)}")
-        turns = entry["choices"][0]["turns"]
-        print(f"\n{path.stem}: {turns[0] if turns else 'failed: ' + entry['error']}")
+        print(f"\n{name}: {turns[0] if turns else 'failed: ' + entry['error']}")
     print()
 
 

@@ -25,8 +25,7 @@ import psutil
 import torch
 
 from eagle import command
-from eagle.api.loading import resolve_dtype
-from eagle.checkpoints.pretrained import read_config, read_model, read_tokenizer
+from eagle.checkpoints.pretrained import read_model, read_tokenizer
 from eagle.convert import convert, convert_to_gguf
 from eagle.files import check_writable, write_json
 from eval.engines.jobs import LOCAL, RUNNERS, interpreter, run_job
@@ -34,7 +33,7 @@ from eval.engines.target_gguf import write_target
 from eval.provenance import provenance
 from eval.questions import benchmarks, prompts
 from eval.report.markdown import markdown_table
-from eval.run.load_models import AUTO_DTYPE, add_model_flags, resolve_flags
+from eval.run.load_models import AUTO_DTYPE, add_model_flags, auto_dtype, resolve_flags
 
 QUIET = 0.1  # of one core, by others: above that the table says how busy the machine was
 CONTEXT = 1024
@@ -54,8 +53,7 @@ def dtype_of(engine: str, options: argparse.Namespace) -> str:
         return options.dtype
     if engine == "llama.cpp":
         return "bfloat16"
-    family = read_config(options.base_model_path).model_type if engine == "ours" else ""
-    return str(resolve_dtype("auto", torch.device("cpu"), family)).removeprefix("torch.")
+    return auto_dtype(options.base_model_path if engine == "ours" else None, "cpu")
 
 
 def cells(options: argparse.Namespace, paths: dict[str, dict[str, str]]) -> list[Cell]:
@@ -160,15 +158,16 @@ def endpoint(url: str, rows: list[list[int]], options: argparse.Namespace) -> di
     for prompt in [rows[0], *rows * options.rounds]:
         tokens, seconds = ask(url, model, prompt, options)
         rates.append(tokens / seconds)
-    found = {
+    return {
         "engine": url,
         "method": model,
         "dtype": "",
         "rate": statistics.median(rates[1:]),
         "accepted": None,
         "memory": 0,
+        "busy": 0.0,
+        "n": len(rates) - 1,
     }
-    return {**found, "busy": 0.0, "n": len(rates) - 1}
 
 
 def read_rate(threads: int) -> float:

@@ -9,10 +9,11 @@ import torch
 from transformers.utils import logging
 
 from eagle import EagleModel
+from eagle.api.loading import resolve_dtype
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eagle.checkpoints.known import KNOWN
 from eagle.checkpoints.pairs import add_pair_argument, apply_pair, find_target
-from eagle.checkpoints.pretrained import read_model
+from eagle.checkpoints.pretrained import read_config, read_model
 from eagle.nn.precision import DTYPES
 
 AUTO_DTYPE = "auto"
@@ -21,6 +22,14 @@ AUTO_DTYPE = "auto"
 def default_dtype() -> str:
     """bfloat16 on a GPU, float32 on a CPU."""
     return "bfloat16" if torch.cuda.is_available() else "float32"
+
+
+def auto_dtype(target: str | None, device: str) -> str:
+    """The name of what `EagleModel.from_pretrained(target, dtype="auto")` computes in there; None: what suits code that
+    is not this project's.
+    """
+    family = "" if target is None else read_config(target).model_type
+    return str(resolve_dtype("auto", torch.device(device), family)).removeprefix("torch.")
 
 
 def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = False) -> None:

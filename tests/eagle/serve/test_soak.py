@@ -57,7 +57,7 @@ class Soak:
     def __init__(self, port: int):
         self.port, self.end = port, time.monotonic() + SECONDS
         self.counts: Counter[str] = Counter()
-        self.answers: dict[str, str] = {}
+        self.answers: dict[str, list[str]] = {}
         self.wrong: list[str] = []
         self.lock = threading.Lock()
 
@@ -75,16 +75,18 @@ class Soak:
         status, content = self.post(json.dumps(request).encode())
         if status == 429:
             return "refused, full"
-        choices = json.loads(content)["choices"] if status == 200 else content
-        return self.compare(request, choices if status != 200 else [c["message"]["content"] for c in choices])
+        if status != 200:
+            self.wrong.append(f"{request} was answered with {status}: {content!r}")
+            return "failed"
+        return self.compare(request, [choice["message"]["content"] for choice in json.loads(content)["choices"]])
 
-    def compare(self, request: dict[str, Any], said: Any) -> str:
-        key, text = json.dumps(request, sort_keys=True), json.dumps(said) if isinstance(said, list) else str(said)
+    def compare(self, request: dict[str, Any], said: list[str]) -> str:
+        key = json.dumps(request, sort_keys=True)
         with self.lock:
-            first = self.answers.setdefault(key, text)
-            if first != text:
-                self.wrong.append(f"{key}: {first!r}, then {text!r}")
-        return "whole" if isinstance(said, list) else "failed"
+            first = self.answers.setdefault(key, said)
+            if first != said:
+                self.wrong.append(f"{key}: {first!r}, then {said!r}")
+        return "whole"
 
     def stream(self, request: dict[str, Any], leave_after: int | None) -> str:
         """A stream that is read to its end, or left after some events."""
