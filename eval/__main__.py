@@ -35,7 +35,6 @@ from eagle import chat_template, command
 from eagle.autotune.candidates import AUTO
 from eagle.checkpoints.fingerprint import weights_fingerprint
 from eval import flags, protocols, provenance
-from eval.measure import dtypes
 from eval.questions import benchmarks, execution, prompts
 from eval.run import load_models, runner
 from eval.run.answers import WEIGHTS, AnswerFile, shard_path
@@ -47,7 +46,6 @@ def settings(
     questions: benchmarks.QuestionSet,
     method: Method,
     task: runner.Task,
-    dtype: str,
 ) -> dict[str, Any]:
     """Everything that makes this method's answers what they are; a resumed run must agree on all of it."""
     paths = {name: getattr(options, name) for name in WEIGHTS}
@@ -63,7 +61,7 @@ def settings(
         "num_questions": len(questions.questions),
         **{name: path and provenance.portable(path) for name, path in paths.items()},
         **{WEIGHTS[name]: weights_fingerprint(path) for name, path in paths.items()},
-        "dtype": dtype,
+        "dtype": str(task.models.engine.dtype).removeprefix("torch."),
         "device": device_name(task.models.engine.device),
         "template": task.style.name,
         "system_prompt": options.system_prompt,
@@ -100,40 +98,29 @@ def device_name(device: Any) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else str(device)
 
 
-def dtype_file(options: argparse.Namespace) -> Path:
-    """Where the measured dtype is kept: beside the answers."""
-    return Path(options.output, "dtype.json") if options.output else Path(f"{options.answer_file}.dtype.json")
-
-
 def check_choices(options: argparse.Namespace, methods: list[Method], ranks: Ranks) -> None:
-    """Drop an earlier choice with --fresh. ValueError where several processes would choose differently."""
-    kept = dtype_file(options)
-    if ranks.world > 1:
-        if AUTO in (options.nodes, *(method.tree for method in methods)):
-            raise ValueError(
-                "auto: every process would choose its own tree; run python -m eval.measure.budget first and pass what "
-                "it chooses"
-            )
-        if options.dtype == AUTO and not kept.is_file():
-            raise ValueError("--dtype auto: every process would measure its own; pass --dtype float32 or bfloat16")
-    elif options.fresh:
-        kept.unlink(missing_ok=True)
+    """ValueError where several processes would choose differently."""
+    if ranks.world > 1 and AUTO in (options.nodes, *(method.tree for method in methods)):
+        raise ValueError(
+            "auto: every process would choose its own tree; run python -m eval.measure.budget first and pass what it "
+            "chooses"
+        )
 
 
 Load = Callable[..., Any]
 
 
-def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ranks: Ranks, load: Load) -> runner.Task:
+def load_task(options: argparse.Namespace, methods: list[Method], ranks: Ranks, load: Load) -> runner.Task:
     """Load the models."""
     engine = load(
         options.base_model_path,
         options.ea_model_path,
-        dtype,
+        options.dtype,
         local_rank=ranks.local,
         draft_model_path=options.draft_model_path,
     )
     assisted = any(method.name == "transformers-assisted" for method in methods)
-    assistant = load_models.load_assistant(options.draft_model_path, dtype, ranks.local) if assisted else None
+    assistant = load_models.load_assistant(options.draft_model_path, engine.dtype, ranks.local) if assisted else None
     style = prompts.prompt_format(engine.tokenizer, options.base_model_path, options.chat_template_kwargs)
     chat_template.warn_of_others(options.ea_model_path, options.chat_template_kwargs)
     decoding = Decoding(
@@ -151,7 +138,7 @@ def load_task(options: argparse.Namespace, methods: list[Method], dtype: str, ra
     return runner.Task(
         Models(engine, assistant),
         style,
-        decoding.with_defaults(),
+        decoding.with_defaults(torch.device(engine.device).type),
         options.seed,
         options.system_prompt,
         options.model_id,
@@ -184,14 +171,10 @@ def evaluate(options: argparse.Namespace, load: Load, runs: list[runner.MethodRu
         for method, path in chosen:
             runs.append(runner.MethodRun(method, AnswerFile(shard_path(path, ranks.rank, ranks.world))))
         check_choices(options, methods, ranks)
-        dtype = options.dtype
-        if dtype == load_models.AUTO_DTYPE:
-            load_target = lambda name: load(options.base_model_path, None, name, local_rank=ranks.local)
-            dtype = dtypes.kept_or_measured(dtype_file(options), load_target)
-        task = load_task(options, methods, dtype, ranks, load)
+        task = load_task(options, methods, ranks, load)
         origin = provenance.provenance()
         for run in runs:
-            run.answers.begin(settings(options, questions, run.method, task, dtype), origin, options.fresh)
+            run.answers.begin(settings(options, questions, run.method, task), origin, options.fresh)
         return runner.run(task, runs, questions.questions, ranks.rank, ranks.world, options.quiet)
     finally:
         for run in runs:

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from eagle import command
 from eagle.checkpoints.fetch import fetch
-from eagle.checkpoints.pairs import DEMO, find_head, find_target, pair_names, roots
+from eagle.checkpoints.pairs import DEMO, find_head, pair_names, roots
 from eval import __main__ as evaluation
 from eval import flags
 from eval.questions import benchmarks
@@ -65,13 +65,6 @@ def usable_pair(name: str) -> str:
     return name
 
 
-def dtype_of(pair: str) -> list[str]:
-    """`--dtype` that suits this machine; the embedded pair keeps the command's default."""
-    if pair == DEMO:
-        return []
-    return ["--dtype", load_models.auto_dtype(find_target(pair), load_models.device_of(0))]
-
-
 def show(files: list[Path], arguments: list[str]) -> None:
     """The first question, and its answer by each of `SHOWN`."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8").splitlines()[0]) for path in files}
@@ -113,7 +106,7 @@ def run(options: argparse.Namespace, more: list[str]) -> None:
     fixed = ["--pair", pair, "--methods", *METHODS, "--output", str(output), *SETTINGS, *asked]
     fixed += TOY_SIZE if pair == DEMO else REAL_SIZE
     print(f"answering {options.num_questions} problems with the {pair} pair by {', '.join(METHODS)} ...", flush=True)
-    chosen = flags.build_parser().parse_args([*fixed, *dtype_of(pair), *more])
+    chosen = flags.build_parser().parse_args([*fixed, *more])
     files = evaluation.evaluate(chosen, load_models.load, []).files
     show(files, asked)
     report.write([str(path) for path in files], output)

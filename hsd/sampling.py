@@ -8,6 +8,7 @@ A row's draw depends on that row and its number alone.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,28 +25,36 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     No host synchronization. A token of probability 0 is never drawn. Over a large vocabulary the block of columns that
     holds the point is found first: a running sum over all of them costs more than a softmax.
     """
-    block = math.gcd(probs.shape[-1], BLOCK)
+    share, block = uniform[..., None], math.gcd(probs.shape[-1], BLOCK)
     if block < SMALLEST_BLOCK or probs.shape[-1] <= 4 * block:
-        return _invert(probs, uniform)
+        return _invert(probs, share).column.squeeze(-1)
     blocks = probs.unflatten(-1, (-1, block))
     mass = blocks.sum(-1)
-    index = _invert(mass, uniform)[..., None]
-    running = mass.cumsum(-1, dtype=torch.float64)
-    own = mass.gather(-1, index).double()
-    rest = uniform[..., None] * running[..., -1:] - (running.gather(-1, index) - own)  # the number within its block
+    index, running, point = _invert(mass, share)
+    own = mass.gather(-1, index)
+    rest = ((point - running.gather(-1, index)) / own).add_(1)  # the number within its block
     inside = blocks.take_along_dim(index[..., None], -2).squeeze(-2)
-    return index.squeeze(-1) * block + _invert(inside, (rest / own).clamp_(0, BELOW_ONE).squeeze(-1))
+    column = _invert(inside, rest.clamp_(0, BELOW_ONE)).column
+    return torch.add(column, index, alpha=block).squeeze(-1)
 
 
-def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
-    """The first column whose running sum exceeds this share Float64[...] of the total: Int64[...]."""
-    cdf = weights.cumsum(-1, dtype=torch.float64)
-    point = uniform[..., None] * (cdf[..., -1:] * BELOW_ONE)  # stays below the total, whatever the rounding
-    column = torch.searchsorted(cdf, point, right=True).clamp_(max=weights.shape[-1] - 1)
+class _Inverted(NamedTuple):
+    """column Int64[..., 1], the running sums Float64[..., V] and the point Float64[..., 1] that it covers."""
+
+    column: Tensor
+    running: Tensor
+    point: Tensor
+
+
+def _invert(weights: Tensor, share: Tensor) -> _Inverted:
+    """The first column whose running sum exceeds this share Float64[..., 1] of the total."""
+    running = weights.cumsum(-1, dtype=torch.float64)
+    point = share * (running[..., -1:] * BELOW_ONE)  # stays below the total, whatever the rounding
+    column = torch.searchsorted(running, point, right=True).clamp_(max=weights.shape[-1] - 1)
     if not weights.is_cpu:
         # A parallel scan is not monotone to the last bit and can point at a zero: take the mode.
         column = torch.where(weights.gather(-1, column) > 0, column, weights.argmax(-1, keepdim=True))
-    return column.squeeze(-1)
+    return _Inverted(column, running, point)
 
 
 def draw_distinct(probs: Tensor, uniforms: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Draft:
         self.root, self.support = root, drafter.support
         self.passes: list[tuple[Tensor, Tensor]] = []  # parents and tokens of every `grow`
         self.logits = [logits[:, None]]  # of the root, then of every `grow`
-        self._unsound: list[Tensor] = []  # Bool[B] per pass that was looked at
+        self._unsound: list[Tensor] = []  # Float[B, n] per pass that was looked at, NaN where a row is
         self._column = 0
 
     @property
@@ -91,7 +91,7 @@ class Draft:
         """Bool[B]: whether any distribution of the row was replaced so far."""
         if not self._unsound:
             return torch.zeros_like(self.root, dtype=torch.bool)
-        return torch.stack(self._unsound, 1).any(1)
+        return torch.cat(self._unsound, 1).isnan().any(1)
 
     def _take(self, count: int, reserved: int | None) -> Tensor:
         first = self._column
@@ -102,7 +102,7 @@ class Draft:
 
     def _finite(self, values: Tensor, uniform: float) -> Tensor:
         # A softmax row with NaN, plus infinity or no finite entry is NaN everywhere, and no other row has NaN.
-        self._unsound.append(values[..., 0].isnan().any(1))
+        self._unsound.append(values[..., 0])
         return values.nan_to_num(nan=uniform, neginf=-torch.inf, posinf=torch.inf)
 
 

@@ -25,10 +25,12 @@ Shapes: B batch, n frontier nodes, t top-k candidates per node, w slots of a lev
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 import hsd
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
@@ -67,9 +69,8 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
             picked.sampled, draft.sample(outside, settings.nodes).gather(1, picked.parent), picked.column
         )
         row = torch.where(picked.sampled, picked.parent, -1)
-        return Level(
-            columns, picked.parent, row, outside, lambda: _reach(believed, reach, picked, columns, beta), sizes
-        )
+        follow = partial(_reach, believed, reach, picked, columns, beta)
+        return Level(columns, picked.parent, row, outside, follow, sizes)
 
     return grow_levels(draft, settings, pick).batch(layout_of)
 
@@ -98,8 +99,9 @@ def sharpened(q: Tensor, sharpness: float) -> Tensor:
 class _Candidates(NamedTuple):
     """The best candidates of a level, best first: values Float[B, c], and their numbers Int64[B, c].
 
-    The frontier's n sampled children come first, then the top-k children of the first node, and so on; top_q and
-    top_columns [B, n, t].
+    Number k n + v is the k-th child of frontier node v: its sampled child where k = 0, then its likeliest tokens, of
+    which top_q and top_columns [B, t + 2, n] have q and draft token. They are 0 where k = 0, and where k = t + 1, which
+    stands for padding.
     """
 
     values: Tensor
@@ -111,32 +113,23 @@ class _Candidates(NamedTuple):
         """The level's nodes, as many of each row: sampled ones first, then likelier siblings first, then padding.
         `sizes` None: all candidates.
         """
-        n, t = self.top_q.shape[1:]
-        w = self.number.shape[1] if sizes is None else max(sizes)
-        winners, end = self.number[:, :w], n * (t + 1)
+        n, w = self.top_q.shape[2], self.number.shape[1] if sizes is None else max(sizes)
+        number, real = self.number[:, :w], None
         if sizes is not None and min(sizes) < w:
-            padding = torch.arange(w) >= torch.tensor(sizes)[:, None]
-            winners = winners.masked_fill(padding, end)
-        winners = winners.sort(1).values
-        sampled, topk = winners < n, (winners - n).clamp(min=0, max=n * t - 1)
-        column, q_column = self.top_columns.flatten(1).gather(1, topk), self.top_q.flatten(1).gather(1, topk)
-        chosen = ~sampled & (winners < end)
-        return _Picked(
-            sampled,
-            torch.where(sampled, winners.clamp(max=n - 1), torch.where(chosen, topk // t, 0)),
-            torch.where(chosen, column, 0),
-            torch.where(chosen, q_column, 0),
-        )
+            real = (torch.arange(w) < torch.tensor(sizes)[:, None]).to(number.device)
+            number = number.where(real, (self.top_q.shape[1] - 1) * n)
+        number = number.sort(1).values
+        column, q_column = (table.flatten(1).gather(1, number) for table in (self.top_columns, self.top_q))
+        return _Picked(number < n, number % n, column, q_column, real)
 
 
 def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates:
     """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all. A node with a
     negative reach is padding, and so are its children.
     """
-    top_q, top_columns = q.topk(min(most, q.shape[-1]))  # [B, n, t]
-    sampled, topk = child_gains(top_q, q.square().sum(-1), beta)
-    values = torch.cat([reach * sampled, (reach[..., None] * topk).flatten(1)], 1)
-    values = torch.where(torch.cat([reach, reach.repeat_interleave(top_q.shape[2], 1)], 1) < 0, -1.0, values)
+    top_q, top_columns = (pad(found.mT, (0, 0, 1, 1)) for found in q.topk(min(most, q.shape[-1])))  # [B, t + 2, n]
+    gains, reached = child_gains(top_q[:, :-1], q.square().sum(-1), beta), reach[:, None]
+    values = torch.where(reached < 0, -1, gains * reached).flatten(1)
     best = values.sort(dim=1, descending=True, stable=True)  # among equals the first one: a row's tree is its own
     return _Candidates(best.values[:, :most], best.indices[:, :most], top_q, top_columns)
 
@@ -145,13 +138,14 @@ class _Picked(NamedTuple):
     """The nodes of one level, sampled ones first; all [B, w].
 
     sampled Bool; parent Int64, index within the frontier; column Int64, the top-k token, and q_column Float, its q
-    (0 where sampled, and at padding).
+    (0 where sampled, and at padding); real Bool, False at padding, None where there is none.
     """
 
     sampled: Tensor
     parent: Tensor
     column: Tensor
     q_column: Tensor
+    real: Tensor | None
 
     def topk_mass(self, n: int) -> Tensor:
         """q(S) of every frontier node: [B, n]."""
@@ -160,16 +154,17 @@ class _Picked(NamedTuple):
 
 def _outside(q: Tensor, picked: _Picked) -> Tensor:
     """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]."""
-    place = picked.parent * q.shape[-1] + picked.column
-    taken = torch.where(picked.q_column > 0, q.flatten(1).gather(1, place), 0)  # sampled nodes and padding take nothing
-    outside = q.flatten(1).scatter_add(1, place, -taken).add_(TINY).view_as(q)
+    rows, place = q.flatten(1), torch.add(picked.column, picked.parent, alpha=q.shape[-1])
+    taken = rows.gather(1, place) * (picked.q_column > 0)  # sampled nodes and padding take nothing
+    outside = rows.scatter_add(1, place, taken.neg_()).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 
 def _reach(q: Tensor, reach: Tensor, picked: _Picked, columns: Tensor, beta: float) -> Tensor:
     """Reach of the level's nodes [B, w], their tokens being known; -1 at padding."""
-    outside = (1 - picked.topk_mass(q.shape[1])).clamp(min=0).gather(1, picked.parent)  # u
-    q_token = q.flatten(1).gather(1, picked.parent * q.shape[-1] + columns)
-    accepted = outside * (1 - (1 - beta) * outside * (1 - q_token))
-    found = reach.gather(1, picked.parent) * torch.where(picked.sampled, accepted, picked.q_column)
-    return torch.where(picked.sampled | (picked.q_column > 0), found, -1.0)
+    outside = (1 - picked.topk_mass(q.shape[1])).clamp_(min=0).gather(1, picked.parent)  # u
+    q_token = q.flatten(1).gather(1, torch.add(columns, picked.parent, alpha=q.shape[-1]))
+    unlikely = torch.addcmul(outside, outside, q_token, value=-1)  # u (1 - q(x))
+    accepted = torch.addcmul(outside, outside, unlikely, value=beta - 1)  # u f(x)
+    found = torch.where(picked.sampled, accepted, picked.q_column).mul_(reach.gather(1, picked.parent))
+    return found if picked.real is None else torch.where(picked.real, found, -1)

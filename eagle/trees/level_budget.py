@@ -21,8 +21,10 @@ Shapes: B batch, c candidates.
 
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # q of a typical node: geometric, q(k-th token) = (1 - r) r^k; r and how often. From checkpoints/smollm2-135m and
 # checkpoints/qwen2.5-coder-0.5b on training questions: the likeliest token has q > 0.8 at 41 and 52 % of the nodes.
@@ -33,15 +35,17 @@ TINY = 1e-30
 RECURSIONS = 100
 
 
-def child_gains(top_q: Tensor, squares: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """What the children of a node that is reached add: its sampled child [...], its k-th top-k child [..., t].
+def child_gains(top_q: Tensor, squares: Tensor, beta: float) -> Tensor:
+    """What the children of nodes that are reached add: Float[..., 1 + t, n], a node's sampled child first, then its
+    likeliest tokens.
 
-    top_q Float[..., t], falling; squares Float[...]: sum of q^2 over all tokens. Equations: eagle/trees/hybrid.py.
+    top_q    Float[..., 1 + t, n]: zeros, then q of every node's likeliest tokens, falling
+    squares  Float[..., n]: sum of q^2 over all tokens. Equations: eagle/trees/hybrid.py
     """
-    spread = 1 - squares[..., None]  # G_0
-    left = (1 - top_q.cumsum(-1)).clamp(min=0) * (spread - (top_q * (1 - top_q)).cumsum(-1)).clamp(min=0)
-    missed = (1 - beta) * torch.cat([spread, left], -1)  # [..., t + 1]: what no child covers, after 0 .. t of them
-    return 1 - missed[..., 0], (missed[..., :-1] - missed[..., 1:]).clamp(min=0)
+    left = (1 - top_q.cumsum(-2)).clamp_(min=0)  # u, with 0 .. t top-k children
+    spread = (1 - squares)[..., None, :] - torch.addcmul(top_q, top_q, top_q, value=-1).cumsum(-2)  # G
+    missed = left.mul_(spread.clamp_(min=0)).mul_(1 - beta)  # what no child covers
+    return (pad(missed, (0, 0, 1, -1), value=1) - missed).clamp_(min=0)
 
 
 def expected_subtree_size(beta: float, below: int) -> Tensor:
@@ -56,9 +60,8 @@ def _subtree_size(beta: float, below: int) -> Tensor:
     if below == 0:
         return torch.ones(STEPS)
     ratio, share = torch.tensor(TYPICAL).T
-    top_q = (1 - ratio)[:, None] * ratio[:, None] ** torch.arange(CHILDREN)
-    sampled, topk = child_gains(top_q, (1 - ratio) / (1 + ratio), beta)
-    gains = torch.cat([sampled[:, None], topk], 1).clamp(min=TINY)  # [types, CHILDREN + 1]
+    top_q = (1 - ratio) * ratio ** torch.arange(CHILDREN)[:, None]
+    gains = child_gains(pad(top_q, (0, 0, 1, 0)), (1 - ratio) / (1 + ratio), beta).T.clamp(min=TINY)
     place = torch.arange(STEPS)[:, None, None] + (gains.log() / STEP)
     taken = _subtree_size(beta, below - 1)[place.clamp(0, STEPS - 1).long()].masked_fill(place < 0, 0)
     return 1 + taken.sum(-1) @ share
@@ -71,11 +74,12 @@ def level_sizes(values: Tensor, left: list[int], below: int, beta: float) -> lis
     left    nodes that each row's tree has left for this level and those below
     below   levels that may follow
     """
-    most = (values >= 0).sum(1).tolist()
+    numbers, share = values.cpu().numpy(), np.array(left)
+    most = (numbers >= 0).sum(1)
     if below == 0:
-        return [min(pair) for pair in zip(left, most)]
-    place = values.clamp(min=TINY).log().div_(STEP).floor().long()
-    taken = expected_subtree_size(beta, below)[(place[:, :, None] - place[:, None, :]).clamp_(0, STEPS - 1)]
-    wanted = taken.triu_().sum(1)  # [B, c]: nodes of the tree if this level takes 1, 2, ... candidates
-    found = (wanted <= torch.tensor(left, dtype=wanted.dtype)[:, None]).sum(1).tolist()
-    return [min(max(size, 1), rest, there) for size, rest, there in zip(found, left, most)]
+        return np.minimum(share, most).tolist()
+    place = np.floor(np.log(np.maximum(numbers, TINY)) / STEP).astype(np.int64)
+    taken = expected_subtree_size(beta, below).numpy()[(place[:, :, None] - place[:, None]).clip(0, STEPS - 1)]
+    wanted = np.triu(taken).sum(1)  # [B, c]: nodes of the tree if this level takes 1, 2, ... candidates
+    found = (wanted <= share[:, None]).sum(1)
+    return np.minimum(np.minimum(found.clip(1), share), most).tolist()

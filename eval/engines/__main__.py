@@ -10,10 +10,12 @@ times, taking turns. A rate is tokens over the seconds of whole requests, prompt
 an engine's start is not counted. `--dtype auto`, the default, is what suits an engine: bfloat16, but float32 for vLLM
 and transformers on a CPU that does not multiply bfloat16. Reads of the weights: tokens per second of plain decoding by
 the bytes of the weights, over what a plain read reaches here. `--endpoint URL` adds any OpenAI-compatible server.
+Finished runs are kept in the output folder until the table is written: the same command goes on after an interruption.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import time
 import urllib.request
@@ -108,17 +110,33 @@ def measure(options: argparse.Namespace, rows: list[list[int]], folder: Path) ->
     runs: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(wanted))}
     for turn in range(options.rounds):
         for index, one in enumerate(wanted):
-            load = wait_for_quiet(options.patience, say)
-            say(f"round {turn + 1}: {one.engine}, {one.method}")
             job = {
                 "engine": one.engine, "target": options.base_model_path, "head": options.ea_model_path, "prompts": rows,
                 "stop": [], "max_tokens": options.max_new_tokens, "temperature": options.temperature,
                 "context": CONTEXT, "threads": options.threads, "warm_up": 1, "eager": False,
                 "chains": False, **one.job,
             }  # fmt: skip
-            found = run_job(one.engine, job, folder)
-            runs[index].append({**found, "busy": load})
+            kept = folder / "runs" / f"{one.engine}-{one.method.replace(' ', '-')}-{turn + 1}.json"
+            runs[index].append(finished(kept, job) or timed(one, job, kept, options.patience, say))
     return [summary(one, runs[index]) for index, one in enumerate(wanted)]
+
+
+def finished(path: Path, job: dict[str, Any]) -> dict[str, Any] | None:
+    """What an earlier, interrupted call measured with the same job, or None."""
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found["result"] if found["job"] == job else None
+
+
+def timed(cell: Cell, job: dict[str, Any], path: Path, patience: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """The job's result on a machine as quiet as it gets, kept in `path`."""
+    load = wait_for_quiet(patience, say)
+    say(f"{cell.engine}, {cell.method}: {path.stem}")
+    result = {**run_job(cell.engine, job, path.parents[1]), "busy": load}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"job": job, "result": result})
+    return result
 
 
 def summary(cell: Cell, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,6 +249,7 @@ def run(options: argparse.Namespace) -> None:
         folder / "engines.json",
         {"rows": found, "read_rate": rate, "weights": weights, "settings": settings, "origin": provenance()},
     )
+    shutil.rmtree(folder / "runs", ignore_errors=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -239,7 +258,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     benchmarks.add_flags(parser, 6)
     add_model_flags(parser, auto=True)
-    parser.set_defaults(dtype=AUTO_DTYPE)
     add("--engines", nargs="+", default=list(LOCAL), choices=[*LOCAL, *RUNNERS], metavar="E")
     add("--endpoint", nargs="*", default=[], metavar="URL", help="OpenAI-compatible servers that are running")
     add("--temperature", type=command.TEMPERATURE, default=0.0, metavar="T")

@@ -36,7 +36,7 @@ def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = F
     """--pair, --base-model-path, --ea-model-path, --draft-model-path and --dtype, for `resolve_flags`.
 
     default_pair    the pair that is used where neither a pair nor a target is given
-    auto            whether `--dtype auto` is one of the choices
+    auto            whether `--dtype auto` is one of the choices, and the default
     """
     parser.set_defaults(default_pair=default_pair)
     add_pair_argument(parser)
@@ -52,9 +52,9 @@ def add_model_flags(parser: Any, default_pair: str | None = None, auto: bool = F
     add(
         "--dtype",
         choices=[*DTYPES, *([AUTO_DTYPE] if auto else [])],
-        default=default_dtype(),
-        help="weights and arithmetic (default: %(default)s on this machine)"
-        + ("; auto: the faster of float32 and bfloat16" if auto else ""),
+        default=AUTO_DTYPE if auto else default_dtype(),
+        help="weights and arithmetic "
+        + ("(default: auto, what decodes fastest here)" if auto else "(default: %(default)s on this machine)"),
     )
 
 
@@ -119,13 +119,13 @@ def load(
     )
 
 
-def placement(dtype: str, local_rank: int = 0) -> dict[str, Any]:
+def placement(dtype: Any, local_rank: int = 0) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained`: dtype and device of this process."""
     device = device_of(local_rank)
-    return {"dtype": DTYPES[dtype], "device_map": None if device == "cpu" else {"": device}}
+    return {"dtype": dtype, "device_map": None if device == "cpu" else {"": device}}
 
 
-def load_assistant(path: str, dtype: str, local_rank: int = 0) -> Any:
+def load_assistant(path: str, dtype: torch.dtype, local_rank: int = 0) -> Any:
     """An ordinary draft model for `transformers`' assisted generation, set to drafts of one length as ours are."""
     assistant = read_model(path, **placement(dtype, local_rank))
     assistant.generation_config.num_assistant_tokens_schedule = "constant"

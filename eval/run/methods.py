@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from eagle.api.outputs import PlanRecord
+from eagle.autotune.auto import SHIPPED
 from eagle.autotune.candidates import AUTO, VERIFIER
 from eagle.trees import TREES, TreeSettings, find_tree
 from hsd import VERIFIERS
@@ -58,13 +59,13 @@ class Decoding(NamedTuple):
             given["width"] = self.width
         return {name: value for name, value in given.items() if value is not None}
 
-    def with_defaults(self) -> "Decoding":
-        """The engine's own defaults where None was given, so that they are recorded."""
+    def with_defaults(self, device: str) -> "Decoding":
+        """What `EagleModel.generate` takes on such a device where nothing was given, so that it is recorded."""
         if self.nodes == AUTO:
             return self
-        defaults = TreeSettings()
+        sizes = SHIPPED[device] if self.nodes is self.depth is None else TreeSettings()
         return self._replace(
-            **{name: getattr(defaults, name) for name in ("nodes", "depth") if getattr(self, name) is None}
+            **{name: getattr(sizes, name) for name in ("nodes", "depth") if getattr(self, name) is None}
         )
 
 

@@ -54,6 +54,7 @@ class FakeEngine:
     """Draws an answer's length and letters from the generator; drafts are accepted in runs of `gain`."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self) -> None:
         self.tokenizer = FakeTokenizer()

@@ -12,7 +12,6 @@ import torch
 
 from eval.__main__ import main
 from eval.flags import build_parser
-from eval.measure import dtypes
 from eval.run import load_models
 from eval.run.methods import SAMPLING, Decoding
 from tests.eval.fake import FakeEngine, load
@@ -100,7 +99,7 @@ def test_auto_is_a_method_of_its_own(tmp_path):
     assert main([*ONE, "--tree", "auto", "--num-questions", "1", "--answer-file", str(place)], load=load) == 0
     assert json.loads((tmp_path / "auto.meta.json").read_text())["settings"]["method"] == "auto+hsd"
     decoding = Decoding(nodes="auto", width=4)
-    assert decoding.with_defaults().tree_options("topk") == {"nodes": "auto"}
+    assert decoding.with_defaults("cpu").tree_options("topk") == {"nodes": "auto"}
     assert Decoding(nodes=16).tree_options("auto") == {}
 
 
@@ -259,24 +258,13 @@ def test_settings_reach_the_engine(tmp_path):
     assert seen == [neutral, neutral]
 
 
-def test_the_faster_dtype_is_measured_once_and_kept(tmp_path, monkeypatch):
-    loaded, seconds = [], {"float32": 0.002, "bfloat16": 0.001}
-
-    def load_as(_base, _head, dtype, **_):
-        loaded.append(dtype)
-        engine = FakeEngine()
-        engine.dtype = dtype
-        return engine
-
-    monkeypatch.setattr(dtypes, "seconds_per_token", lambda engine: seconds[engine.dtype])
-    command = arguments(tmp_path, "--dtype", "auto", "--num-questions", "1", methods=("plain",))
-    assert main(command, load=load_as) == 0
-    assert loaded == ["float32", "bfloat16", "bfloat16"]
-    assert json.loads((tmp_path / "plain.meta.json").read_text())["settings"]["dtype"] == "bfloat16"
-    seconds["bfloat16"] = 0.004
-    assert main(command, load=load_as) == 0
-    assert loaded[3:] == ["bfloat16"]
-
-
-def test_seconds_per_token_of_a_real_engine(pair):
-    assert 0 < dtypes.seconds_per_token(load_models.load(str(pair / "target"), None, "float32")) < 5
+def test_what_is_not_given_is_what_generate_takes(pair, tmp_path):
+    """Written down, too: the dtype that "auto" stands for, and the size of the device's trees."""
+    flags = ["--bench", "gsm8k", "--protocol", "sample", "--num-questions", "1", "--max-new-tokens", "3", "--quiet"]
+    flags += ["--base-model-path", str(pair / "target"), "--ea-model-path", str(pair / "head")]
+    assert main([*flags, "--answer-file", str(tmp_path / "x.jsonl")]) == 0
+    written = json.loads((tmp_path / "x.meta.json").read_text())["settings"]
+    assert written["dtype"] == load_models.auto_dtype(str(pair / "target"), "cpu")
+    assert (written["nodes"], written["depth"]) == (8, 4)
+    assert Decoding().with_defaults("cuda")[6:8] == (60, 7)
+    assert Decoding(nodes=16).with_defaults("cpu")[6:8] == (16, 7)

@@ -16,9 +16,8 @@ def test_subtree_sizes_by_hand():
     for step in (0, 5, 20, 50):
         wanted = 1.0
         for ratio, share in level_budget.TYPICAL:
-            top_q = (1 - ratio) * ratio ** torch.arange(level_budget.CHILDREN)
-            sampled, topk = child_gains(top_q, torch.tensor((1 - ratio) / (1 + ratio)), 0.5)
-            gains = torch.cat([sampled[None], topk])
+            top_q = torch.cat([torch.zeros(1), (1 - ratio) * ratio ** torch.arange(level_budget.CHILDREN)])[:, None]
+            gains = child_gains(top_q, torch.tensor([(1 - ratio) / (1 + ratio)]), 0.5)
             wanted += share * int((gains.log() + step * level_budget.STEP >= 0).sum())
         assert found[step].item() == pytest.approx(wanted, abs=1e-5)
 

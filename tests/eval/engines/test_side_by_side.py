@@ -2,6 +2,7 @@
 
 import json
 
+from eval.engines import __main__ as engines
 from eval.engines.__main__ import main
 
 
@@ -29,6 +30,23 @@ def test_a_table_by_engine(tmp_path, capsys):
     assert "| transformers | plain |" in capsys.readouterr().out
     found = json.loads((tmp_path / "engines.json").read_text())
     assert [row["n"] for row in found["rows"]] == [1] and found["rows"][0]["rate"] > 0
+
+
+def test_an_interrupted_call_goes_on_and_a_finished_one_starts_again(tmp_path, monkeypatch):
+    ran = []
+
+    def job(engine, job, folder):
+        ran.append(job["tree"])
+        if len(ran) == 2:
+            raise ValueError("the engine ended")
+        return {"tokens": [[1, 2, 3]], "each": [0.5], "accepted": 0, "drafts": 0, "memory": 1}
+
+    monkeypatch.setattr(engines, "run_job", job)
+    flags = ["--engines", "ours", "--pair", "demo", "--bench", "gsm8k", "--protocol", "sample", "--num-questions", "1"]
+    flags += ["--rounds", "1", "--patience", "0", "--threads", "1", "--dtype", "float32", "--output", str(tmp_path)]
+    assert main(flags) == 2 and ran == ["none", "auto"]
+    assert main(flags) == 0 and ran[2:] == ["auto", "chain"]
+    assert main(flags) == 0 and ran[4:] == ["none", "auto", "chain"]
 
 
 def test_a_job_of_this_project_counts_its_drafts():

@@ -29,7 +29,6 @@ def test_slowdowns_are_shown_and_not_chosen():
     [
         (["--nodes", "auto", "--methods", "hybrid+hsd"], "run python -m eval.measure.budget first"),
         (["--methods", "plain", "auto+hsd"], "run python -m eval.measure.budget first"),
-        (["--dtype", "auto", "--methods", "hybrid+hsd"], "pass --dtype"),
     ],
 )
 def test_several_processes_do_not_choose_apart(tmp_path, monkeypatch, capsys, flags, remedy):
