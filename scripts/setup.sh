@@ -28,7 +28,7 @@ if [ ! -f "$STAMP" ]; then
     [ -x "$PYTHON_VENV" ] || "$PYTHON" -m venv ${SHARE[@]+"${SHARE[@]}"} "$HSD_VENV"
     echo "installing ${LISTS[*]} into $HSD_VENV (once, a few minutes) ..."
     grep -hEv "$SKIP" "${LISTS[@]}" > "$HSD_VENV/requirements.txt"
-    "$PYTHON_VENV" -m pip install --quiet --disable-pip-version-check -r "$HSD_VENV/requirements.txt"
+    "$PYTHON_VENV" -m pip install --quiet --no-compile --disable-pip-version-check -r "$HSD_VENV/requirements.txt"
     "$PYTHON_VENV" -m eagle.nn.native || true # what is not compiled now is compiled at first use
     touch "$STAMP"
 fi

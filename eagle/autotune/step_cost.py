@@ -9,12 +9,14 @@ than what it accepts is left out as soon as the smaller trees of its kind show i
 them. Times are taken at short prompts and kept in a file of the user's cache directory, one per key.
 
 Where plain steps differ from round to round the machine is busy: the times are taken once more, and those of a machine
-that stays busy are used but not kept. Times that a generation contradicts are forgotten, once.
+that stays busy are used but not kept. Where time runs out the choice is among what was measured, smaller trees first.
+Times that a generation contradicts are forgotten, once.
 """
 
 import contextlib
 import hashlib
 import json
+import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,7 +32,7 @@ from eagle.files import read_json, write_json
 
 WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
 ROUNDS = 3
-PROMPT_TOKENS = 256  # of all rows together, at most; a row has at least `SHORTEST`
+PROMPT_TOKENS = 64  # of all rows together, at most; a row has at least `SHORTEST`
 SHORTEST = 16
 FORMAT = 2
 STEADY = 1.25  # slowest round of plain steps over the fastest one, on a machine that does nothing else
@@ -41,7 +43,9 @@ Shown = Callable[[Iterable[Candidate]], Iterable[Candidate]]
 
 
 class Times(NamedTuple):
-    """Median milliseconds of a step by candidate. unsteadiness: slowest round of plain steps over the fastest one."""
+    """Median milliseconds of a step by candidate. unsteadiness: slowest round of plain steps over the fastest one;
+    infinite after one round.
+    """
 
     milliseconds: Milliseconds
     unsteadiness: float
@@ -86,9 +90,10 @@ class StepCosts:
                 found, unsteadiness = min(Times(found, unsteadiness), again, key=lambda one: one.unsteadiness)
         self._known[_name(batch, greedy)] = found
         if unsteadiness > STEADY:
+            busy = f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as another"
             warnings.warn(
-                f"the machine is busy: plain steps took {unsteadiness:.1f} times as long in one round as another, so "
-                "the step times behind tree='auto' are rough and not kept for later processes",
+                f"{busy if math.isfinite(unsteadiness) else 'measuring was cut short'}, so the step times behind "
+                "tree='auto' are rough and not kept for later processes",
                 stacklevel=2,
             )
         elif self.path is not None:
@@ -134,20 +139,40 @@ def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, f
 
     model              an `eagle.EagleModel` with a drafter and a tokenizer
     accepted, shown    as in `StepCosts.measure`
+
+    Raises OutOfTime where `shown` does before one tree is timed.
     """
-    prompts, temperature = bundled_prompts(model.tokenizer), 0.0 if greedy else 1.0
     times: dict[Candidate, list[float]] = {}
     plain: list[float] = []  # median of every round
+    try:
+        for candidate, found in _rounds(model, batch, 0.0 if greedy else 1.0, accepted, times, shown):
+            times.setdefault(candidate, []).extend(found)
+            if candidate == PLAIN:
+                plain.append(statistics.median(found))
+    except OutOfTime:
+        if len(times) < 2:
+            raise
+    unsteadiness = max(plain) / min(plain) if len(plain) > 1 else math.inf
+    return Times({one: statistics.median(found) for one, found in times.items()}, unsteadiness)
+
+
+def _rounds(
+    model: Any,
+    batch: int,
+    temperature: float,
+    accepted: Mapping[Candidate, float],
+    times: Mapping[Candidate, list[float]],
+    shown: Shown,
+) -> Iterator[tuple[Candidate, list[float]]]:
+    """Candidates with some milliseconds each, round by round; `times` are those so far."""
+    prompts = bundled_prompts(model.tokenizer)
+    candidates = [PLAIN, *sorted(candidates_at(temperature), key=lambda one: one.nodes)]
     for index in range(ROUNDS):
         prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
-        for candidate in shown([PLAIN, *candidates_at(temperature)]):
+        for candidate in shown(candidates):
             medians = {one: statistics.median(ms) for one, ms in times.items()}
             if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
-                found = list(step_times(model, candidate, prompt, batch, temperature))
-                times.setdefault(candidate, []).extend(found)
-                if candidate == PLAIN:
-                    plain.append(statistics.median(found))
-    return Times({one: statistics.median(found) for one, found in times.items()}, max(plain) / min(plain))
+                yield candidate, list(step_times(model, candidate, prompt, batch, temperature))
 
 
 def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candidate, float]) -> bool:

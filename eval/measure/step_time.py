@@ -1,7 +1,7 @@
 """Time of one decoding step by phase, against what the hardware allows.
 
     python -m eval.measure.step_time --base-model-path checkpoints/demo/target --ea-model-path checkpoints/demo/eagle3
-    python -m eval.measure.step_time --shape llama-3.1-8b --nodes 1 60 --context 512 2048 8192  random weights, on a GPU
+    python -m eval.measure.step_time --shape llama-3.1-8b --nodes 60 --context 512 2048 8192  random weights, on a GPU
 
 Variants (tree x nodes x context) alternate round by round, so that a drift of the machine reaches all alike; medians
 over `--rounds` rounds of `--steps` steps are reported. `floor` is the larger of two: bytes that must be read / measured

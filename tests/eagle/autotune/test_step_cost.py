@@ -6,7 +6,7 @@ import pytest
 
 from eagle.autotune import step_cost
 from eagle.autotune.candidates import PLAIN, Candidate
-from eagle.autotune.step_cost import StepCosts, Times, can_gain
+from eagle.autotune.step_cost import OutOfTime, StepCosts, Times, can_gain
 
 TIMES = {PLAIN: 10.0, Candidate("hybrid", 16, 6): 25.0}
 KEY = {"target": "aa", "drafter": "bb", "threads": 2}
@@ -99,8 +99,8 @@ def test_a_tree_that_loses_in_the_first_round_is_not_timed_again(monkeypatch):
     times = step_cost.measure(model, 8, False, {small: 1.5, middle: 2.0, large: 2.5, chain: 1.5})
     assert times == Times({PLAIN: 10.0, small: 40.0, chain: 20.0}, 1.0)
     rounds = step_cost.ROUNDS
-    assert [one for one, _ in timed] == [PLAIN, small, chain] + [PLAIN, chain] * (rounds - 1)
-    assert {length for _, length in timed} == {32}  # of 256 tokens, 8 rows
+    assert [one for one, _ in timed] == [PLAIN, chain, small] + [PLAIN, chain] * (rounds - 1)
+    assert {length for _, length in timed} == {16}  # the shortest: 64 tokens among 8 rows would be 8
 
 
 @pytest.mark.parametrize(("found", "kept"), [([1.1], True), ([2.0, 1.1], True), ([2.0, 1.8], False)])
@@ -112,6 +112,30 @@ def test_times_of_a_busy_machine_are_taken_again_and_not_kept(tmp_path, monkeypa
     assert costs.measure(None, 1, False, {}) == TIMES and costs.known(1, False) == TIMES
     assert (StepCosts(KEY).known(1, False) == TIMES) == kept
     assert any("the machine is busy" in str(one.message) for one in recwarn) != kept
+
+
+def test_out_of_time_the_smaller_trees_are_what_is_known(tmp_path, monkeypatch):
+    """They are timed first, all kinds; the times serve this process only. Nothing but plain steps is not enough."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(step_cost, "bundled_prompts", lambda _: [[0] * 99])
+    monkeypatch.setattr(step_cost, "step_times", lambda *_: iter([10.0, 10.0]))
+
+    def shown(count):
+        def first(items):
+            for index, item in enumerate(items):
+                if index == count:
+                    raise OutOfTime
+                yield item
+
+        return first
+
+    costs, model = StepCosts(KEY), type("Model", (), {"tokenizer": None})
+    with pytest.warns(UserWarning, match="measuring was cut short"):
+        found = costs.measure(model, 1, False, {}, shown(5))
+    assert [one.nodes for one in found] == [1, 2, 3, 4, 4]
+    assert costs.known(1, False) == found and StepCosts(KEY).known(1, False) is None
+    with pytest.raises(OutOfTime):
+        costs.measure(model, 2, False, {}, shown(1))
 
 
 def test_times_that_a_generation_contradicts_are_measured_again_once(measured):
