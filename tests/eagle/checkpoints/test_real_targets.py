@@ -12,7 +12,7 @@ STOPS = {"smollm2-135m": [2], "qwen2.5-coder-0.5b": [151645, 151643], "qwen2.5-c
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture(params=[name for name, row in KNOWN.items() if row.registry])
+@pytest.fixture(params=[name for name, row in KNOWN.items() if row.registry and row.registry.chat])
 def target(request):
     place = find_part(request.param, "target")
     if place is None:

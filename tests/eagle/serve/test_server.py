@@ -269,7 +269,9 @@ def free_port() -> int:
         return place.getsockname()[1]
 
 
-@pytest.mark.parametrize("signals", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signals", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_the_command_ends_by_a_signal_and_leaves_nothing(signals):
     if signal.getsignal(signals) is signal.SIG_IGN:
         pytest.skip("ignored by what started the tests, such as nohup")

@@ -98,6 +98,7 @@ def launch(kind: str, more: str, run, tmp_path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_an_fsdp_config_is_refused_in_one_sentence(settings, tmp_path):
     done = launch("FSDP", "fsdp_config:\n  fsdp_version: 2\n", settings(tmp_path / "two", **COMMON), tmp_path)
     assert done.returncode != 0
