@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, rms_norm, silu
+from torch.nn.functional import embedding, silu
 
 from eagle.nn import native
 from eagle.nn.decoder import LENGTH_DEPENDENT_ROPE
@@ -157,9 +157,7 @@ class FusedHead:
         if self.output is None:
             output = self.head.output_layer()
             self.output = Product(output) if type(output) is nn.Linear else output
-        if not self.config.norm_output:
-            hidden = rms_norm(hidden, hidden.shape[-1:], self.head.norm.weight, self.config.rms_norm_eps)
-        return self.output(hidden)
+        return self.output(hidden if self.config.norm_output else self.head.norm(hidden))
 
     def angles_at(self, positions: Tensor) -> Tensor:
         """Int64[B, n] -> Float32[B, n, 2 E]: the cosines, then the sines, negative in their first half."""

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
+from torch.nn.functional import rms_norm
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
@@ -116,6 +117,15 @@ class Rotary(LlamaRotaryEmbedding):
         return self
 
 
+class Norm(LlamaRMSNorm):
+    """An RMS norm in one operator, where input and weight are of one dtype: always but while training in bfloat16."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states)
+        return rms_norm(hidden_states, hidden_states.shape[-1:], self.weight, self.variance_epsilon)
+
+
 class HeadAttention(nn.Module):
     """Grouped-query attention over inputs of width 2 D, or D in layers that do not read the embedding."""
 
@@ -130,8 +140,8 @@ class HeadAttention(nn.Module):
         self.o_proj = nn.Linear(heads, config.hidden_size, bias=config.o_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = LlamaRMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)) for layer in (self.q_proj, self.k_proj, self.v_proj))
@@ -164,9 +174,9 @@ class HeadLayer(nn.Module):
         self.mlp = HeadMLP(config)
         self.hidden_norm = None
         if config.reads_embeddings(layer):
-            self.hidden_norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.hidden_norm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, config.rms_norm_eps)
 
     def attention_input(self, hidden: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
         """g or h and embeddings [B, n, D] -> the residual [B, n, D] and what q, k and v are made of [B, n, 2 D or D]"""
@@ -190,16 +200,16 @@ class Eagle3Head(nn.Module):
         self.config = config
         fused = len(config.taps) * config.target_hidden_size
         if config.norm_before_fc:
-            self.input_norm = LlamaRMSNorm(fused, config.rms_norm_eps)
+            self.input_norm = Norm(fused, config.rms_norm_eps)
         if config.fc_norm:
-            norms = [LlamaRMSNorm(config.target_hidden_size, config.rms_norm_eps) for _ in config.taps]
+            norms = [Norm(config.target_hidden_size, config.rms_norm_eps) for _ in config.taps]
             self.fc_norm = nn.ModuleList(norms)
         self.fc = nn.Linear(fused, config.hidden_size, bias=False)
         self.midlayer = HeadLayer(config)
         if config.num_hidden_layers > 1:
             deeper = range(1, config.num_hidden_layers)
             self.layers = nn.ModuleDict({str(layer): HeadLayer(config, layer) for layer in deeper})
-        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, config.rms_norm_eps)
         if config.own_lm_head:
             self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         if config.own_embeddings:

@@ -84,6 +84,8 @@ INLINE void dots(const T *w, int64_t in, const typename Dot<T>::Input *x, int64_
 #pragma GCC unroll 8
         for (int o = 0; o < O; o++) part[o] = Dot<T>::weights(w + o * in + i);
 #pragma GCC unroll 8
+        for (int o = 0; o < O; o++) _mm_prefetch(reinterpret_cast<const char *>(w + (O + o) * in + i), _MM_HINT_T0);
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
             for (int o = 0; o < O; o++) sums[r][o] = Dot<T>::add(sums[r][o], part[o], x + r * width + i);

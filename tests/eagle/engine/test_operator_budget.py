@@ -17,11 +17,11 @@ from tests.eagle.fake_cuda import PHASES, Watch, fake_cuda, made_on
 
 LAYERS = 8
 BUDGET = {  # draft, score, verify, commit
-    ("hybrid", "hsd"): (1938, 583, 350, 40),
-    ("hybrid", "token"): (1938, 583, 342, 40),
-    ("rsd", "hsd"): (4782, 583, 2865, 40),
-    ("topk", "hsd"): (1013, 583, 247, 40),
-    ("none", "hsd"): (11, 541, 59, 40),
+    ("hybrid", "hsd"): (1639, 583, 339, 40),
+    ("hybrid", "token"): (1639, 583, 331, 40),
+    ("rsd", "hsd"): (4120, 583, 2854, 40),
+    ("topk", "hsd"): (1000, 583, 236, 40),
+    ("none", "hsd"): (11, 541, 48, 40),
 }
 
 
