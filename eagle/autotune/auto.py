@@ -200,7 +200,7 @@ class AutoTree:
                 "drafter": drafter,
                 "dtype": str(model.target.model.dtype),
                 "attention": model.target.attention,
-                "decoder": model.target.decoder_because or native.unavailable() or "native",
+                "decoder": model.target.decoder_because or native.unavailable() or native.build().stem,
                 **machine(model.device),
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)

@@ -4,7 +4,6 @@ python llama_cpp_run.py JOB.json RESULT.json      (see eval/engines/jobs.py)
 """
 
 import json
-import resource
 import sys
 import time
 
@@ -32,6 +31,12 @@ def parameters(job):
         draft.cache_type_k = draft.cache_type_v = getattr(x.ggml_type, kind)
         draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = threads
     return params
+
+
+def peak_memory():
+    """Most bytes of memory that this process held; ru_maxrss would begin with those of the process that started it."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
 
 def main(job_path: str, result_path: str) -> None:
@@ -66,7 +71,7 @@ def main(job_path: str, result_path: str) -> None:
         result["drafted"] += timings.get("draft_n", 0)
         result["accepted"] += timings.get("draft_n_accepted", 0)
     result["seconds"] = time.time() - start
-    result["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result["memory"] = peak_memory()
     with open(result_path, "w") as file:
         json.dump(result, file)
 

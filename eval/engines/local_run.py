@@ -4,7 +4,6 @@ python local_run.py JOB.json RESULT.json      job["engine"]: ours or transformer
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -64,12 +63,18 @@ def by_transformers(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def peak_memory() -> int:
+    """Most bytes of memory that this process held; ru_maxrss would begin with those of the process that started it."""
+    with open("/proc/self/status") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+
 def main(job_path: str, result_path: str) -> None:
     """Run the job; write tokens, counters and seconds."""
     job = json.loads(Path(job_path).read_text())
     torch.set_num_threads(job["threads"])
     found = ours(job) if job["engine"] == "ours" else by_transformers(job)
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["memory"] = peak_memory()
     Path(result_path).write_text(json.dumps(found))
 
 
