@@ -42,6 +42,8 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_starts_again(tmp_path, m
         return {"tokens": [[1, 2, 3]], "each": [0.5], "accepted": 0, "drafts": 0, "memory": 1}
 
     monkeypatch.setattr(engines, "run_job", job)
+    monkeypatch.setattr(engines, "busy", lambda: 0.0)
+    monkeypatch.setattr(engines, "read_rate", lambda _: 1e10)
     flags = ["--engines", "ours", "--pair", "demo", "--bench", "gsm8k", "--protocol", "sample", "--num-questions", "1"]
     flags += ["--rounds", "1", "--patience", "0", "--threads", "1", "--dtype", "float32", "--output", str(tmp_path)]
     assert main(flags) == 2 and ran == ["none", "auto"]

@@ -40,6 +40,7 @@ def test_several_processes_do_not_choose_apart(tmp_path, monkeypatch, capsys, fl
     assert remedy in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_candidate(pair_flags, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(auto, "BRIEF_STATES", 1)
