@@ -1,4 +1,4 @@
-"""Seconds of decoding steps: the one timer under step costs, step times by phase and the choice of a dtype."""
+"""Seconds of decoding steps: the one timer under step costs and step times by phase."""
 
 import time
 from collections.abc import Iterator, Sequence

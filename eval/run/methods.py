@@ -15,7 +15,7 @@ import torch
 from transformers import GenerationConfig
 
 from eagle.api.outputs import PlanRecord
-from eagle.autotune.auto import SHIPPED
+from eagle.autotune.auto import shipped
 from eagle.autotune.candidates import AUTO, VERIFIER
 from eagle.trees import TREES, TreeSettings, find_tree
 from hsd import VERIFIERS
@@ -63,7 +63,7 @@ class Decoding(NamedTuple):
         """What `EagleModel.generate` takes on such a device where nothing was given, so that it is recorded."""
         if self.nodes == AUTO:
             return self
-        sizes = SHIPPED[device] if self.nodes is self.depth is None else TreeSettings()
+        sizes = shipped(device, AUTO, self.temperature) if self.nodes is self.depth is None else TreeSettings()
         return self._replace(
             **{name: getattr(sizes, name) for name in ("nodes", "depth") if getattr(self, name) is None}
         )
