@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hsd import native
+
 BELOW_ONE = 1 - 2**-53  # the largest float64 below 1
 BLOCK, SMALLEST_BLOCK = 256, 16  # columns
 
@@ -25,6 +27,8 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     No host synchronization. A token of probability 0 is never drawn. Over a large vocabulary the block of columns that
     holds the point is found first: a running sum over all of them costs more than a softmax.
     """
+    if native.usable(probs):
+        return native.draw(probs, uniform)
     share, block = uniform[..., None], math.gcd(probs.shape[-1], BLOCK)
     if block < SMALLEST_BLOCK or probs.shape[-1] <= 4 * block:
         return _invert(probs, share).column.squeeze(-1)

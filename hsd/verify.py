@@ -13,13 +13,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hsd import native
 from hsd.checks import check_batch_values, check_path, check_target_shape, check_values
 from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
 from hsd.tree import DraftTree, TreeBatch
-from hsd.verifiers import Verifier, find_verifier
+from hsd.verifiers import VERIFIERS, Verifier, find_verifier
 from hsd.verifiers.inputs import VerifierInput
 
+# Rules that have a native form, and whether a child inherits its weight there.
+IN_ONE_CALL = {VERIFIERS[name].stop_distribution: name == "hsd" for name in ("hsd", "token")}
 DRAWS = 2  # uniform numbers of a decision: the stopping node's, the bonus token's
 
 
@@ -87,7 +90,11 @@ def decide(
     check_target_shape(batch, target_probs)
     if check:
         check_batch_values(batch, target_probs)
-    return _draw(*_solve(batch, target_probs, verifier), uniforms)
+    entry, inputs = _prepared(batch, target_probs, verifier)
+    inherit = IN_ONE_CALL.get(entry.stop_distribution)
+    if inherit is not None and native.usable(inputs.target):
+        return native.decide(batch, inputs.target, inputs.proposals, inherit, uniforms)
+    return _draw(inputs, entry.stop_distribution(inputs), uniforms)
 
 
 def _solve_one(
@@ -102,11 +109,15 @@ def _solve_one(
 
 
 def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[VerifierInput, StopDistribution]:
+    entry, inputs = _prepared(batch, target_probs, verifier)
+    return inputs, entry.stop_distribution(inputs)
+
+
+def _prepared(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[Verifier, VerifierInput]:
     entry = find_verifier(verifier) if isinstance(verifier, str) else verifier
     if entry.scope == "path":
         check_path(batch, verifier if isinstance(verifier, str) else entry.stop_distribution.__name__)
-    inputs = _in_one_dtype(batch, target_probs)
-    return inputs, entry.stop_distribution(inputs)
+    return entry, _in_one_dtype(batch, target_probs)
 
 
 def _in_one_dtype(batch: TreeBatch, target: Tensor) -> VerifierInput:

@@ -29,6 +29,6 @@ if [ ! -f "$STAMP" ]; then
     echo "installing ${LISTS[*]} into $HSD_VENV (once, a few minutes) ..."
     grep -hEv "$SKIP" "${LISTS[@]}" > "$HSD_VENV/requirements.txt"
     "$PYTHON_VENV" -m pip install --quiet --no-compile --disable-pip-version-check -r "$HSD_VENV/requirements.txt"
-    "$PYTHON_VENV" -m eagle.nn.native || true # what is not compiled now is compiled at first use
+    "$PYTHON_VENV" -m eagle.native || true # what is not compiled now is compiled at first use
     touch "$STAMP"
 fi

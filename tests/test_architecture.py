@@ -23,12 +23,13 @@ ROOMS = {
     # the mathematics: a tree and its checks, what verification returns, the rules, the two entry points
     "hsd.checks": {"hsd.layout", "hsd.tree"},
     "hsd.layout": set(),
+    "hsd.native": {"hsd.outcome", "hsd.tree"},
     "hsd.outcome": set(),
-    "hsd.sampling": set(),
+    "hsd.sampling": {"hsd.native"},
     "hsd.topology": set(),
     "hsd.tree": {"hsd.layout", "hsd.topology"},
     "hsd.verifiers": {"hsd.layout", "hsd.outcome", "hsd.topology", "hsd.tree"},
-    "hsd.verify": {"hsd.checks", "hsd.outcome", "hsd.sampling", "hsd.tree", "hsd.verifiers"},
+    "hsd.verify": {"hsd.checks", "hsd.native", "hsd.outcome", "hsd.sampling", "hsd.tree", "hsd.verifiers"},
     "hsd.audit": {"hsd"},
     # drafting and decoding, from the weights up to what people call
     "eagle.nn": set(),
@@ -42,6 +43,7 @@ ROOMS = {
     # training: a session samples the answers it learns from; evaluation drafts as users do
     "eagle.train": {"eagle.checkpoints", "eagle.engine", "eagle.nn", "eagle.train.evaluation", "eagle.trees"},
     "eagle.train.evaluation": {"eagle.api", "eagle.checkpoints", "eagle.nn", "eagle.train"},
+    "eagle.native": {"eagle.nn", "eagle.trees"},
     "eagle.convert": {"eagle.checkpoints", "eagle.nn"},
     "eagle.calibrate": {"eagle.api", "eagle.autotune", "eagle.checkpoints", "eagle.train"},
     # where people talk to a model
@@ -68,6 +70,7 @@ TESTED_IN = {  # folders whose tests lie elsewhere
     "eagle/evaluation": "eval",  # they are command lines of eval
     "eagle/drafters": "eagle/trees",  # a drafter is tested by the trees it gives
     "hsd/audit": "hsd",
+    "hsd/native": "hsd",
     "hsd/verifiers": "hsd",  # through hsd.verify, all rules by the same tests
 }
 ABOVE_ALL = {"eagle", "eval", "hsd", "eval.__main__", "eval.demo"}  # what a package exports, and its commands: any room

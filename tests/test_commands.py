@@ -43,7 +43,7 @@ TRIED_IN = {
     "eagle.train.evaluation.held_out": ("eagle/train/test_held_out.py", "test_table_and_json"),
     "eagle.train.evaluation.plot": ("eagle/train/test_loop.py", "test_curves_are_drawn"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
-    "eagle.nn.native": ("eagle/nn/test_native.py", "test_the_command_says_what_there_is"),
+    "eagle.native": ("eagle/nn/test_native.py", "test_the_command_says_what_there_is"),
     "eval.engines": ("eval/engines/test_side_by_side.py", "test_a_table_by_engine"),
     "eval": ("eval/test_command_line.py", "test_the_real_engine_from_disk"),
     "eval.accuracy": ("eval/test_accuracy.py", "test_a_run_that_goes_on_with_more_questions"),

@@ -33,12 +33,14 @@ EXTRAS_OF_ROOMS = {
     "eval/engines": ("eval", "fetch"),
 }
 DATA_FILES = {
+    "hsd/native/decide.cpp",
     "hsd/py.typed",
     "eagle/py.typed",
     "eagle/nn/native/amx.h",
     "eagle/nn/native/few_rows.cpp",
     "eagle/nn/native/kernels.h",
     "eagle/serve/page.html",
+    "eagle/trees/level.cpp",
     "eval/py.typed",
     "eval/questions/sample.jsonl",
     "eval/report/published.json",

@@ -63,12 +63,14 @@ class Draft:
         """See the class."""
         return self._finite(self.logits[-1].float().log_softmax(-1), -math.log(self.logits[-1].shape[-1]))
 
-    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:
+    def sample(self, probs: Tensor, places: Tensor | None = None, reserved: int | None = None) -> Tensor:
         """One column per row of probs Float[B, n, Vd]: Int64[B, n].
 
         The next `reserved` (default n) uniform numbers belong to this call: a fixed count where n depends on the rows.
+        They are for the rows in their order, or those at `places` Int64[B, n] are.
         """
-        return hsd.draw(probs, self._take(probs.shape[1], reserved))
+        numbers = self._take(probs.shape[1] if places is None else reserved or 0, reserved)
+        return hsd.draw(probs, numbers if places is None else numbers.gather(1, places))
 
     def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
         """`count` columns per row in draw order, without replacement, columns of probability 0 last: [B, n, count]."""

@@ -36,6 +36,7 @@ import hsd
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import Level, Sizes, even_level, grow_levels
 from eagle.trees.level_budget import child_gains, level_sizes
+from eagle.trees.native_level import native_level, usable
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -58,16 +59,18 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
         return root_only(draft.root)
     beta, follows = settings.beta, (settings.levels or levels_on(draft.root.device)) == "ragged"
 
+    draw = partial(draft.sample, reserved=settings.nodes)
+
     def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
         most = settings.nodes - 1 if follows else even_level(max(left), below)  # no function of other rows' trees
         believed = sharpened(q, settings.sharpness)
+        if follows and usable(q):
+            return native_level(q, believed, reach, left, below, min(most, settings.width or most), beta, draw)
         candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
         sizes = level_sizes(candidates.values, left, below, beta) if follows else None
         picked = candidates.best(sizes)
         outside = _outside(q, picked)
-        columns = torch.where(
-            picked.sampled, draft.sample(outside, settings.nodes).gather(1, picked.parent), picked.column
-        )
+        columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
         row = torch.where(picked.sampled, picked.parent, -1)
         follow = partial(_reach, believed, reach, picked, columns, beta)
         return Level(columns, picked.parent, row, outside, follow, sizes)

@@ -72,8 +72,8 @@ class DiceDraft(trees.Draft):
         super().__init__(WorldDrafter(world), root, logits, lambda x: x.softmax(-1), torch.zeros(1, 0))
         self.dice = dice
 
-    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:  # noqa: ARG002  the dice need no numbers
-        """As `Draft`."""
+    def sample(self, probs: Tensor, places: Tensor | None = None, reserved: int | None = None) -> Tensor:  # noqa: ARG002
+        """As `Draft`; the dice need no numbers."""
         return torch.tensor([[self.dice.roll(law) for law in probs[0]]])
 
     def sample_distinct(self, probs: Tensor, count: int) -> Tensor:

@@ -118,8 +118,8 @@ class ReplayedDraft(Draft):
         super().__init__(drafter, torch.zeros(1, dtype=torch.int64), drafter.root_logits, softmax, uniforms)
         self.draws = draws
 
-    def sample(self, probs: Tensor, reserved: int | None = None) -> Tensor:
-        self._take(probs.shape[1], reserved)
+    def sample(self, probs: Tensor, places: Tensor | None = None, reserved: int | None = None) -> Tensor:
+        self._take(probs.shape[1] if places is None else int(places.max()) + 1, reserved)
         return self.draws(probs)
 
     def sample_distinct(self, probs: Tensor, count: int) -> Tensor:

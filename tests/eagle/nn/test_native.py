@@ -119,8 +119,10 @@ def test_an_unknown_wish_is_refused(monkeypatch):
 
 
 def test_the_command_says_what_there_is(capsys):
-    """`python -m eagle.nn.native`"""
-    from eagle.nn.native.__main__ import main
+    """`python -m eagle.native`"""
+    from eagle.native import main
 
     assert main([]) == 0
-    assert "native code" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert [line.split(":")[0] for line in said.splitlines()[:3]] == ["few rows", "levels", "decisions"]
+    assert MISSING or "levels: compiled" in said and "decisions: compiled" in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hsd
-from eagle.trees import TreeSettings
+from eagle.trees import TreeSettings, hybrid
 from tests.eagle.toy import MoodyTable, Table, emitted_law, every_outcome, grown_tree, joint_law, merged
 
 CASES = [  # tree, vocabulary, nodes, depth, width, beta
@@ -54,6 +54,14 @@ def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zero
     assert (law - joint_law(target, horizon)).abs().max() < 1e-10
 
 
+@pytest.fixture(params=["native", "tensors"])
+def form(request, monkeypatch):
+    """How a level is chosen: in one native call, where that is possible, or by tensors."""
+    if request.param == "tensors":
+        monkeypatch.setattr(hybrid, "usable", lambda _q: False)
+
+
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("verifier", ["hsd", "token"])
 @pytest.mark.parametrize(("vocab", "settings"), SHAPED)
 @pytest.mark.parametrize("zeros", [0.0, 0.4])

@@ -42,7 +42,7 @@ class TwoRows(Draft):
         super().__init__(drafter, root, drafter.root_logits, softmax, torch.zeros(2, 0))
         self.calls, self.at = calls, 0
 
-    def sample(self, probs, reserved=None):
+    def sample(self, probs, places=None, reserved=None):
         rows = [calls[self.at] if self.at < len(calls) else [] for calls in self.calls]
         self.at += 1
         return torch.tensor([row + [0] * (probs.shape[1] - len(row)) for row in rows])
