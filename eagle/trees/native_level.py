@@ -80,11 +80,14 @@ def native_level(
     for frontier, level in zip(frontiers, chosen):
         functions().hybrid_level(bytes_each, byref(frontier), byref(level))
     width, sampled = max(level.size for level in chosen), max(1, *(level.sampled for level in chosen))
-    outside = outside[:, :sampled]
+    outside, places = outside[:, :sampled], parent[:, :sampled]
     for b, level in enumerate(chosen):
         if level.sampled < sampled:
-            outside[b, level.sampled :] = 1 / columns  # drawn from and not used
-    drawn = draw(outside, parent[:, :sampled])
+            outside[b, level.sampled :] = 1 / columns  # drawn from and not used, with numbers of nobody else
+            others = sorted(set(range(n)) - set(places[b, : level.sampled].tolist()))
+            places = places.clone()
+            places[b, level.sampled :] = torch.tensor(others[: sampled - level.sampled])
+    drawn = draw(outside, places)
     row = torch.full_like(parent, -1)
     for b, level in enumerate(chosen):
         column[b, : level.sampled] = drawn[b, : level.sampled]

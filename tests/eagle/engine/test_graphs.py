@@ -8,10 +8,12 @@ from eagle.drafters import CausalLMDrafter
 from eagle.engine import distributions, session
 from eagle.engine.distributions import Sampling
 from eagle.engine.graphs import GraphRunner, graph_blocker
-from eagle.nn import kv_cache, native
+from eagle.nn import kv_cache
+from eagle.nn import native as few_rows
 from eagle.nn import tree_attention as attention
 from eagle.nn.target import CachedLM
-from eagle.trees import hybrid
+from eagle.trees import hybrid, native_level
+from hsd import native as decisions
 from tests.eagle.tape import HostWait, NoWaits, Operators, Tape
 from tests.eagle.tiny import VOCAB, tiny_head, tiny_target
 
@@ -27,7 +29,8 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(distributions, "sorts_wide_rows", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(session, "follows_rows", lambda _: False)
-    monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")
+    for native in (few_rows, native_level, decisions):
+        monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")
 
 
 def with_head(**changes) -> EagleModel:

@@ -1,6 +1,5 @@
 """A row's tokens are its own: alone, beside others, joining late, next to rows that leave, with any tree."""
 
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -192,8 +191,13 @@ def test_every_number_is_used_once_and_belongs_to_its_row(tree, monkeypatch):
 
         return spy
 
-    verify = sys.modules["hsd.verify"]
-    monkeypatch.setattr(verify, "draw", spied("decide", verify.draw))
+    decide = hsd.decide
+
+    def spied_decide(tree, probs, verifier, uniforms):
+        used["decide"] += uniforms.flatten().tolist()
+        return decide(tree, probs, verifier, uniforms)
+
+    monkeypatch.setattr(hsd, "decide", spied_decide)
     monkeypatch.setattr(hsd, "draw", spied("draft", hsd.draw))
     monkeypatch.setattr(hsd, "draw_distinct", spied("draft", hsd.draw_distinct))
     plan = plan_of(tree)
