@@ -21,8 +21,7 @@ from hsd.tree import DraftTree, TreeBatch
 from hsd.verifiers import VERIFIERS, Verifier, find_verifier
 from hsd.verifiers.inputs import VerifierInput
 
-# Rules that have a native form, and whether a child inherits its weight there.
-IN_ONE_CALL = {VERIFIERS[name].stop_distribution: name == "hsd" for name in ("hsd", "token")}
+IN_ONE_CALL = {VERIFIERS[name].stop_distribution: name for name in native.RULES}
 DRAWS = 2  # uniform numbers of a decision: the stopping node's, the bonus token's
 
 
@@ -91,9 +90,9 @@ def decide(
     if check:
         check_batch_values(batch, target_probs)
     entry, inputs = _prepared(batch, target_probs, verifier)
-    inherit = IN_ONE_CALL.get(entry.stop_distribution)
-    if inherit is not None and native.usable(inputs.target):
-        return native.decide(batch, inputs.target, inputs.proposals, inherit, uniforms)
+    rule = IN_ONE_CALL.get(entry.stop_distribution)
+    if rule is not None and native.usable(inputs.target):
+        return native.decide(batch, inputs.target, inputs.proposals, rule, uniforms)
     return _draw(inputs, entry.stop_distribution(inputs), uniforms)
 
 

@@ -18,12 +18,13 @@ from hsd.outcome import Decision
 from hsd.tree import TreeBatch
 
 SOURCE = Path(__file__).with_name("decide.cpp")
+RULES = {"token": 0, "hsd": 1, "greedy": 2}
 DTYPES = (torch.float32, torch.float64)
 
 
 class _Trees(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("batch", "nodes", "slots", "proposals", "columns", "vocabulary", "inherit")),
+        *((name, c_int64) for name in ("batch", "nodes", "slots", "proposals", "columns", "vocabulary", "rule")),
         *((name, c_void_p) for name in ("tokens", "parents", "depths", "rows", "target", "d", "support", "uniforms")),
         ("stride", c_int64),
         *((name, c_void_p) for name in ("path", "accepted", "token", "expected", "stop")),
@@ -66,8 +67,8 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     return found
 
 
-def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, inherit: bool, uniforms: Tensor) -> Decision:
-    """As `hsd.decide`: branch-wise HSD where a child inherits its weight, token-wise where it does not.
+def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, rule: str, uniforms: Tensor) -> Decision:
+    """As `hsd.decide`, by one of `RULES`.
 
     target, proposals   of one of `DTYPES`, the same
     Raises ValueError where a token, a parent, a depth or a row of `proposals` is out of range.
@@ -82,7 +83,7 @@ def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, inherit: 
     expected, stop = target.new_empty(size), target.new_empty(size, nodes)
     rows, columns = (0, 0) if proposals is None else proposals.shape[1:]
     trees = _Trees(
-        size, nodes, slots, rows, columns, target.shape[2], inherit,
+        size, nodes, slots, rows, columns, target.shape[2], RULES[rule],
         *(field.data_ptr() for field in read), *(None if field is None else field.data_ptr() for field in given),
         numbers.data_ptr(), numbers.stride(0),
         *(field.data_ptr() for field in (path, accepted, token, expected, stop)),

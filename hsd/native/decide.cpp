@@ -45,9 +45,11 @@ template <class T> int64_t invert(const T *weights, int64_t count, double share)
 
 }  // namespace
 
+enum { TOKEN_WISE, BRANCH_WISE, GREEDY };
+
 struct Trees {  // see `hsd.TreeBatch` and `hsd.Decision`; everything is contiguous but uniforms
     int64_t batch, nodes, slots, proposals, columns, vocabulary;  // B, N, K + 1, M, Vd, V
-    int64_t inherit;                                              // whether a child starts with the weight it was given
+    int64_t rule;                                                 // which of the rules below
     const int64_t *tokens, *parents, *depths, *rows;              // [B, N]; rows of d: of a point mass -1, of padding -2
     const void *target, *d;                                       // [B, N, V], [B, M, Vd]
     const int64_t *support;                                       // [Vd]; null: all tokens
@@ -73,7 +75,7 @@ template <class T> class Tree {
     }
 
     // P(the accepted path ends at each node).
-    std::vector<double> stop() const { return all.inherit ? stop_by_branches() : stop_by_tokens(); }
+    std::vector<double> stop() const { return all.rule == BRANCH_WISE ? stop_by_branches() : stop_by_tokens(); }
 
     // One draw from what the children of node v leave of its distribution.
     int64_t bonus(int64_t v, double uniform) const {
@@ -95,7 +97,7 @@ template <class T> class Tree {
     }
 
   private:
-    double start(int64_t v) const { return all.inherit ? weight[v] : 1; }
+    double start(int64_t v) const { return all.rule == BRANCH_WISE ? weight[v] : 1; }
 
     std::vector<int64_t> children(int64_t v) const {
         std::vector<int64_t> found;
@@ -209,22 +211,55 @@ bool indices_are_sound(const Trees &trees) {
     return true;
 }
 
-template <class T> void decide(const Trees &trees, int64_t row) {
+struct Outcome {
+    std::vector<double> stop;
+    int64_t node, token;
+};
+
+template <class T> Outcome drawn(const Trees &trees, int64_t row) {
     const Tree<T> tree(trees, row);
-    const std::vector<double> law = tree.stop();
+    const auto stop = tree.stop();
     const double *uniform = trees.uniforms + row * trees.stride;
-    int64_t node = invert(law.data(), trees.nodes, uniform[0]);
-    trees.token[row] = tree.bonus(node, uniform[1]);
+    const int64_t node = invert(stop.data(), trees.nodes, uniform[0]);
+    return {stop, node, tree.bonus(node, uniform[1])};
+}
+
+template <class T> int64_t mode(const T *p, int64_t count) {
+    T largest = p[0];
+#pragma omp simd reduction(max : largest)
+    for (int64_t i = 1; i < count; i++) largest = std::max(largest, p[i]);
+    return std::find_if(p, p + count - 1, [=](T value) { return !(value < largest); }) - p;
+}
+
+template <class T> Outcome longest_greedy_path(const Trees &trees, int64_t row) {  // see hsd/verifiers/greedy.py
+    const int64_t count = trees.nodes, first = row * count;
+    const T *p = static_cast<const T *>(trees.target) + first * trees.vocabulary;
+    std::vector<int64_t> following(count, -1);  // y of the nodes that are right
+    int64_t deepest = 0;
+    for (int64_t v = 0; v < count; v++) {
+        const bool matches = v == 0 || following[trees.parents[first + v]] == trees.tokens[first + v];
+        if (!matches || trees.rows[first + v] < -1) continue;
+        following[v] = mode(p + v * trees.vocabulary, trees.vocabulary);
+        if (trees.depths[first + v] > trees.depths[first + deepest]) deepest = v;
+    }
+    std::vector<double> stop(count, 0);
+    stop[deepest] = 1;
+    return {stop, deepest, following[deepest]};
+}
+
+template <class T> void decide(const Trees &trees, int64_t row) {
+    const auto [stop, last, token] = trees.rule == GREEDY ? longest_greedy_path<T>(trees, row) : drawn<T>(trees, row);
+    trees.token[row] = token;
     double expected = 0;
     for (int64_t v = 0; v < trees.nodes; v++) {
-        static_cast<T *>(trees.stop)[row * trees.nodes + v] = law[v];
-        expected += law[v] * trees.depths[row * trees.nodes + v];
+        static_cast<T *>(trees.stop)[row * trees.nodes + v] = stop[v];
+        expected += stop[v] * trees.depths[row * trees.nodes + v];
     }
     static_cast<T *>(trees.expected)[row] = expected;
     int64_t *path = trees.path + row * trees.slots;
     std::fill(path, path + trees.slots, -1);
-    trees.accepted[row] = trees.depths[row * trees.nodes + node];
-    for (; node >= 0; node = trees.parents[row * trees.nodes + node]) path[trees.depths[row * trees.nodes + node]] = node;
+    trees.accepted[row] = trees.depths[row * trees.nodes + last];
+    for (int64_t v = last; v >= 0; v = trees.parents[row * trees.nodes + v]) path[trees.depths[row * trees.nodes + v]] = v;
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ def assert_same(one: hsd.Decision, other: hsd.Decision, tolerance: float) -> Non
     assert torch.allclose(one.expected_accepted, other.expected_accepted, rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("verifier", ["hsd", "token"])
+@pytest.mark.parametrize("verifier", native.RULES)
 @pytest.mark.parametrize("seed", range(len(TREES)))
 def test_decisions_are_the_tensors(seed: int, verifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of any tree: any order of top-k and sampled children, repeats, zeros, draft vocabularies."""
