@@ -20,8 +20,8 @@ def report(_options: argparse.Namespace) -> None:
     known = {number: name for name, number in few_rows.INSTRUCTIONS.items()}
     missing = few_rows.unavailable()
     print("few rows:", missing or f"{known[few_rows.load().instructions]}, {few_rows.build()}")
-    for name, reason in (("levels", native_level.unavailable()), ("decisions", decisions.unavailable())):
-        print(f"{name}: {reason or 'compiled'}")
+    for name, library in (("levels", native_level.LIBRARY), ("decisions", decisions.LIBRARY)):
+        print(f"{name}: {library.unavailable or 'compiled'}")
     if missing:
         print("What is not compiled goes through torch.")
 

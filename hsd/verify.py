@@ -91,7 +91,7 @@ def decide(
         check_batch_values(batch, target_probs)
     entry, inputs = _prepared(batch, target_probs, verifier)
     rule = IN_ONE_CALL.get(entry.stop_distribution)
-    if rule is not None and native.usable(inputs.target):
+    if rule is not None and native.LIBRARY.reads(inputs.target):
         return native.decide(batch, inputs.target, inputs.proposals, rule, uniforms)
     return _draw(inputs, entry.stop_distribution(inputs), uniforms)
 

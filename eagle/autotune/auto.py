@@ -31,7 +31,8 @@ from eagle.checkpoints.fingerprint import local_directory, weights_fingerprint
 from eagle.digests import sha256
 from eagle.engine.distributions import is_greedy
 from eagle.nn import native
-from eagle.trees import LEVELS, greedy_tree
+from eagle.trees import LEVELS, greedy_tree, native_level
+from hsd import native as decisions
 
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 BRIEF_STATES = 16  # per temperature, where there is no calibration
@@ -201,6 +202,7 @@ class AutoTree:
                 "dtype": str(model.target.model.dtype),
                 "attention": model.target.attention,
                 "decoder": model.target.decoder_because or native.unavailable() or native.build().stem,
+                "drafts": f"{native_level.LIBRARY.version}, {decisions.LIBRARY.version}",
                 **machine(model.device),
             }
             self._costs = StepCosts(None if None in self.fingerprints else key)

@@ -36,7 +36,7 @@ import hsd
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
 from eagle.trees.grown import Level, Sizes, even_level, grow_levels
 from eagle.trees.level_budget import child_gains, level_sizes
-from eagle.trees.native_level import native_level, usable
+from eagle.trees.native_level import LIBRARY, native_level
 
 TINY = 1e-20  # keeps d a distribution when S holds all of q; the d recorded is the one sampled from
 
@@ -64,7 +64,7 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
     def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:
         most = settings.nodes - 1 if follows else even_level(max(left), below)  # no function of other rows' trees
         believed = sharpened(q, settings.sharpness)
-        if follows and usable(q):
+        if follows and LIBRARY.reads(q):
             return native_level(q, believed, reach, left, below, min(most, settings.width or most), beta, draw)
         candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
         sizes = level_sizes(candidates.values, left, below, beta) if follows else None

@@ -5,8 +5,7 @@ Shapes: B batch, n frontier nodes, w nodes of the level, s sampled ones of them 
 """
 
 from collections.abc import Callable
-from ctypes import CDLL, Structure, byref, c_double, c_int64, c_void_p
-from functools import cache
+from ctypes import Structure, byref, c_double, c_int64, c_void_p
 from pathlib import Path
 
 import torch
@@ -14,10 +13,9 @@ from torch import Tensor
 
 from eagle.trees.grown import Level
 from eagle.trees.level_budget import expected_subtree_size
-from hsd.native.build import Unavailable, load
+from hsd.native.build import Library
 
-SOURCE = Path(__file__).with_name("level.cpp")
-DTYPES = (torch.float32, torch.float64)
+LIBRARY = Library(Path(__file__).with_name("level.cpp"))
 Draw = Callable[
     [Tensor, Tensor], Tensor
 ]  # (distributions [B, s, Vd], frontier nodes Int64[B, s]) -> columns Int64[B, s]
@@ -39,27 +37,6 @@ class _Chosen(Structure):
     ]
 
 
-@cache
-def functions() -> CDLL:
-    """The compiled functions. Raises `Unavailable`."""
-    return load([SOURCE])
-
-
-@cache
-def unavailable() -> str | None:
-    """Why there are none; None: there are."""
-    try:
-        functions()
-    except Unavailable as error:
-        return str(error)
-    return None
-
-
-def usable(q: Tensor) -> bool:
-    """Whether the functions can read these distributions, and are there."""
-    return type(q) is Tensor and q.is_cpu and q.dtype in DTYPES and unavailable() is None
-
-
 def native_level(
     q: Tensor, believed: Tensor, reach: Tensor, left: list[int], below: int, most: int, beta: float, draw: Draw
 ) -> Level:
@@ -78,7 +55,7 @@ def native_level(
     ]  # fmt: skip
     chosen = [_Chosen(column[b].data_ptr(), parent[b].data_ptr(), 0, 0, outside[b].data_ptr()) for b in range(batch)]
     for frontier, level in zip(frontiers, chosen):
-        functions().hybrid_level(bytes_each, byref(frontier), byref(level))
+        LIBRARY.functions.hybrid_level(bytes_each, byref(frontier), byref(level))
     width, sampled = max(level.size for level in chosen), max(1, *(level.sampled for level in chosen))
     outside, places = outside[:, :sampled], parent[:, :sampled]
     for b, level in enumerate(chosen):
@@ -98,7 +75,7 @@ def native_level(
     def follow() -> Tensor:
         found = held[1].new_full((batch, most), -1)
         for b, (frontier, level) in enumerate(zip(frontiers, chosen)):
-            functions().hybrid_reach(bytes_each, byref(frontier), byref(level), c_void_p(found[b].data_ptr()))
+            LIBRARY.functions.hybrid_reach(bytes_each, byref(frontier), byref(level), c_void_p(found[b].data_ptr()))
         return found[:, :width]
 
     sizes = [level.size for level in chosen]

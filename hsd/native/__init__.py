@@ -6,20 +6,18 @@ Where nothing can be compiled (hsd/native/build.py) the tensors compute everythi
 
 from __future__ import annotations
 
-from ctypes import CDLL, Structure, byref, c_int64, c_void_p
-from functools import cache
+from ctypes import Structure, byref, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hsd.native.build import Unavailable, load
+from hsd.native.build import Library
 from hsd.outcome import Decision
 from hsd.tree import TreeBatch
 
-SOURCE = Path(__file__).with_name("decide.cpp")
+LIBRARY = Library(Path(__file__).with_name("decide.cpp"))
 RULES = {"token": 0, "hsd": 1, "greedy": 2}
-DTYPES = (torch.float32, torch.float64)
 
 
 class _Trees(Structure):
@@ -31,34 +29,11 @@ class _Trees(Structure):
     ]
 
 
-@cache
-def functions() -> CDLL:
-    """The compiled functions. Raises `Unavailable`."""
-    library = load([SOURCE])
-    library.hsd_decide.restype = c_int64
-    return library
-
-
-@cache
-def unavailable() -> str | None:
-    """Why there are none; None: there are."""
-    try:
-        functions()
-    except Unavailable as error:
-        return str(error)
-    return None
-
-
-def usable(probs: Tensor) -> bool:
-    """Whether the functions can read these probabilities, and are there."""
-    return type(probs) is Tensor and probs.is_cpu and probs.dtype in DTYPES and unavailable() is None
-
-
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """As `hsd.draw`."""
     probs, uniform = probs.contiguous(), uniform.double().expand(probs.shape[:-1]).contiguous()
     found = torch.empty(probs.shape[:-1], dtype=torch.int64)
-    functions().hsd_draw(
+    LIBRARY.functions.hsd_draw(
         *map(c_int64, (torch.get_num_threads(), probs.element_size())),
         c_void_p(probs.data_ptr()),
         *map(c_int64, (found.numel(), probs.shape[-1])),
@@ -70,7 +45,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
 def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, rule: str, uniforms: Tensor) -> Decision:
     """As `hsd.decide`, by one of `RULES`.
 
-    target, proposals   of one of `DTYPES`, the same
+    target, proposals   float32 or float64, the same
     Raises ValueError where a token, a parent, a depth or a row of `proposals` is out of range.
     """
     (size, nodes), slots = batch.tokens.shape, batch.layout.depth + 1
@@ -88,7 +63,7 @@ def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, rule: str
         numbers.data_ptr(), numbers.stride(0),
         *(field.data_ptr() for field in (path, accepted, token, expected, stop)),
     )  # fmt: skip
-    if functions().hsd_decide(c_int64(torch.get_num_threads()), c_int64(target.element_size()), byref(trees)):
+    if LIBRARY.functions.hsd_decide(c_int64(torch.get_num_threads()), c_int64(target.element_size()), byref(trees)):
         raise ValueError(
             "a token, parent, depth or proposal row of the trees is out of range: decide(..., check=True) says which"
         )

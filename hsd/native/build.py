@@ -14,16 +14,49 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+DTYPES = (torch.float32, torch.float64)
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w")
 SECONDS_TO_COMPILE = 300
 
 
 class Unavailable(RuntimeError):
     """Why there is no native code here; the message ends a sentence that begins with "no native code: "."""
+
+
+class Library:
+    """Functions on probabilities, from C++ files (see `build`), compiled and loaded when first asked for."""
+
+    def __init__(self, *sources: Path) -> None:
+        self.sources = sources
+
+    @cached_property
+    def functions(self) -> ctypes.CDLL:
+        """The loaded library. Raises `Unavailable`."""
+        return load(self.sources)
+
+    @cached_property
+    def unavailable(self) -> str | None:
+        """Why there is none; None: there is."""
+        try:
+            self.functions  # noqa: B018
+        except Unavailable as error:
+            return str(error)
+        return None
+
+    @property
+    def version(self) -> str:
+        """A name of the code that runs here, or why there is none."""
+        return self.unavailable or build(self.sources).stem
+
+    def reads(self, probs: Tensor) -> bool:
+        """Whether the functions can read these, and are there."""
+        return type(probs) is Tensor and probs.is_cpu and probs.dtype in DTYPES and self.unavailable is None
 
 
 def load(sources: Sequence[Path]) -> ctypes.CDLL:

@@ -9,7 +9,9 @@ import hsd
 from hsd import native
 from tests.hsd.random_trees import random_probs, random_tree, uniforms
 
-pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=f"no native code: {native.unavailable()}")
+pytestmark = pytest.mark.skipif(
+    native.LIBRARY.unavailable is not None, reason=f"no native code: {native.LIBRARY.unavailable}"
+)
 TREES = [
     {
         "nodes": 1 + seed % 12,
@@ -22,7 +24,7 @@ TREES = [
 
 
 def by_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "usable", lambda _probs: False)
+    monkeypatch.setattr(native.LIBRARY, "unavailable", "not in this test")
 
 
 def assert_same(one: hsd.Decision, other: hsd.Decision, tolerance: float) -> None:

@@ -29,8 +29,10 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(distributions, "sorts_wide_rows", lambda _: False)
     monkeypatch.setitem(kv_cache.SMALLEST, "cpu", 16)
     monkeypatch.setattr(session, "follows_rows", lambda _: False)
-    for native in (few_rows, native_level, decisions):
-        monkeypatch.setattr(native, "unavailable", lambda: "the tape has operators of torch alone")
+    reason = "the tape has operators of torch alone"
+    monkeypatch.setattr(few_rows, "unavailable", lambda: reason)
+    for library in (native_level.LIBRARY, decisions.LIBRARY):
+        monkeypatch.setattr(library, "unavailable", reason)
 
 
 def with_head(**changes) -> EagleModel:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hsd
-from eagle.trees import TreeSettings, hybrid
+from eagle.trees import TreeSettings, native_level
 from tests.eagle.toy import MoodyTable, Table, emitted_law, every_outcome, grown_tree, joint_law, merged
 
 CASES = [  # tree, vocabulary, nodes, depth, width, beta
@@ -58,7 +58,7 @@ def test_emitted_law_is_the_targets(name, vocab, nodes, depth, width, beta, zero
 def form(request, monkeypatch):
     """How a level is chosen: in one native call, where that is possible, or by tensors."""
     if request.param == "tensors":
-        monkeypatch.setattr(hybrid, "usable", lambda _q: False)
+        monkeypatch.setattr(native_level.LIBRARY, "unavailable", "not in this test")
 
 
 @pytest.mark.usefixtures("form")
