@@ -83,6 +83,7 @@ struct Scratch {  // floats, aligned; not initialised
 namespace wide {
 using F = __m512;
 constexpr int LANES = 16;
+constexpr int64_t INPUTS_AT_ONCE = INT64_MAX;  // bytes of 8 rows; of wider ones 4 at once
 constexpr int outputs_at_once(int rows) { return rows <= 2 ? 8 : rows <= 4 ? 4 : 2; }  // 16 sums or fewer in registers
 
 INLINE F set(float x) { return _mm512_set1_ps(x); }
@@ -148,6 +149,7 @@ namespace avx2 {
 using F = __m256;
 constexpr int LANES = 8;
 constexpr int outputs_at_once(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
+constexpr int64_t INPUTS_AT_ONCE = 32 << 10;  // bytes of 8 rows that the nearest cache holds; of wider ones 4 at once
 
 INLINE F set(float x) { return _mm256_set1_ps(x); }
 INLINE F load(const float *p) { return _mm256_loadu_ps(p); }

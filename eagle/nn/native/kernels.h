@@ -114,10 +114,10 @@ template <class T>
 TARGET void product(const T *w, int64_t in, int64_t out, const Rows<T> &x, int64_t rows, float *y, int64_t stride) {
     constexpr decltype(&outputs<T, 1>) of_rows[] = {outputs<T, 1>, outputs<T, 2>, outputs<T, 3>, outputs<T, 4>,
                                                      outputs<T, 5>, outputs<T, 6>, outputs<T, 7>, outputs<T, 8>};
-    const int64_t block = rows <= 8 ? out : 16;
+    const int64_t together = 8 * x.width * sizeof(*x.data) <= INPUTS_AT_ONCE ? 8 : 4, block = rows <= together ? out : 16;
     for (int64_t o = 0; o < out; o += block)
-        for (int64_t r = 0; r < rows; r += 8)
-            of_rows[std::min<int64_t>(rows - r, 8) - 1](w + o * in, in, std::min(block, out - o), x.data + r * x.width,
+        for (int64_t r = 0; r < rows; r += together)
+            of_rows[std::min(rows - r, together) - 1](w + o * in, in, std::min(block, out - o), x.data + r * x.width,
                                                         x.width, y + r * stride + o, stride);
 }
 
