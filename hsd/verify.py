@@ -40,7 +40,8 @@ def stopping_law(
     `check` also rows that do not sum to 1, tokens out of range, parents out of order, a sampled token with
     d_i = 0.
     """
-    inputs, distribution = _solve_one(tree, target_probs, verifier, check)
+    batch = _checked(tree, target_probs, verifier, check)
+    inputs, distribution = _solve(batch, target_probs[None], verifier)
 
     def residual(node: int | Tensor) -> Tensor:
         return distribution.residual(torch.as_tensor(node, device=target_probs.device).reshape(1))[0]
@@ -63,7 +64,7 @@ def verify(
     """
     device = torch.device("cpu") if generator is None else generator.device
     uniforms = torch.rand(1, DRAWS, dtype=torch.float64, generator=generator, device=device).to(target_probs.device)
-    decision = _draw(*_solve_one(tree, target_probs, verifier, check), uniforms)
+    decision = _decide(_checked(tree, target_probs, verifier, check), target_probs[None], verifier, uniforms)
     path = decision.path[0]
     return Verdict(path[path >= 0], decision.token[0])
 
@@ -89,22 +90,26 @@ def decide(
     check_target_shape(batch, target_probs)
     if check:
         check_batch_values(batch, target_probs)
-    entry, inputs = _prepared(batch, target_probs, verifier)
-    rule = IN_ONE_CALL.get(entry.stop_distribution)
-    if rule is not None and native.LIBRARY.reads(inputs.target):
-        return native.decide(batch, inputs.target, inputs.proposals, rule, uniforms)
-    return _draw(inputs, entry.stop_distribution(inputs), uniforms)
+    return _decide(batch, target_probs, verifier, uniforms)
 
 
-def _solve_one(
-    tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, check: bool
-) -> tuple[VerifierInput, StopDistribution]:
+def _checked(tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, check: bool) -> TreeBatch:
+    """The tree as a batch of one."""
     if isinstance(verifier, str):
         find_verifier(verifier)
     check_target_shape(tree, target_probs)
     if check:
         check_values(tree, target_probs)
-    return _solve(TreeBatch.of_one(tree), target_probs[None], verifier)
+    return TreeBatch.of_one(tree)
+
+
+def _decide(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier, uniforms: Tensor) -> Decision:
+    """By native code where it has the rule and reads the numbers, else by tensors."""
+    entry, inputs = _prepared(batch, target_probs, verifier)
+    rule = IN_ONE_CALL.get(entry.stop_distribution)
+    if rule is not None and native.LIBRARY.reads(inputs.target):
+        return native.decide(batch, inputs.target, inputs.proposals, rule, uniforms)
+    return _draw(inputs, entry.stop_distribution(inputs), uniforms)
 
 
 def _solve(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier) -> tuple[VerifierInput, StopDistribution]:
