@@ -20,6 +20,7 @@ may depend on its token. No node is dropped afterwards: reaches depend on sample
 be lossless. Derivation: docs/hybrid-trees.md. At temperature 0 the tree is `topk` instead.
 
 In all of this but d, q is the draft distribution to the power `sharpness`, renormalised: how sure the head may be.
+On a CPU one native call chooses a level (eagle/trees/native_level.py); the tensors here say what it computes.
 
 Shapes: B batch, n frontier nodes, t top-k candidates per node, w slots of a level, Vd draft vocabulary.
 """
@@ -58,7 +59,6 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
     if settings.nodes == 1:
         return root_only(draft.root)
     beta, follows = settings.beta, (settings.levels or levels_on(draft.root.device)) == "ragged"
-
     draw = partial(draft.sample, reserved=settings.nodes)
 
     def pick(q: Tensor, reach: Tensor, left: list[int], below: int) -> Level:

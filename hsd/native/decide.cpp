@@ -30,12 +30,12 @@ template <class T> int64_t invert(const T *weights, int64_t count, double share)
     }
     const double point = share * (total * BELOW_ONE);
     double running = 0;
-    int64_t found = count - 1;  // where a sum is not a number, or of the last block less than its mass by rounding
+    int64_t found = count - 1;  // the answer where a sum is not a number
     for (int64_t block = 0; block < static_cast<int64_t>(mass.size()); running += mass[block++]) {
         if (!(running + mass[block] > point)) continue;
         for (int64_t i = block * BLOCK; i < std::min(count, (block + 1) * BLOCK); i++) {
             if (!(weights[i] > 0)) continue;
-            found = i, running += weights[i];
+            found = i, running += weights[i];  // the last one, where these add up to less than the block's mass
             if (running > point) break;
         }
         break;
