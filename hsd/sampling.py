@@ -27,7 +27,7 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     No host synchronization. A token of probability 0 is never drawn. Over a large vocabulary the block of columns that
     holds the point is found first: a running sum over all of them costs more than a softmax.
     """
-    if native.LIBRARY.reads(probs):
+    if native.LIBRARY.reads(probs, uniform):
         return native.draw(probs, uniform)
     share, block = uniform[..., None], math.gcd(probs.shape[-1], BLOCK)
     if block < SMALLEST_BLOCK or probs.shape[-1] <= 4 * block:

@@ -17,11 +17,11 @@ from hsd import native
 from hsd.checks import check_batch_values, check_path, check_target_shape, check_values
 from hsd.outcome import Decision, StopDistribution, StoppingLaw, Verdict
 from hsd.sampling import draw
-from hsd.tree import DraftTree, TreeBatch
+from hsd.tree import DraftTree, TreeBatch, describe
 from hsd.verifiers import VERIFIERS, Verifier, find_verifier
 from hsd.verifiers.inputs import VerifierInput
 
-IN_ONE_CALL = {VERIFIERS[name].stop_distribution: name for name in native.RULES}
+IN_ONE_CALL = [(VERIFIERS[name].stop_distribution, name) for name in native.RULES]
 DRAWS = 2  # uniform numbers of a decision: the stopping node's, the bonus token's
 
 
@@ -88,6 +88,8 @@ def decide(
     static. Raises ValueError as `stopping_law` does.
     """
     check_target_shape(batch, target_probs)
+    if uniforms.shape != (len(batch), DRAWS):
+        raise ValueError(f"uniforms is {describe(uniforms)}: expected [{len(batch)}, {DRAWS}], a row per tree")
     if check:
         check_batch_values(batch, target_probs)
     return _decide(batch, target_probs, verifier, uniforms)
@@ -106,8 +108,10 @@ def _checked(tree: DraftTree, target_probs: Tensor, verifier: str | Verifier, ch
 def _decide(batch: TreeBatch, target_probs: Tensor, verifier: str | Verifier, uniforms: Tensor) -> Decision:
     """By native code where it has the rule and reads the numbers, else by tensors."""
     entry, inputs = _prepared(batch, target_probs, verifier)
-    rule = IN_ONE_CALL.get(entry.stop_distribution)
-    if rule is not None and native.LIBRARY.reads(inputs.target):
+    rule = next((name for function, name in IN_ONE_CALL if function is entry.stop_distribution), None)
+    fields = (batch.tokens, batch.parents, batch.depths, batch.proposal_rows, uniforms)
+    given = [field for field in (inputs.proposals, batch.support) if field is not None]
+    if rule is not None and native.LIBRARY.reads(inputs.target, *fields, *given):
         return native.decide(batch, inputs.target, inputs.proposals, rule, uniforms)
     return _draw(inputs, entry.stop_distribution(inputs), uniforms)
 

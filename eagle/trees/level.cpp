@@ -44,7 +44,7 @@ template <class T> Likeliest<T> likeliest(const T *q, int64_t columns, int64_t c
             std::pop_heap(found.begin(), found.end(), better);
             found.pop_back();
         }
-        found.emplace_back(q[c], c);
+        found.emplace_back(q[c] > 0 ? q[c] : 0, c);  // not a number: 0
         std::push_heap(found.begin(), found.end(), better);
     }
     std::sort_heap(found.begin(), found.end(), better);
@@ -76,7 +76,7 @@ void add_candidates(const Frontier &f, int64_t v, double reach, const T *q, cons
     for (size_t k = 0; k <= top.size(); k++) {
         if (k > 0) mass += top[k - 1].first, spread += top[k - 1].first * (1. - top[k - 1].first);
         const double rest = std::max(1 - mass, 0.) * std::max(1 - squares - spread, 0.) * (1 - f.beta);
-        candidates.push_back({std::max(missed - rest, 0.) * reach, static_cast<int64_t>(k) * f.n + v});
+        candidates.push_back({missed > rest && reach > 0 ? (missed - rest) * reach : 0, static_cast<int64_t>(k) * f.n + v});
         missed = rest;
     }
 }

@@ -58,11 +58,11 @@ def expected_subtree_size(beta: float, below: int) -> Tensor:
 @lru_cache(2**16)
 def _subtree_size(beta: float, below: int) -> Tensor:
     if below == 0:
-        return torch.ones(STEPS)
-    ratio, share = torch.tensor(TYPICAL).T
-    top_q = (1 - ratio) * ratio ** torch.arange(CHILDREN)[:, None]
+        return torch.ones(STEPS, dtype=torch.float32, device="cpu")
+    ratio, share = torch.tensor(TYPICAL, dtype=torch.float32, device="cpu").T
+    top_q = (1 - ratio) * ratio ** torch.arange(CHILDREN, device=ratio.device)[:, None]
     gains = child_gains(pad(top_q, (0, 0, 1, 0)), (1 - ratio) / (1 + ratio), beta).T.clamp(min=TINY)
-    place = torch.arange(STEPS)[:, None, None] + (gains.log() / STEP)
+    place = torch.arange(STEPS, device=ratio.device)[:, None, None] + (gains.log() / STEP)
     taken = _subtree_size(beta, below - 1)[place.clamp(0, STEPS - 1).long()].masked_fill(place < 0, 0)
     return 1 + taken.sum(-1) @ share
 

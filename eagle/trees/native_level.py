@@ -44,7 +44,7 @@ def native_level(
     (batch, n, columns), bytes_each = q.shape, c_int64(q.element_size())
     q, believed, reach = q.contiguous(), believed.contiguous(), reach.to(q.dtype).contiguous()
     typical = expected_subtree_size(beta, below)
-    column, parent = torch.zeros(2, batch, most, dtype=torch.int64)
+    column, parent = torch.zeros(2, batch, most, dtype=torch.int64, device=q.device)
     outside = q.new_empty(batch, min(n, most), columns)
     frontiers = [
         _Frontier(
@@ -63,14 +63,14 @@ def native_level(
             outside[b, level.sampled :] = 1 / columns  # drawn from and not used, with numbers of nobody else
             others = sorted(set(range(n)) - set(places[b, : level.sampled].tolist()))
             places = places.clone()
-            places[b, level.sampled :] = torch.tensor(others[: sampled - level.sampled])
+            places[b, level.sampled :] = torch.tensor(others[: sampled - level.sampled], device=q.device)
     drawn = draw(outside, places)
     row = torch.full_like(parent, -1)
     for b, level in enumerate(chosen):
         column[b, : level.sampled] = drawn[b, : level.sampled]
-        row[b, : level.sampled] = torch.arange(level.sampled)
+        row[b, : level.sampled] = torch.arange(level.sampled, device=q.device)
 
-    held = believed, reach, column, parent  # what the pointers point to
+    held = believed, reach, column, parent, typical  # what the pointers point to
 
     def follow() -> Tensor:
         found = held[1].new_full((batch, most), -1)

@@ -32,7 +32,7 @@ class _Trees(Structure):
 def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """As `hsd.draw`."""
     probs, uniform = probs.contiguous(), uniform.double().expand(probs.shape[:-1]).contiguous()
-    found = torch.empty(probs.shape[:-1], dtype=torch.int64)
+    found = torch.empty(probs.shape[:-1], dtype=torch.int64, device="cpu")
     LIBRARY.functions.hsd_draw(
         *map(c_int64, (torch.get_num_threads(), probs.element_size())),
         c_void_p(probs.data_ptr()),
@@ -54,7 +54,7 @@ def decide(batch: TreeBatch, target: Tensor, proposals: Tensor | None, rule: str
     given = [None if field is None else field.contiguous() for field in (proposals, batch.support)]
     numbers = uniforms.double()
     numbers = numbers if numbers.stride(-1) == 1 else numbers.contiguous()
-    path, accepted, token = (torch.empty(shape, dtype=torch.int64) for shape in ((size, slots), size, size))
+    path, accepted, token = (batch.tokens.new_empty(shape) for shape in ((size, slots), size, size))
     expected, stop = target.new_empty(size), target.new_empty(size, nodes)
     rows, columns = (0, 0) if proposals is None else proposals.shape[1:]
     trees = _Trees(

@@ -52,11 +52,12 @@ class Library:
     @property
     def version(self) -> str:
         """A name of the code that runs here, or why there is none."""
-        return self.unavailable or build(self.sources).stem
+        return self.unavailable or Path(self.functions._name).stem  # noqa: SLF001
 
-    def reads(self, probs: Tensor) -> bool:
-        """Whether the functions can read these, and are there."""
-        return type(probs) is Tensor and probs.is_cpu and probs.dtype in DTYPES and self.unavailable is None
+    def reads(self, probs: Tensor, *others: Tensor) -> bool:
+        """Whether the functions can read probabilities and other tensors, and are there."""
+        plain = all(type(tensor) is Tensor and tensor.is_cpu for tensor in (probs, *others))
+        return plain and probs.dtype in DTYPES and self.unavailable is None
 
 
 def load(sources: Sequence[Path]) -> ctypes.CDLL:
@@ -90,8 +91,12 @@ def build(sources: Sequence[Path]) -> Path:
 
 
 def _cache_directory() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("EAGLE_NATIVE_CACHE") or Path(base, "eagle-native"))
+    if "EAGLE_NATIVE_CACHE" in os.environ:
+        return Path(os.environ["EAGLE_NATIVE_CACHE"])
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "eagle-native")
+    except RuntimeError as error:  # a user without a home
+        raise Unavailable(f"{error}; EAGLE_NATIVE_CACHE names a directory for the compiled files") from error
 
 
 def _compile(command: list[str], path: Path) -> None:
@@ -100,8 +105,9 @@ def _compile(command: list[str], path: Path) -> None:
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-o", unfinished], capture_output=True, text=True, timeout=SECONDS_TO_COMPILE, check=False
-        )
+            [*command, "-o", unfinished],
+            capture_output=True, text=True, errors="replace", timeout=SECONDS_TO_COMPILE, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise Unavailable(f"{command[0]} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
         os.replace(unfinished, path)

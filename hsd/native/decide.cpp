@@ -12,6 +12,7 @@ namespace {
 
 constexpr double BELOW_ONE = 1 - 1.0 / (int64_t(1) << 53);  // the largest float64 below 1
 constexpr int64_t BLOCK = 256;                              // weights that are passed over at once
+constexpr int64_t WORTH_THREADS = 1 << 15;                  // numbers that one thread reads faster than two wake up
 
 template <class T> double sum(const T *weights, int64_t count) {
     double total = 0;
@@ -141,7 +142,7 @@ template <class T> class Tree {
             } else {
                 value = 0;
             }
-            weight[i] = std::min(1., value / std::max<double>(left[v] * di, std::numeric_limits<T>::min()));
+            weight[i] = std::min(value / std::max<double>(left[v] * di, std::numeric_limits<T>::min()), 1.);  // NaN stays
             left[v] -= taken;
         }
     }
@@ -238,7 +239,7 @@ template <class T> Outcome longest_greedy_path(const Trees &trees, int64_t row) 
     int64_t deepest = 0;
     for (int64_t v = 0; v < count; v++) {
         const bool matches = v == 0 || following[trees.parents[first + v]] == trees.tokens[first + v];
-        if (!matches || trees.rows[first + v] < -1) continue;
+        if (!matches || (v > 0 && trees.rows[first + v] < -1)) continue;
         following[v] = mode(p + v * trees.vocabulary, trees.vocabulary);
         if (trees.depths[first + v] > trees.depths[first + deepest]) deepest = v;
     }
@@ -266,7 +267,7 @@ template <class T> void decide(const Trees &trees, int64_t row) {
 
 extern "C" void hsd_draw(int64_t threads, int64_t bytes, const void *weights, int64_t rows, int64_t columns,
                          const double *uniforms, int64_t *found) {
-#pragma omp parallel for num_threads(threads) if (rows > 1)
+#pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1 && rows * columns > WORTH_THREADS)
     for (int64_t row = 0; row < rows; row++)
         found[row] = bytes == 4 ? invert(static_cast<const float *>(weights) + row * columns, columns, uniforms[row])
                                 : invert(static_cast<const double *>(weights) + row * columns, columns, uniforms[row]);
@@ -275,7 +276,8 @@ extern "C" void hsd_draw(int64_t threads, int64_t bytes, const void *weights, in
 // Returns 1, having done nothing, where an index of the trees points nowhere.
 extern "C" int64_t hsd_decide(int64_t threads, int64_t bytes, const Trees *trees) {
     if (!indices_are_sound(*trees)) return 1;
-#pragma omp parallel for num_threads(threads) if (trees->batch > 1)
+    const bool shared = threads > 1 && trees->batch > 1 && trees->batch * trees->nodes * trees->vocabulary > WORTH_THREADS;
+#pragma omp parallel for num_threads(threads) if (shared)
     for (int64_t row = 0; row < trees->batch; row++) bytes == 4 ? decide<float>(*trees, row) : decide<double>(*trees, row);
     return 0;
 }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 import hsd
 from hsd import native
+from hsd.verifiers.inputs import VerifierInput
 from tests.hsd.random_trees import random_probs, random_tree, uniforms
 
 pytestmark = pytest.mark.skipif(
@@ -96,6 +99,44 @@ def test_an_index_that_points_nowhere_is_refused(field: str, value: int) -> None
     getattr(batch, field)[0, 4] = value
     with pytest.raises(ValueError, match="out of range.*check=True"):
         hsd.decide(batch, target[None], "hsd", torch.zeros(1, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1), (0, 2), (2,)])
+def test_numbers_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    tree, target = random_tree(3, nodes=5)
+    one = hsd.TreeBatch.of_one(tree)
+    fields = [getattr(one, name).expand(3, -1) for name in ("tokens", "parents", "depths", "proposal_rows")]
+    proposals = None if one.proposals is None else one.proposals.expand(3, -1, -1)
+    batch = hsd.TreeBatch(*fields, proposals, one.support, one.layout)
+    with pytest.raises(ValueError, match=r"uniforms is .* expected \[3, 2\]"):
+        hsd.decide(batch, target.expand(3, -1, -1), "hsd", torch.zeros(shape, dtype=torch.float64))
+
+
+def test_what_lies_elsewhere_or_is_no_number_goes_through_tensors_or_stays_visible() -> None:
+    """A default device does not matter, tensors elsewhere are not read, and NaN in p is NaN in the law."""
+    tree, target = random_tree(3, nodes=5)
+    batch, numbers = hsd.TreeBatch.of_one(tree), torch.full((1, 2), 0.5, dtype=torch.float64)
+    expected = hsd.decide(batch, target[None], "hsd", numbers)
+    with torch.device("meta"):
+        assert_same(hsd.decide(batch, target[None], "hsd", numbers), expected, 0)
+        assert hsd.draw(target, numbers.new_full((5,), 0.5)).device.type == "cpu"
+    assert not native.LIBRARY.reads(target, numbers.to("meta"))
+    assert hsd.decide(batch, torch.full_like(target[None], torch.nan), "hsd", numbers).stop.isnan().any()
+
+
+def test_a_rule_that_cannot_be_hashed_is_called() -> None:
+    @dataclass
+    class Own:
+        calls: int = 0
+
+        def __call__(self, inputs: VerifierInput) -> hsd.StopDistribution:
+            self.calls += 1
+            return hsd.VERIFIERS["hsd"].stop_distribution(inputs)
+
+    tree, target = random_tree(3, nodes=5)
+    own = Own()
+    hsd.verify(tree, target, hsd.Verifier(own, lossless=True, scope="tree"))
+    assert own.calls == 1
 
 
 def test_half_precision_is_raised_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,9 +30,10 @@ def cheap(model, batch, greedy, accepted, shown):
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """No file outside of the test is read or written; the step times of `cheap`."""
+    """No file outside of the test is read or written; the step times of `cheap`; brief calibrations are briefer."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(step_cost, "measure", cheap)
+    monkeypatch.setattr(auto, "BRIEF_STATES", 3)
 
 
 @pytest.fixture(scope="module")

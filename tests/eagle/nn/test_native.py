@@ -15,7 +15,16 @@ MISSING = native.unavailable()
 needs_native = pytest.mark.skipif(MISSING is not None, reason=f"no native code: {MISSING}")
 INSTRUCTIONS = [] if MISSING else [name for name, number in native.INSTRUCTIONS.items() if number <= native.best()]
 ROWS = [*range(1, 18), 33, 64]
-SIZES = [(1, 1), (7, 33), (16, 32), (48, 96), (65, 63), (130, 31), (100, 577)]
+SIZES = [
+    (1, 1),
+    (7, 33),
+    (16, 32),
+    (48, 96),
+    (65, 63),
+    (130, 31),
+    (100, 577),
+    (33, 3001),
+]  # 8 rows of the last are too wide for the nearest cache
 
 
 @pytest.fixture(params=INSTRUCTIONS or ["none"])
