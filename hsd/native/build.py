@@ -83,14 +83,15 @@ def build(sources: Sequence[Path]) -> Path:
     openmp = [str(path) for path in Path(torch.__file__).parent.glob("lib/libgomp*")][:1]
     command = [*compiler.split(), *FLAGS, str(sources[0]), *openmp]
     content = b"".join(path.read_bytes() for path in sources) + repr(command).encode()
-    path = _cache_directory() / f"{sources[0].stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+    path = cache_directory() / f"{sources[0].stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         _compile(command, path)
     return path
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
+    """Where compiled libraries are kept. Raises `Unavailable` for a user without a home."""
     if "EAGLE_NATIVE_CACHE" in os.environ:
         return Path(os.environ["EAGLE_NATIVE_CACHE"])
     try:
