@@ -6,7 +6,8 @@
 
 Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
 than what it accepts is left out as soon as the smaller trees of its kind show it, which for large batches is most of
-them. Times are taken at short prompts and kept in a file of the user's cache directory, one per key.
+them; after the first round only candidates near the best one are timed on. Times are taken at short prompts and kept in
+a file of the user's cache directory, one per key.
 
 Where plain steps differ from round to round the machine is busy: the times are taken once more, and those of a machine
 that stays busy are used but not kept. Where time runs out the choice is among what was measured, smaller trees first.
@@ -31,7 +32,8 @@ from eagle.engine.plan import Plan
 from eagle.files import read_json, write_json
 
 WARM_UP, STEPS = 2, 4  # steps of a round that are not timed, and that are: the first step has the prompt's shapes
-ROUNDS = 3
+ROUNDS = 4
+NEAR = 0.8  # of the best tokens per second after the first round: slower candidates are timed no more
 PROMPT_TOKENS = 64  # of all rows together, at most; a row has at least `SHORTEST`
 SHORTEST = 16
 FORMAT = 2
@@ -171,7 +173,8 @@ def _rounds(
         prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
         for candidate in shown(candidates):
             medians = {one: statistics.median(ms) for one, ms in times.items()}
-            if (index == 0 or candidate in times) and can_gain(candidate, medians, accepted):
+            timed_on = index == 0 or (candidate in times and is_near_best(candidate, medians, accepted))
+            if timed_on and can_gain(candidate, medians, accepted):
                 yield candidate, list(step_times(model, candidate, prompt, batch, temperature))
 
 
@@ -183,6 +186,12 @@ def can_gain(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candid
     known = [ms for one, ms in times.items() if one.tree == candidate.tree and one.nodes <= candidate.nodes]
     tau = 1 + accepted.get(candidate, candidate.depth)
     return candidate == PLAIN or not known or max(known) < tau * times[PLAIN]
+
+
+def is_near_best(candidate: Candidate, times: Milliseconds, accepted: Mapping[Candidate, float]) -> bool:
+    """Whether a candidate may be the fastest, by the tokens per second of those whose E[accepted] is known."""
+    speeds = {one: (1 + accepted[one]) / ms for one, ms in times.items() if one in accepted}
+    return candidate not in speeds or speeds[candidate] >= NEAR * max(speeds.values())
 
 
 def step_times(model: Any, candidate: Candidate, prompt: list[int], batch: int, temperature: float) -> Iterator[float]:

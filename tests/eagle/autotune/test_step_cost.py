@@ -6,7 +6,7 @@ import pytest
 
 from eagle.autotune import step_cost
 from eagle.autotune.candidates import PLAIN, Candidate
-from eagle.autotune.step_cost import OutOfTime, StepCosts, Times, can_gain
+from eagle.autotune.step_cost import OutOfTime, StepCosts, Times, can_gain, is_near_best
 
 TIMES = {PLAIN: 10.0, Candidate("hybrid", 16, 6): 25.0}
 KEY = {"target": "aa", "drafter": "bb", "threads": 2}
@@ -101,6 +101,14 @@ def test_a_tree_that_loses_in_the_first_round_is_not_timed_again(monkeypatch):
     rounds = step_cost.ROUNDS
     assert [one for one, _ in timed] == [PLAIN, chain, small] + [PLAIN, chain] * (rounds - 1)
     assert {length for _, length in timed} == {16}  # the shortest: 64 tokens among 8 rows would be 8
+
+
+def test_only_what_may_be_fastest_is_timed_on():
+    """By tokens per second of candidates whose E[accepted] is known; plain decoding always is."""
+    fast, near, slow, unknown = (Candidate("chain", depth + 1, depth) for depth in (1, 2, 3, 5))
+    times = {PLAIN: 100.0, fast: 10.0, near: 12.0, slow: 20.0, unknown: 99.0}
+    accepted = {fast: 1.0, near: 1.0, slow: 1.0}
+    assert [one for one in times if is_near_best(one, times, accepted)] == [PLAIN, fast, near, unknown]
 
 
 @pytest.mark.parametrize(("found", "kept"), [([1.1], True), ([2.0, 1.1], True), ([2.0, 1.8], False)])
