@@ -92,8 +92,8 @@ def build(sources: Sequence[Path]) -> Path:
 
 def cache_directory() -> Path:
     """Where compiled libraries are kept. Raises `Unavailable` for a user without a home."""
-    if "EAGLE_NATIVE_CACHE" in os.environ:
-        return Path(os.environ["EAGLE_NATIVE_CACHE"])
+    if given := os.environ.get("EAGLE_NATIVE_CACHE"):
+        return Path(given)
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "eagle-native")
     except RuntimeError as error:  # a user without a home

@@ -66,12 +66,11 @@ template <class T> class Tree {
   public:
     Tree(const Trees &trees, int64_t row)
         : all(trees), count(trees.nodes), tokens(trees.tokens + row * count), parents(trees.parents + row * count),
-          depths(trees.depths + row * count), rows(trees.rows + row * count),
+          rows(trees.rows + row * count),
           target(static_cast<const T *>(trees.target) + row * count * trees.vocabulary),
           d(static_cast<const T *>(trees.d) + row * trees.proposals * trees.columns), column(count, -1),
           weight(count, 1), before(count, 1), left(count, 1), measure(trees.columns) {
-        for (int64_t v = 0; v < count; v++) anything_sampled |= rows[v] >= 0;
-        if (anything_sampled) find_columns();
+        if (std::any_of(rows, rows + count, [](int64_t one) { return one >= 0; })) find_columns();
         for (int64_t v = 0; v < count; v++) try_children(v);
     }
 
@@ -108,8 +107,7 @@ template <class T> class Tree {
     }
 
     void find_columns() {  // of the nodes' tokens among the columns of d
-        for (int64_t v = 0; v < count && !all.support; v++) column[v] = tokens[v];
-        if (!all.support) return;
+        if (!all.support) return column.assign(tokens, tokens + count);
         static thread_local std::vector<uint8_t> wanted;  // false between calls
         wanted.resize(std::max<size_t>(wanted.size(), all.vocabulary));
         for (int64_t v = 0; v < count; v++) wanted[tokens[v]] = 1;
@@ -191,9 +189,8 @@ template <class T> class Tree {
 
     const Trees &all;
     const int64_t count;
-    const int64_t *tokens, *parents, *depths, *rows;
+    const int64_t *tokens, *parents, *rows;
     const T *target, *d;
-    bool anything_sampled = false;
     std::vector<int64_t> column;
     std::vector<double> weight, before, left;
     std::vector<T> measure;

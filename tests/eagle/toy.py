@@ -119,11 +119,11 @@ class ReplayedDraft(Draft):
         self.draws = draws
 
     def sample(self, probs: Tensor, places: Tensor | None = None, reserved: int | None = None) -> Tensor:
-        self._take(probs.shape[1] if places is None else int(places.max()) + 1, reserved)
+        self._take(reserved or probs.shape[1])
         return self.draws(probs)
 
     def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
-        self._take(probs.shape[1] * count, None)
+        self._take(probs.shape[1] * count)
         return self.draws.distinct(probs, count)
 
 
