@@ -69,8 +69,9 @@ class Draft:
         The next `reserved` (default n) uniform numbers belong to this call: a fixed count where n depends on the rows.
         They are for the rows in their order, or those at `places` Int64[B, n] are.
         """
-        numbers = self._take(reserved or probs.shape[1])
-        return hsd.draw(probs, numbers[:, : probs.shape[1]] if places is None else numbers.gather(1, places))
+        if places is None:
+            return hsd.draw(probs, self._take(probs.shape[1], reserved))
+        return hsd.draw(probs, self._take(reserved or probs.shape[1]).gather(1, places))
 
     def sample_distinct(self, probs: Tensor, count: int) -> Tensor:
         """`count` columns per row in draw order, without replacement, columns of probability 0 last: [B, n, count]."""
@@ -95,9 +96,9 @@ class Draft:
             return torch.zeros_like(self.root, dtype=torch.bool)
         return torch.cat(self._unsound, 1).isnan().any(1)
 
-    def _take(self, count: int) -> Tensor:
+    def _take(self, count: int, reserved: int | None = None) -> Tensor:
         first = self._column
-        self._column += count
+        self._column += reserved or count
         if self._column > self.uniforms.shape[1]:
             raise ValueError(f"{self._column} samples: {self.uniforms.shape[1]} numbers were drawn for this tree")
         return self.uniforms[:, first : first + count]
