@@ -4,7 +4,8 @@
     costs.known(batch=4, greedy=False)                            {Candidate: milliseconds}, PLAIN among them, or None
     costs.measure(model, batch=4, greedy=False, accepted={...})   the same, measured now and kept
 
-Candidates alternate round by round, so that a drift of the machine reaches all of them alike. A tree that costs more
+Candidates alternate round by round, and the times of a round are scaled by how long plain steps took in it: a drift of
+the machine, such as other guests on the same memory, reaches all of them alike. A tree that costs more
 than what it accepts is left out as soon as the smaller trees of its kind show it, which for large batches is most of
 them; after the first round only candidates near the best one are timed on. Times are taken at short prompts and kept in
 a file of the user's cache directory, one per key.
@@ -37,7 +38,7 @@ NEAR = 0.8  # of the best tokens per second after the first round: slower candid
 PROMPT_TOKENS = 64  # of all rows together, at most; a row has at least `SHORTEST`
 SHORTEST = 16
 FORMAT = 2
-STEADY = 1.25  # slowest round of plain steps over the fastest one, on a machine that does nothing else
+STEADY = 1.5  # slowest round of plain steps over the fastest one, on a machine that does nothing else
 CONTRADICTED = 1.6  # a generation's steps over the measured ones, or the other way round
 
 Milliseconds = dict[Candidate, float]
@@ -144,18 +145,19 @@ def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, f
 
     Raises OutOfTime where `shown` does before one tree is timed.
     """
-    times: dict[Candidate, list[float]] = {}
+    times: dict[Candidate, list[float]] = {}  # at the first round's pace
     plain: list[float] = []  # median of every round
     try:
         for candidate, found in _rounds(model, batch, 0.0 if greedy else 1.0, accepted, times, shown):
-            times.setdefault(candidate, []).extend(found)
             if candidate == PLAIN:
                 plain.append(statistics.median(found))
+            times.setdefault(candidate, []).extend(plain[0] / plain[-1] * ms for ms in found)
     except OutOfTime:
         if len(times) < 2:
             raise
     unsteadiness = max(plain) / min(plain) if len(plain) > 1 else math.inf
-    return Times({one: statistics.median(found) for one, found in times.items()}, unsteadiness)
+    pace = statistics.median(plain) / plain[0]
+    return Times({one: pace * statistics.median(found) for one, found in times.items()}, unsteadiness)
 
 
 def _rounds(
