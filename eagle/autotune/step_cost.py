@@ -145,19 +145,19 @@ def measure(model: Any, batch: int, greedy: bool, accepted: Mapping[Candidate, f
 
     Raises OutOfTime where `shown` does before one tree is timed.
     """
-    times: dict[Candidate, list[float]] = {}  # at the first round's pace
+    ratios: dict[Candidate, list[float]] = {}  # to the median plain step of the round
     plain: list[float] = []  # median of every round
     try:
-        for candidate, found in _rounds(model, batch, 0.0 if greedy else 1.0, accepted, times, shown):
+        for candidate, found in _rounds(model, batch, 0.0 if greedy else 1.0, accepted, ratios, shown):
             if candidate == PLAIN:
                 plain.append(statistics.median(found))
-            times.setdefault(candidate, []).extend(plain[0] / plain[-1] * ms for ms in found)
+            ratios.setdefault(candidate, []).extend(ms / plain[-1] for ms in found)
     except OutOfTime:
-        if len(times) < 2:
+        if len(ratios) < 2:
             raise
     unsteadiness = max(plain) / min(plain) if len(plain) > 1 else math.inf
-    pace = statistics.median(plain) / plain[0]
-    return Times({one: pace * statistics.median(found) for one, found in times.items()}, unsteadiness)
+    unit = statistics.median(plain)
+    return Times({one: unit * statistics.median(found) for one, found in ratios.items()}, unsteadiness)
 
 
 def _rounds(
@@ -165,17 +165,17 @@ def _rounds(
     batch: int,
     temperature: float,
     accepted: Mapping[Candidate, float],
-    times: Mapping[Candidate, list[float]],
+    ratios: Mapping[Candidate, list[float]],
     shown: Shown,
 ) -> Iterator[tuple[Candidate, list[float]]]:
-    """Candidates with some milliseconds each, round by round; `times` are those so far."""
+    """Candidates with some milliseconds each, round by round; `ratios` are those so far, to plain steps."""
     prompts = bundled_prompts(model.tokenizer)
     candidates = [PLAIN, *sorted(candidates_at(temperature), key=lambda one: one.nodes)]
     for index in range(ROUNDS):
         prompt = prompts[index % len(prompts)][-max(PROMPT_TOKENS // batch, SHORTEST) :]
         for candidate in shown(candidates):
-            medians = {one: statistics.median(ms) for one, ms in times.items()}
-            timed_on = index == 0 or (candidate in times and is_near_best(candidate, medians, accepted))
+            medians = {one: statistics.median(found) for one, found in ratios.items()}
+            timed_on = index == 0 or (candidate in ratios and is_near_best(candidate, medians, accepted))
             if timed_on and can_gain(candidate, medians, accepted):
                 yield candidate, list(step_times(model, candidate, prompt, batch, temperature))
 
