@@ -196,15 +196,17 @@ def test_16_streams_of_which_some_leave(server, model):
     wait_until_free(server.service)
 
 
-def test_a_client_that_leaves_frees_its_rows(server):
-    stream = complete(server, max_tokens=1500, temperature=1, n=2, stop=["no such text"], stream=True)
+def test_a_client_that_leaves_frees_its_rows(server, model):
+    """The end token is out of reach, so that no answer ends by chance before its client leaves."""
+    endless = {"max_tokens": 1500, "logit_bias": {str(model.tokenizer.eos_token_id): -100}}
+    stream = complete(server, temperature=1, n=2, stop=["no such text"], stream=True, **endless)
     next(iter(stream))
     assert server.service.scheduler.queued == 2
     stream.close()
     wait_until_free(server.service, 5)
     with pytest.raises(openai.APITimeoutError):
         server.client.with_options(timeout=0.1).completions.create(
-            model="demo", prompt="One day", max_tokens=1500, stop=["no such text"]
+            model="demo", prompt="One day", stop=["no such text"], **endless
         )
     wait_until_free(server.service, 5)
 
