@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from eagle.checkpoints.weight_files import check_local
 
@@ -47,6 +47,15 @@ def read_config(path: str | Path, **hub: Any) -> Any:
     """The config; `hub`: HUB_OPTIONS. Raises ValueError naming the model."""
     with loading(path, hub):
         return AutoConfig.from_pretrained(path, **hub)
+
+
+def read_generation_config(path: str | Path, **hub: Any) -> GenerationConfig:
+    """The generation config, as a model would have it: its file's, else what the config says. Raises ValueError."""
+    with loading(path, hub):
+        try:
+            return GenerationConfig.from_pretrained(path, **hub)
+        except OSError:  # no such file
+            return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, **hub))
 
 
 def read_tokenizer(path: str | Path, **hub: Any) -> Any:

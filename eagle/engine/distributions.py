@@ -166,6 +166,7 @@ class RowDistributions:
         neutral = {"temperature": 1.0, "top_k": 0.0, "rest": 0.0, "min_p": 0.0, "penalty": 1.0, "greedy": 0.0}
         self._used = {name for name, values in columns.items() if any(value != neutral[name] for value in values)}
         self._all_greedy = all(one.greedy for one in params)
+        self._greedy_rows = torch.tensor([row for row, one in enumerate(params) if one.greedy], dtype=torch.int64)
         self._most_k = max((one.top_k for one in params), default=0)
         self._processors = [tuple(row) for row in processors] if any(processors) else []
         self.count = len(params)
@@ -191,9 +192,16 @@ class RowDistributions:
                 scores = self._process(scores, prefixes)
         if self._all_greedy:
             return most_likely(scores)
-        cut = self._cut(scores / self._of("temperature") if "temperature" in self._used else scores)
-        probs = cut.softmax(-1)
-        return torch.where(self._of("greedy") > 0, most_likely(scores), probs) if "greedy" in self._used else probs
+        if "temperature" in self._used:  # 1 in greedy rows; in place where nobody else has the scores
+            temperature = self._of("temperature")
+            scores = scores / temperature if scores is logits else scores.div_(temperature)
+        probs = self._cut(scores).softmax(-1)
+        if "greedy" not in self._used:
+            return probs
+        if scores.device.type == "cpu":  # on a GPU which rows are greedy must not change what runs
+            probs[self._greedy_rows] = most_likely(scores[self._greedy_rows])
+            return probs
+        return torch.where(self._of("greedy") > 0, most_likely(scores), probs)
 
     def _of(self, name: str) -> Tensor:
         return self._values[name][: self.count]

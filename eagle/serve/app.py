@@ -168,7 +168,12 @@ class Reply:
             self._note(CLOSED)
             return Response(status_code=CLOSED)
         choices = [
-            {"index": index, **self.route.choice(text, self._logprobs(logprobs, 0)), "finish_reason": finish}
+            {
+                "index": index,
+                **self.route.choice(text, self._logprobs(logprobs, 0)),
+                "finish_reason": finish,
+                **self._token_ids(index),
+            }
             for index, (text, logprobs, finish) in enumerate(zip(texts, found, finishes))
         ]
         self._note(200)
@@ -226,6 +231,10 @@ class Reply:
         if self.asked.logprobs is None:
             return None
         return self.route.logprobs(found, self.service.text_of, offset)
+
+    def _token_ids(self, index: int) -> dict[str, Any]:
+        row = self.answers.jobs[index].row
+        return {"token_ids": row.new_tokens} if self.asked.token_ids and row is not None else {}
 
     def _usage(self) -> dict[str, Any]:
         return usage(self.answers.jobs, self.asked.choices)

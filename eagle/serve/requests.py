@@ -24,7 +24,9 @@ MAX_SEED = 2**63 - 1
 
 SAMPLING = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
 PENALTIES = {"presence_penalty", "frequency_penalty", "logit_bias"}
-SHARED = {"model", "n", "max_tokens", "stop", "stream", "stream_options", "logprobs", "user", *SAMPLING, *PENALTIES}
+TOKENS = {"return_token_ids", "stop_token_ids"}  # as vLLM has them
+ANSWER = {"n", "max_tokens", "stop", "stream", "stream_options", "logprobs"}
+SHARED = {"model", "user", *ANSWER, *TOKENS, *SAMPLING, *PENALTIES}
 CHAT = {*SHARED, "messages", "max_completion_tokens", "top_logprobs", "chat_template_kwargs"}
 COMPLETION = {*SHARED, "prompt", "echo"}
 
@@ -54,6 +56,7 @@ class Asked:
     echoes       texts that stand before the answers, one per prompt
     choices      answers to each prompt
     logprobs     how many of the likeliest tokens are listed; None: no log-probabilities
+    token_ids    whether choices hold the answers' token ids, end token included
     user         goes to the request log
     """
 
@@ -64,6 +67,7 @@ class Asked:
     stream: bool = False
     usage_chunk: bool = False
     logprobs: int | None = None
+    token_ids: bool = False
     user: str = ""
 
 
@@ -131,6 +135,8 @@ def prepare(
     arguments["seed"] = _seed(arguments.get("seed"))
     arguments["max_new_tokens"] = min(left, left if max_tokens is None else max_tokens)
     arguments["num_return_sequences"] = 1
+    if "stop_token_ids" in given:
+        arguments["eos_token_id"] = [*model.eos_ids(None), *_stop_tokens(given["stop_token_ids"], model)]
     arguments["logits_processor"] = _processors(given, len(prompt), model.target.vocab_size)
     ids = torch.tensor([list(prompt)], dtype=torch.int64)
     return model.prepare(ids, {**drafting, **arguments})
@@ -167,6 +173,9 @@ def _shared(asked: Asked, given: Mapping[str, Any]) -> Asked:
     asked.choices = integer("n", given.get("n", 1), 1, MAX_CHOICES)
     asked.stop = _stops(given.get("stop", ()))
     asked.stream = flag("stream", given.get("stream", False))
+    asked.token_ids = flag("return_token_ids", given.get("return_token_ids", False))
+    if asked.token_ids and asked.stream:
+        raise Refused("return_token_ids: this server has them without stream only; leave one of them out", "stream")
     asked.usage_chunk = _usage_chunk(given.get("stream_options"), asked.stream)
     asked.user = check_text(given.get("user", ""), "user")[:64]
     return asked
@@ -188,6 +197,12 @@ def _stops(value: Any) -> tuple[str, ...]:
         if not check_text(text, "stop"):
             raise Refused("stop: expected texts that are not empty", "stop")
     return tuple(found)
+
+
+def _stop_tokens(value: Any, model: EagleModel) -> list[int]:
+    if not isinstance(value, list):
+        raise Refused(f"stop_token_ids: expected a list of token ids, found {type(value).__name__}", "stop_token_ids")
+    return [integer("stop_token_ids", token, 0, model.target.vocab_size - 1) for token in value]
 
 
 def _usage_chunk(value: Any, stream: bool) -> bool:

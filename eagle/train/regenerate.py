@@ -2,11 +2,13 @@
 
     python -m eagle.train.regenerate --target T --data F... --output OUT.jsonl --temperature 0 0.6 1
     python -m eagle.train.regenerate --target T --self-prompts 2000 --exclude EVALUATION_FILE... --output OUT.jsonl
+    python -m eagle.train.regenerate --target T --data F... --output OUT.jsonl --endpoint http://127.0.0.1:8000/v1
 
 Questions stay, every assistant turn is sampled anew (later turns see the new earlier ones). With --self-prompts the
-target also writes prompts itself, by continuing its chat template's rendering up to the start of a user turn. A line of
-the output holds the messages and the sampled token ids, in the order of the data. Random numbers belong to the
-conversation, so batch size, interruptions and --minutes do not change an answer (up to rounding).
+target also writes prompts itself, by continuing its chat template's rendering up to the start of a user turn. With
+--endpoint a server samples (vLLM, `python -m eagle.serve`): T's tokenizer and settings are read, its weights are not
+loaded. A line of the output holds the messages and the sampled token ids, in the order of the data. Random numbers
+belong to the conversation, so batch size, interruptions and --minutes do not change an answer (up to rounding).
 
     OUT.jsonl.settings.json     what OUT.jsonl is sampled from; another target, data or settings are refused
     OUT.jsonl.part              finished conversations while the run is incomplete: it continues from there
@@ -18,30 +20,37 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from eagle import command
 from eagle.chat_template import add_flag, check_keywords
+from eagle.checkpoints.pretrained import read_config, read_generation_config, read_tokenizer
 from eagle.digests import seed_of, sha256_of_file
 from eagle.files import sole_writer, write_whole
 from eagle.nn.precision import DTYPES, fastest
 from eagle.train.data.conversations import read_messages
 from eagle.train.data.dialogue import Dialogue, json_line
+from eagle.train.data.endpoint import Endpoint
 from eagle.train.data.overlap import RUN, Overlap
 from eagle.train.data.provenance import Journal, Sidecar, target_digests
 from eagle.train.data.sampler import Request, Sampler
 from eagle.train.data.self_prompts import PromptWriter
-from eagle.train.setup import load_pretrained
+from eagle.train.setup import keep_freed_memory, load_pretrained
 
 WINDOW = 256  # conversations among which similar prompt lengths are put beside each other, short ones first
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError where there is nothing to answer."""
+    """Raise ValueError where there is nothing to answer, or where what loads the target goes with a server."""
     if not args.data and not args.self_prompts:
         raise ValueError("nothing to answer: give --data F..., --self-prompts N, or both")
+    if args.endpoint and (args.dtype != "auto" or args.device_map):
+        raise ValueError("--dtype and --device-map are the server's with --endpoint: leave them out")
+    if args.endpoint_model and not args.endpoint:
+        raise ValueError("--endpoint-model: expected with --endpoint URL only")
 
 
 def settings_of(args: argparse.Namespace, dtype: str) -> dict:
@@ -57,9 +66,11 @@ def settings_of(args: argparse.Namespace, dtype: str) -> dict:
     }
 
 
-def end_tokens(model, tokenizer) -> list[int]:
-    """The ids that end an answer. Raises ValueError where neither generation config nor tokenizer has one."""
-    ends = model.generation_config.eos_token_id
+def end_tokens(settings, tokenizer) -> list[int]:
+    """The ids that end an answer, from a generation config or, without one, the tokenizer. Raises ValueError where
+    neither has one.
+    """
+    ends = settings.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
     if ends is None:
         raise ValueError("the target has no end token: set eos_token_id in its generation_config.json")
@@ -99,10 +110,14 @@ def in_sampling_order(dialogues: dict[int, Dialogue], seed: int) -> list[int]:
 
 
 def answer_all(
-    sampler: Sampler, dialogues: dict[int, Dialogue], journal: Journal, clock: Clock, args: argparse.Namespace
+    sampler: Sampler | Endpoint,
+    dialogues: dict[int, Dialogue],
+    journal: Journal,
+    clock: Clock,
+    args: argparse.Namespace,
 ) -> None:
     """Answer the dialogues, all of which have a first prompt, and append each to the journal when it is finished."""
-    context = sampler.model.config.max_position_embeddings
+    context = sampler.context
 
     def request(number: int) -> Request:
         dialogue = dialogues[number]
@@ -152,24 +167,34 @@ def regenerate(args: argparse.Namespace) -> None:
     another process writes the output.
     """
     check(args)
+    keep_freed_memory()
     with sole_writer(args.output):
         _sample(args)
 
 
+def open_sampler(args: argparse.Namespace, dtype: str) -> tuple[Sampler | Endpoint, Any]:
+    """What answers, and the target's tokenizer."""
+    if args.endpoint:
+        config, tokenizer = read_config(args.target), read_tokenizer(args.target)
+        ends = end_tokens(read_generation_config(args.target), tokenizer)
+        context = config.max_position_embeddings
+        return Endpoint(args.endpoint, args.batch, ends, context, args.endpoint_model), tokenizer
+    model, tokenizer = load_pretrained(args.target, DTYPES[dtype], args.device_map)
+    model = model if args.device_map else model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Sampler(model, args.batch, end_tokens(model.generation_config, tokenizer), len(tokenizer)), tokenizer
+
+
 def _sample(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = fastest(device) if args.dtype == "auto" else args.dtype
+    dtype = "the server's" if args.endpoint else fastest(device) if args.dtype == "auto" else args.dtype
     conversations = read_messages(args.data)[: args.limit]
     sidecar = Sidecar(args.output, settings_of(args, dtype))
     if sidecar.begin():
         print(f"{args.output}: complete; remove it and {sidecar.path.name} to sample again")
         return
     clock, journal = Clock(args.minutes), Journal(f"{args.output}.part")
-    model, tokenizer = load_pretrained(args.target, DTYPES[dtype], args.device_map)
+    sampler, tokenizer = open_sampler(args, dtype)
     check_keywords(tokenizer, args.chat_template_kwargs)
-    sampler = Sampler(
-        model if args.device_map else model.to(device), args.batch, end_tokens(model, tokenizer), len(tokenizer)
-    )
     prompts = Journal(f"{args.output}.prompts.part")
     if args.self_prompts:
         writer = PromptWriter(sampler, tokenizer, args.prompt_tokens, args.seed, args.chat_template_kwargs)
@@ -181,8 +206,7 @@ def _sample(args: argparse.Namespace) -> None:
         conversations += writer.conversations(prompts)
     kept = list(without_overlap(conversations, args.exclude))
     dialogues = first_prompts(tokenizer, conversations, (i for i in kept if i not in journal.values), args)
-    context = model.config.max_position_embeddings
-    dialogues = {number: dialogue for number, dialogue in dialogues.items() if len(dialogue.ids) < context}
+    dialogues = {number: dialogue for number, dialogue in dialogues.items() if len(dialogue.ids) < sampler.context}
     begun = len(dialogues)
     if not clock.is_over():
         answer_all(sampler, dialogues, journal, clock, args)
@@ -240,6 +264,8 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: bfloat16 where the device multiplies it in hardware, else float32",
     )
+    add("--endpoint", metavar="URL", help="a server of the target (vLLM, eagle.serve), e.g. http://127.0.0.1:8000/v1")
+    add("--endpoint-model", metavar="NAME", help="the target's name there (default: the only one)")
     add("--device-map", help="as in transformers, e.g. auto: divide a large target over the GPUs")
     add_flag(found)
     add("--seed", type=command.SEED, default=0)

@@ -24,7 +24,9 @@ from hsd.native.build import load as load_from
 SOURCES = ("few_rows.cpp", "kernels.h", "amx.h")
 INSTRUCTIONS = {"avx2": 1, "avx512": 2, "amx": 3}
 DTYPES = (torch.bfloat16, torch.float32)
-MAX_ROWS = 64  # above, a product is bound by arithmetic and torch's are better
+# The most rows that native products are for: above, they are bound by arithmetic and torch's are better. Torch has no fast
+# ones in bfloat16 where there is AVX2 only.
+MAX_ROWS = {"avx2": 1024, "avx512": 64, "amx": 256}
 
 
 class Library(NamedTuple):
@@ -57,8 +59,8 @@ def best() -> int:
 
 
 def max_rows() -> int:
-    """The most rows that native products are for. Torch has no fast ones in bfloat16 where there is AVX2 only."""
-    return MAX_ROWS if load().instructions > INSTRUCTIONS["avx2"] else 16 * MAX_ROWS
+    """The most rows that native products are for, with the instructions that are used."""
+    return next(MAX_ROWS[name] for name, number in INSTRUCTIONS.items() if number == load().instructions)
 
 
 def unavailable() -> str | None:

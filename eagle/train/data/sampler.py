@@ -40,7 +40,7 @@ class Sampler:
         """
         model.set_attn_implementation(grouped_attention.NAME)
         self.model, self.rows, self.ends, self.vocabulary = model, rows, set(ends), vocabulary
-        self.target = CachedLM(model)
+        self.target, self.context = CachedLM(model), model.config.max_position_embeddings
 
     def run(self, queue: deque[Request]) -> Iterator[tuple[Request, list[int]]]:
         """Yield every request with its answer, end token included, as it ends; requests may be added meanwhile.

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from eagle.chat_template import fixed, render
 from eagle.digests import seed_of
+from eagle.train.data.endpoint import Endpoint
 from eagle.train.data.provenance import Journal
 from eagle.train.data.sampler import Request, Sampler
 
@@ -35,7 +36,9 @@ def user_turn(tokenizer, keywords: dict | None = None) -> tuple[list[int], set[i
 class PromptWriter:
     """Samples prompts; number i has random numbers of its own."""
 
-    def __init__(self, sampler: Sampler, tokenizer, longest: int, seed: int, keywords: dict | None = None) -> None:
+    def __init__(
+        self, sampler: Sampler | Endpoint, tokenizer, longest: int, seed: int, keywords: dict | None = None
+    ) -> None:
         """Prompts of more than `longest` tokens are unfinished. Raises ValueError where no token ends a user turn."""
         self.sampler, self.tokenizer, self.longest, self.seed = sampler, tokenizer, longest, seed
         self.prefix, ends = user_turn(tokenizer, keywords)

@@ -3,13 +3,17 @@
 import json
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from eagle import EagleModel
 from eagle.train import regenerate
+from eagle.train.data import endpoint
 from eagle.train.data.conversations import load_examples
 from eagle.train.data.overlap import Overlap
 from eagle.train.data.provenance import Journal
 from eagle.train.data.self_prompts import user_turn
+from tests.eagle.serve.running import running
 
 
 def run(target, data, output, *more, status=0) -> list[dict]:
@@ -217,3 +221,46 @@ def test_texts_of_any_file_count(tmp_path):
     (tmp_path / "b.gz").write_bytes(b"not gzip")
     with pytest.raises(ValueError, match=r"b\.gz': cannot be read as text"):
         Overlap([tmp_path / "b.gz"])
+
+
+@pytest.fixture(scope="module")
+def served(tiny_target):
+    """The address of a server that has the tiny target in float32, decoding plainly, and its model."""
+    model = EagleModel.from_pretrained(str(tiny_target), None, dtype=torch.float32)
+    with running(model, {"tree": "none"}) as (url, _):
+        yield f"{url}/v1", model
+
+
+def ask_server(target, url, data, output, *more, status=0):
+    arguments = ["--target", target, "--output", output, "--max-new-tokens", 20, "--batch", 8, "--endpoint", url]
+    arguments += ["--data", data] if data else []
+    assert regenerate.main([str(argument) for argument in [*arguments, *more]]) == status
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
+
+
+def test_a_server_answers_as_the_target_does(served, tiny_target, tiny_data, tmp_path):
+    """Greedy answers are those sampled here, in the same form; at temperature 1 they continue with the same lines."""
+    here = run(tiny_target, tiny_data, tmp_path / "here.jsonl", "--temperature", 0, "--limit", 12)
+    there = ask_server(tiny_target, served[0], tiny_data, tmp_path / "a.jsonl", "--temperature", 0, "--limit", 12)
+    assert there == here
+    once = ask_server(tiny_target, served[0], tiny_data, tmp_path / "b.jsonl", "--limit", 12)
+    assert ask_server(tiny_target, served[0], tiny_data, tmp_path / "c.jsonl", "--limit", 12, "--batch", 1) == once
+    assert once != there
+
+
+def test_a_servers_target_writes_prompts(served, tiny_target, tmp_path):
+    """Prompts end with the token that ends a user's turn, which is none of the target's end tokens."""
+    found = ask_server(tiny_target, served[0], None, tmp_path / "a.jsonl", "--self-prompts", 20)
+    assert len(found) >= 5
+    assert all(record["messages"][0]["content"] for record in found)
+
+
+def test_a_server_that_is_not_one(served, tiny_target, tiny_data, tmp_path, capsys, monkeypatch):
+    """No server, no such model, and settings that are the server's."""
+    monkeypatch.setattr(endpoint, "PAUSE", 0)
+    ask_server(tiny_target, "http://127.0.0.1:9/v1", tiny_data, tmp_path / "out.jsonl", status=2)
+    assert "is this the address of an OpenAI-compatible server?" in capsys.readouterr().err
+    ask_server(tiny_target, served[0], tiny_data, tmp_path / "out.jsonl", "--endpoint-model", "gpt", status=2)
+    assert "--endpoint-model gpt" in capsys.readouterr().err
+    ask_server(tiny_target, served[0], tiny_data, tmp_path / "out.jsonl", "--dtype", "float32", status=2)
+    assert "--dtype and --device-map are the server's" in capsys.readouterr().err
