@@ -1,6 +1,6 @@
 """A few rows through linear layers, or a whole stack of decoder layers, in C++ on an x86 CPU.
 
-`few_rows.cpp` reads every weight once, where it lies, whatever the rows up to `MAX_ROWS`: there are no copies of them.
+`few_rows.cpp` reads every weight once, where it lies, whatever the rows up to `max_rows()`: there are no copies of them.
 It is plain C++17 without torch's headers: compiled once, in seconds, into a cache directory at first use (or by
 `python -m eagle.native`), and called through ctypes (hsd/native/build.py). Where that cannot be done everything goes
 through torch as it would without this package, and `unavailable()` says why.
@@ -24,8 +24,8 @@ from hsd.native.build import load as load_from
 SOURCES = ("few_rows.cpp", "kernels.h", "amx.h")
 INSTRUCTIONS = {"avx2": 1, "avx512": 2, "amx": 3}
 DTYPES = (torch.bfloat16, torch.float32)
-# The most rows that native products are for: above, they are bound by arithmetic and torch's are better. Torch has no fast
-# ones in bfloat16 where there is AVX2 only.
+# The most rows that native products are for: above, they are bound by arithmetic and torch's are better. Where there is
+# AVX2 only, torch has no fast ones in bfloat16.
 MAX_ROWS = {"avx2": 1024, "avx512": 64, "amx": 256}
 
 

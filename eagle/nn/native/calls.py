@@ -99,7 +99,7 @@ def usable(*tensors: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., in] -> x W^T + b [..., out]; rows up to `native.MAX_ROWS` are what it is for."""
+    """x [..., in] -> x W^T + b [..., out]; rows up to `native.max_rows()` are what it is for."""
     library = native.load()
     x, (out, size) = x.contiguous(), weight.shape
     y = x.new_empty((*x.shape[:-1], out))
