@@ -1,7 +1,7 @@
 """A few rows through linear layers, or a whole stack of decoder layers, in C++ on an x86 CPU.
 
-`few_rows.cpp` reads every weight once, where it lies, whatever the rows up to `max_rows()`: there are no copies of them.
-It is plain C++17 without torch's headers: compiled once, in seconds, into a cache directory at first use (or by
+`few_rows.cpp` reads every weight once, where it lies, for any number of rows up to `max_rows()`; it keeps no copies. It
+is plain C++17 without torch's headers: compiled once, in seconds, into a cache directory at first use (or by
 `python -m eagle.native`), and called through ctypes (hsd/native/build.py). Where that cannot be done everything goes
 through torch as it would without this package, and `unavailable()` says why.
 

@@ -83,6 +83,8 @@ BAD = {
     "user": (5,),
     "logit_bias": ([], {"x": 1}, {"-1": 1}, {"999999": 1}, {"5": 101}, {"5": "x"}),
     "stream_options": ({"include_usage": True},),
+    "return_token_ids": (1, "yes"),
+    "stop_token_ids": (5, "x", [-1], [999999], ["x"]),
 }
 
 
@@ -128,6 +130,16 @@ def test_sampling_fields_reach_the_distribution(model):
     assert chat(model, top_k=-1).prepared[0].sampling.target.top_k == 0
     assert chat(model, temperature=0).prepared[0].plan.greedy
     assert not chat(model).prepared[0].plan.greedy
+
+
+def test_stop_tokens_come_beside_the_models(model):
+    assert chat(model, stop_token_ids=[7, 9]).prepared[0].stopping.eos == {*model.eos_ids(), 7, 9}
+
+
+def test_token_ids_are_not_streamed(model):
+    assert chat(model, return_token_ids=True).token_ids
+    with pytest.raises(Refused, match="without stream only"):
+        chat(model, return_token_ids=True, stream=True)
 
 
 def test_a_seed_repeats_and_none_differs(model):

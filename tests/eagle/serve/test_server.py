@@ -211,6 +211,18 @@ def test_a_client_that_leaves_frees_its_rows(server, model):
     wait_until_free(server.service, 5)
 
 
+def test_token_ids_are_the_answers(server, model):
+    """Those of `generate`, end token included."""
+    ids = model.tokenizer("One day", return_tensors="pt")["input_ids"]
+    whole = model.generate(ids, temperature=0, max_new_tokens=40, **DRAFTING)[0, ids.shape[1] :].tolist()
+    asked = {"temperature": 0, "max_tokens": 40, "extra_body": {"return_token_ids": True}}
+    assert complete(server, **asked).choices[0].model_extra["token_ids"] == whole
+    asked["extra_body"]["stop_token_ids"] = [whole[5]]
+    cut = complete(server, **asked).choices[0]
+    assert cut.finish_reason == "stop"
+    assert cut.model_extra["token_ids"] == whole[: whole.index(whole[5]) + 1]
+
+
 def test_a_full_queue_refuses(server):
     """6 requests of 16 choices; what is not refused is answered."""
 
