@@ -8,8 +8,8 @@ POINTS.json holds series; every point is a head, `tokens` the millions of traini
       "points": [{"tokens": 1.27, "value": 0.45}, ...]}, ...]
 
 With a `limit` L the law is L - value = c tokens^-b (an overlap cannot pass 1), without one value = a + b log(tokens).
-Both are least squares; what they say far to the right of the points is an extrapolation, no measurement, and "last" says
-how well the law through the other points foretells the last one.
+Both are least squares. Far to the right of the points they are an extrapolation, no measurement; the column "last,
+foretold" is what the law through the other points says of the last one.
 """
 
 import argparse
