@@ -18,6 +18,8 @@ from eagle.nn import grouped_attention
 from eagle.nn.target import CachedLM
 from eagle.trees import TreeSettings
 
+SLOTS = 128  # the cache grows by as many at once
+
 
 @dataclass
 class Request:
@@ -63,9 +65,9 @@ class Sampler:
                 yield open_rows.pop(row), row.new_tokens
 
     def _add(self, session: Session, request: Request) -> GeneratedRow:
-        session.reserve(
-            min(self.rows, len(session.rows) + 1 + len(session.rows) // 2), len(request.prompt) + request.limit
-        )
+        rows = min(self.rows, len(session.rows) + 1 + len(session.rows) // 2)
+        slots = -(-(len(request.prompt) + request.limit) // SLOTS) * SLOTS  # prompts come short ones first
+        session.reserve(rows, min(slots, self.context))
         stopping = Stopping(frozenset(self.ends), request.limit, self.target.context_length)
         params = SamplingParams(request.temperature, top_p=request.top_p)
         return session.add(request.prompt, params, request.seed, stopping=stopping)
