@@ -16,15 +16,15 @@ from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
 from eagle.train.distributed import shard_layers
 
-MALLOC = {-1: 2**30, -2: 2**28, -3: 2**25}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD of malloc.h, in bytes
+MALLOC = {-1: 2**30, -2: 2**28, -4: 0}  # M_TRIM_THRESHOLD and M_TOP_PAD in bytes, M_MMAP_MAX (malloc.h)
 
 
 def keep_freed_memory() -> None:
     """Let this process reuse the memory of freed tensors (glibc; elsewhere nothing happens).
 
     By default whatever is free at the heap's end and every freed block of 32 MB go back to the system, and the next
-    tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. Blocks
-    of 32 MB for which the heap has no room are still mapped one by one: a heap of these alone fragments.
+    tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. What
+    grows block by block (a cache) should then grow in large steps, for its old places are of use to smaller ones only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

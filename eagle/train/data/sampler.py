@@ -43,6 +43,7 @@ class Sampler:
         model.set_attn_implementation(grouped_attention.NAME)
         self.model, self.rows, self.ends, self.vocabulary = model, rows, set(ends), vocabulary
         self.target, self.context = CachedLM(model), model.config.max_position_embeddings
+        self._room = 0, 0  # rows and slots of the cache
 
     def run(self, queue: deque[Request]) -> Iterator[tuple[Request, list[int]]]:
         """Yield every request with its answer, end token included, as it ends; requests may be added meanwhile.
@@ -51,6 +52,7 @@ class Sampler:
         """
         plan = Plan.resolve("none", "token", TreeSettings(1))
         session = Session(self.target, None, plan, vocabulary=self.vocabulary)
+        self._room = 0, 0
         open_rows: dict[GeneratedRow, Request] = {}
         while queue or open_rows:
             while queue and len(session.rows) < self.rows:
@@ -65,9 +67,17 @@ class Sampler:
                 yield open_rows.pop(row), row.new_tokens
 
     def _add(self, session: Session, request: Request) -> GeneratedRow:
-        rows = min(self.rows, len(session.rows) + 1 + len(session.rows) // 2)
-        slots = -(-(len(request.prompt) + request.limit) // SLOTS) * SLOTS  # prompts come short ones first
-        session.reserve(rows, min(slots, self.context))
+        self._make_room(session, len(request.prompt) + request.limit)
         stopping = Stopping(frozenset(self.ends), request.limit, self.target.context_length)
         params = SamplingParams(request.temperature, top_p=request.top_p)
         return session.add(request.prompt, params, request.seed, stopping=stopping)
+
+    def _make_room(self, session: Session, tokens: int) -> None:
+        """For one more row of so many tokens: twice the rows, `SLOTS` more slots, so that the cache is seldom moved."""
+        rows, slots = self._room
+        needed = len(session.rows) + 1
+        rows = rows if needed <= rows else min(self.rows, 2 * needed)
+        slots = max(slots, min(-(-tokens // SLOTS) * SLOTS, self.context))
+        if (rows, slots) != self._room:
+            session.reserve(rows, slots)
+            self._room = rows, slots
