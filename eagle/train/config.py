@@ -69,7 +69,7 @@ class TrainConfig:
     batch_tokens: int = 8192  # rows * longest of one optimizer step, over all processes
     accumulation: int = 1
     checkpointing: bool = False  # recompute draft steps in the backward pass: less memory, more time
-    compile: str = "auto"  # the loss in one pass, by torch.compile: on | off | auto: where a compiler is, and it pays
+    compile: str = "auto"  # by torch.compile: auto: the loss, where a compiler is and it pays | on: the head too | off
     shard_target: bool = False  # divide the target's layers over the processes (torch fully_shard)
     feature_cache: str = "auto"  # directory | "off" | "auto": OUTPUT/features where epochs repeat and it fits the disk
     precision: str = "auto"  # bfloat16 where the device multiplies it itself, else float32

@@ -93,7 +93,8 @@ class Trainer:
             )
         self.log = TrainingLog(config.output, config.unroll, accelerator, self.progress, config.steps)
         fused = is_fused(config.compile, self.device, self.head.config.draft_vocab_size)
-        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing, fused)
+        compiled = config.compile == "on"
+        objective = Objective(self.head, config.unroll, config.step_decay, config.checkpointing, fused, compiled)
         self.objective = accelerator.prepare_model(objective.to(self.device))
         self.optimizer = accelerator.prepare_optimizer(optimizer)
 

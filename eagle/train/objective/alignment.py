@@ -58,10 +58,16 @@ class Objective(nn.Module):
     step_weight: Tensor
 
     def __init__(
-        self, head: Eagle3Head, steps: int, decay: float, checkpointing: bool = False, fused: bool = False
+        self,
+        head: Eagle3Head,
+        steps: int,
+        decay: float,
+        checkpointing: bool = False,
+        fused: bool = False,
+        compiled: bool = False,
     ) -> None:
-        """`steps` draft steps with loss weights proportional to decay ** step. `fused`: compile the loss and the
-        head's forward.
+        """`steps` draft steps with loss weights proportional to decay ** step. `fused`: compile the loss; `compiled`:
+        the head's forward.
         """
         super().__init__()
         self.head = head
@@ -70,7 +76,7 @@ class Objective(nn.Module):
         self.fused = fused
         powers = torch.tensor([decay**step for step in range(steps)])
         self.register_buffer("step_weight", powers / powers.sum(), persistent=False)
-        self.compiled = torch.compile(head.forward, dynamic=True) if fused else None
+        self.compiled = torch.compile(head.forward, dynamic=True) if compiled else None
 
     def forward(
         self, features: Tensor, batch: Batch, where: Alignment, target: TargetProbs, acceptance_weight: float = 0.0
