@@ -42,6 +42,7 @@ TRIED_IN = {
     "eagle.train.demo.corpus": ("eagle/train/test_corpus.py", "test_the_command_writes_three_files"),
     "eagle.train.evaluation.held_out": ("eagle/train/test_held_out.py", "test_table_and_json"),
     "eagle.train.evaluation.plot": ("eagle/train/test_loop.py", "test_curves_are_drawn"),
+    "eagle.train.evaluation.learning": ("eagle/train/test_learning.py", "test_exact_points_are_foretold"),
     "eagle.train.evaluation.compare": ("eagle/train/test_compare.py", "test_table"),
     "eagle.native": ("eagle/nn/test_native.py", "test_the_command_says_what_there_is"),
     "eval.engines": ("eval/engines/test_side_by_side.py", "test_a_table_by_engine"),
