@@ -16,7 +16,6 @@ from eagle import command
 from eagle.train import checkpoint
 from eagle.train.config import add_arguments, from_arguments
 from eagle.train.progress import checkpoint_root
-from eagle.train.setup import keep_freed_memory
 from eagle.train.trainer import train
 
 
@@ -31,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
             return "no checkpoint was written yet; the same command begins again"
         return f"{found[-1]} is kept; the same command continues from it"
 
-    keep_freed_memory()
     torch.set_flush_denormal(True)  # a CPU computes a draft's smallest probabilities many times slower than others
     try:
         return command.start(parser, lambda args: train(from_arguments(args)), argv, kept)

@@ -23,8 +23,9 @@ def keep_freed_memory() -> None:
     """Let this process reuse the memory of freed tensors (glibc; elsewhere nothing happens).
 
     By default whatever is free at the heap's end and every freed block of 32 MB go back to the system, and the next
-    tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. What
-    grows block by block (a cache) should then grow in large steps, for its old places are of use to smaller ones only.
+    tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. Of use
+    where tensors have the same sizes all the time, as in sampling; a heap of ever other sizes fragments, and training
+    took 7 GB instead of 2 with it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
