@@ -24,8 +24,8 @@ def keep_freed_memory() -> None:
 
     By default whatever is free at the heap's end and every freed block of 32 MB go back to the system, and the next
     tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. Of use
-    where tensors have the same sizes all the time, as in sampling. Not in training: its sizes differ from batch to batch,
-    the heap fragments, and a process had grown to 7 GB after 18 minutes.
+    where tensors have the same sizes all the time, as in sampling. Not in training: its sizes differ from batch to
+    batch, the heap fragments, and a process had grown to 7 GB after 18 minutes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
