@@ -30,7 +30,7 @@ class Endpoint:
         answer, has no such model, or several and none is named.
         """
         self.url, self.rows, self.ends, self.context = url.rstrip("/"), rows, set(ends), context
-        names = [one["id"] for one in self._ask("models")["data"]]
+        names = [one["id"] for one in self._ask("data", "models")]
         if (model is None and len(names) != 1) or (model is not None and model not in names):
             raise ValueError(f"--endpoint-model {model}: {self.url} has {', '.join(names) or 'none'}; name one of them")
         self.model = model or names[0]
@@ -66,30 +66,33 @@ class Endpoint:
             "stop_token_ids": sorted(self.ends),
             "return_token_ids": True,
         }
-        choice = self._ask("completions", body)["choices"][0]
+        [choice] = self._ask("choices", "completions", body)
         ids = choice.get("token_ids")
         if not ids:
             raise ValueError(
                 f"{self.url} returned no token_ids; expected a server that knows return_token_ids, such as vLLM "
                 "0.10.2 or later"
             )
-        if choice["finish_reason"] == "stop" and ids[-1] not in self.ends:
+        if choice.get("finish_reason") == "stop" and ids[-1] not in self.ends:
             raise ValueError(
                 f"{self.url} ended an answer with token {ids[-1]}, which is none of the target's end tokens "
                 f"{sorted(self.ends)}: does it serve this target?"
             )
         return list(ids)
 
-    def _ask(self, route: str, body: dict[str, Any] | None = None) -> Any:
+    def _ask(self, field: str, route: str, body: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """A field of the answer, tried again where the server is busy or not there."""
         pause = PAUSE
         for left in reversed(range(TRIES)):
             try:
-                return self._ask_once(route, body)
+                return list(self._ask_once(route, body)[field])
             except urllib.error.HTTPError as error:
                 why = f"{error.code}: {error.read(1000).decode(errors='replace')}"
                 left *= error.code in BUSY
             except OSError as error:
                 why = str(getattr(error, "reason", error))
+            except (ValueError, KeyError, TypeError) as error:  # no address, no JSON, or another one
+                why, left = f"{type(error).__name__}: {error}", 0
             if not left:
                 break
             time.sleep(pause)

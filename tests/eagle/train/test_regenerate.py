@@ -258,8 +258,9 @@ def test_a_servers_target_writes_prompts(served, tiny_target, tmp_path):
 def test_a_server_that_is_not_one(served, tiny_target, tiny_data, tmp_path, capsys, monkeypatch):
     """No server, no such model, and settings that are the server's."""
     monkeypatch.setattr(endpoint, "PAUSE", 0)
-    ask_server(tiny_target, "http://127.0.0.1:9/v1", tiny_data, tmp_path / "out.jsonl", status=2)
-    assert "is this the address of an OpenAI-compatible server?" in capsys.readouterr().err
+    for url in ("http://127.0.0.1:9/v1", "nonsense", served[0].removesuffix("/v1")):
+        ask_server(tiny_target, url, tiny_data, tmp_path / "out.jsonl", status=2)
+        assert "is this the address of an OpenAI-compatible server?" in capsys.readouterr().err
     ask_server(tiny_target, served[0], tiny_data, tmp_path / "out.jsonl", "--endpoint-model", "gpt", status=2)
     assert "--endpoint-model gpt" in capsys.readouterr().err
     ask_server(tiny_target, served[0], tiny_data, tmp_path / "out.jsonl", "--dtype", "float32", status=2)
