@@ -167,7 +167,6 @@ def regenerate(args: argparse.Namespace) -> None:
     another process writes the output.
     """
     check(args)
-    keep_freed_memory()
     with sole_writer(args.output):
         _sample(args)
 
@@ -285,4 +284,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # of the whole process: not where others call `main`
     sys.exit(main())
