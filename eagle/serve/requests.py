@@ -136,7 +136,7 @@ def prepare(
     arguments["max_new_tokens"] = min(left, left if max_tokens is None else max_tokens)
     arguments["num_return_sequences"] = 1
     if "stop_token_ids" in given:
-        arguments["eos_token_id"] = [*model.eos_ids(None), *_stop_tokens(given["stop_token_ids"], model)]
+        arguments["eos_token_id"] = [*model.eos_ids(), *_stop_tokens(given["stop_token_ids"], model)]
     arguments["logits_processor"] = _processors(given, len(prompt), model.target.vocab_size)
     ids = torch.tensor([list(prompt)], dtype=torch.int64)
     return model.prepare(ids, {**drafting, **arguments})

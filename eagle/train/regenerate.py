@@ -171,7 +171,7 @@ def regenerate(args: argparse.Namespace) -> None:
         _sample(args)
 
 
-def open_sampler(args: argparse.Namespace, dtype: str) -> tuple[Sampler | Endpoint, Any]:
+def open_sampler(args: argparse.Namespace, device: torch.device, dtype: str) -> tuple[Sampler | Endpoint, Any]:
     """What answers, and the target's tokenizer."""
     if args.endpoint:
         config, tokenizer = read_config(args.target), read_tokenizer(args.target)
@@ -179,7 +179,7 @@ def open_sampler(args: argparse.Namespace, dtype: str) -> tuple[Sampler | Endpoi
         context = config.max_position_embeddings
         return Endpoint(args.endpoint, args.batch, ends, context, args.endpoint_model), tokenizer
     model, tokenizer = load_pretrained(args.target, DTYPES[dtype], args.device_map)
-    model = model if args.device_map else model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model if args.device_map else model.to(device)
     return Sampler(model, args.batch, end_tokens(model.generation_config, tokenizer), len(tokenizer)), tokenizer
 
 
@@ -192,7 +192,7 @@ def _sample(args: argparse.Namespace) -> None:
         print(f"{args.output}: complete; remove it and {sidecar.path.name} to sample again")
         return
     clock, journal = Clock(args.minutes), Journal(f"{args.output}.part")
-    sampler, tokenizer = open_sampler(args, dtype)
+    sampler, tokenizer = open_sampler(args, device, dtype)
     check_keywords(tokenizer, args.chat_template_kwargs)
     prompts = Journal(f"{args.output}.prompts.part")
     if args.self_prompts:

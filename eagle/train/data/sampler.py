@@ -18,8 +18,6 @@ from eagle.nn import grouped_attention
 from eagle.nn.target import CachedLM
 from eagle.trees import TreeSettings
 
-SLOTS = 128  # the cache grows by as many at once
-
 
 @dataclass
 class Request:
@@ -43,7 +41,6 @@ class Sampler:
         model.set_attn_implementation(grouped_attention.NAME)
         self.model, self.rows, self.ends, self.vocabulary = model, rows, set(ends), vocabulary
         self.target, self.context = CachedLM(model), model.config.max_position_embeddings
-        self._room = 0, 0  # rows and slots of the cache
 
     def run(self, queue: deque[Request]) -> Iterator[tuple[Request, list[int]]]:
         """Yield every request with its answer, end token included, as it ends; requests may be added meanwhile.
@@ -52,7 +49,6 @@ class Sampler:
         """
         plan = Plan.resolve("none", "token", TreeSettings(1))
         session = Session(self.target, None, plan, vocabulary=self.vocabulary)
-        self._room = 0, 0
         open_rows: dict[GeneratedRow, Request] = {}
         while queue or open_rows:
             while queue and len(session.rows) < self.rows:
@@ -67,17 +63,8 @@ class Sampler:
                 yield open_rows.pop(row), row.new_tokens
 
     def _add(self, session: Session, request: Request) -> GeneratedRow:
-        self._make_room(session, len(request.prompt) + request.limit)
+        rows = 1 << len(session.rows).bit_length()  # powers of two, so that the cache is seldom moved
+        session.reserve(min(self.rows, rows), len(request.prompt) + request.limit)
         stopping = Stopping(frozenset(self.ends), request.limit, self.target.context_length)
         params = SamplingParams(request.temperature, top_p=request.top_p)
         return session.add(request.prompt, params, request.seed, stopping=stopping)
-
-    def _make_room(self, session: Session, tokens: int) -> None:
-        """For one more row of so many tokens: twice the rows, `SLOTS` more slots, so that the cache is seldom moved."""
-        rows, slots = self._room
-        needed = len(session.rows) + 1
-        rows = rows if needed <= rows else min(self.rows, 2 * needed)
-        slots = max(slots, min(-(-tokens // SLOTS) * SLOTS, self.context))
-        if (rows, slots) != self._room:
-            session.reserve(rows, slots)
-            self._room = rows, slots
