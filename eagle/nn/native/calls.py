@@ -115,6 +115,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y
 
 
+def totals(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [M, V] -> the log of the sum of their exponentials Float32[M] and the first of the largest Int64[M]."""
+    library, (rows, columns) = native.load(), logits.shape
+    log_sum, likeliest = logits.new_empty(rows, dtype=torch.float32), logits.new_empty(rows, dtype=torch.int64)
+    library.functions.eagle_totals(
+        *map(c_int64, (library.instructions, torch.get_num_threads(), logits.element_size())),
+        c_void_p(logits.data_ptr()),
+        *map(c_int64, (rows, columns)),
+        *map(c_void_p, (log_sum.data_ptr(), likeliest.data_ptr())),
+    )
+    return log_sum, likeliest
+
+
 class LayerStack:
     """Decoder layers, by the names that their parameters have in `transformers`. Weights are read where they lie.
 

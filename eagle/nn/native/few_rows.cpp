@@ -1,7 +1,7 @@
 // A few rows through Llama-like decoder layers on an x86 CPU, weights read once and where they lie.
 //
-// Two functions are exported, plain C, no torch: `eagle_linear` (one product) and `eagle_layers` (a stack of layers, all
-// of it one parallel region whose threads meet five times per layer). The arithmetic is in kernels.h, compiled once per
+// Three functions are exported, plain C, no torch: `eagle_linear` (one product), `eagle_layers` (a stack of layers, all of
+// it one parallel region whose threads meet five times per layer) and `eagle_totals` (of rows of logits). The arithmetic is in kernels.h, compiled once per
 // instruction set; which one runs is asked of the CPU. `eagle/nn/native/__init__.py` builds and calls this.
 #include <cpuid.h>
 #include <immintrin.h>
@@ -66,6 +66,9 @@ struct Team {  // one thread's place among those of a parallel region
 
 constexpr int64_t CHUNK = 64;     // outputs that one thread finishes at once
 constexpr int64_t ATTENDING = 16;  // query rows that read the keys together
+
+template <class T> constexpr T minus_infinity() { return -INFINITY; }
+template <> constexpr bf16 minus_infinity() { return 0xff80; }
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -256,4 +259,13 @@ extern "C" void eagle_layers(int64_t instructions, int64_t threads, int64_t byte
                                             : (half ? avx2::layers<bf16> : avx2::layers<float>);
     Scratch shared(call->batch * call->n * (shape->hidden + 2 * shape->heads * shape->head + shape->inner));
     in_parallel(threads, instructions == AMX && half, [&](Team team) { chosen(team, *shape, *call, shared); });
+}
+
+// Logits [rows, columns] of one dtype, as above -> log of the sum of exponentials and first of the largest, each [rows].
+extern "C" void eagle_totals(int64_t instructions, int64_t threads, int64_t bytes, const void *logits, int64_t rows,
+                             int64_t columns, float *log_sum, int64_t *likeliest) {
+    const bool half = bytes == 2;
+    auto *chosen = instructions == AVX2 ? (half ? avx2::totals<bf16> : avx2::totals<float>)
+                                        : (half ? avx512::totals<bf16> : avx512::totals<float>);
+    in_parallel(threads, false, [=](Team team) { chosen(team, logits, rows, columns, log_sum, likeliest); });
 }

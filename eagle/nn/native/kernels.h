@@ -14,9 +14,10 @@ INLINE F exponential(F x) {
     return fma(p, r * r, r + set(1)) * power_of_two(n);
 }
 
-template <class T> INLINE F load_up_to(const T *p, int64_t count) {  // zeros behind the last
+template <class T> INLINE F load_up_to(const T *p, int64_t count, T behind = 0) {  // what stands behind the last
     if (count >= LANES) return load(p);
-    T some[LANES] = {};
+    T some[LANES];
+    std::fill(some, some + LANES, behind);
     std::memcpy(some, p, count * sizeof(T));
     return load(some);
 }
@@ -48,6 +49,41 @@ template <class T> TARGET void rms_norm(const float *x, const T *weight, int64_t
         F part = load_up_to(x + i, count - i) * factor * load_up_to(weight + i, count - i);
         store_up_to(out + i, part, count - i);
     }
+}
+
+// Of one row: the log of the sum of exp(logits), and the first of the largest.
+template <class T> TARGET void total(const T *logits, int64_t columns, float *log_sum, int64_t *likeliest) {
+    constexpr int64_t BLOCK = 1024;
+    const T nothing = minus_infinity<T>();
+    float top = -INFINITY;
+    int64_t from = 0;
+    for (int64_t block = 0; block < columns; block += BLOCK) {
+        const int64_t end = std::min(block + BLOCK, columns);
+        F high = set(-INFINITY);
+        for (int64_t i = block; i < end; i += LANES) high = max(high, load_up_to(logits + i, end - i, nothing));
+        const float highest = largest(high);
+        if (highest > top) top = highest, from = block;
+    }
+    double all = 0;
+    for (int64_t block = 0; block < columns; block += BLOCK) {
+        const int64_t end = std::min(block + BLOCK, columns);
+        F sums = set(0);
+        for (int64_t i = block; i < end; i += LANES)
+            sums = sums + exponential(load_up_to(logits + i, end - i, nothing) - set(top));
+        all += sum(sums);
+    }
+    *log_sum = top + std::log(all);
+    float values[BLOCK];
+    const int64_t count = std::min(BLOCK, columns - from);
+    convert(logits + from, count, values);
+    *likeliest = std::min(from + (std::find(values, values + count, top) - values), columns - 1);
+}
+
+template <class T>
+TARGET void totals(Team team, const void *logits, int64_t rows, int64_t columns, float *log_sum, int64_t *likeliest) {
+    const Range share = team.share(rows);
+    for (int64_t row = share.begin; row < share.end; row++)
+        total(static_cast<const T *>(logits) + row * columns, columns, log_sum + row, likeliest + row);
 }
 
 // --- products -----------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eagle.nn.native import calls
+
 ROWS = 512  # of one block on a GPU
 CPU_BLOCK = 2**18  # logits of one block on a CPU, within its cache: 64 rows of a 4,096-token vocabulary
 
@@ -49,7 +51,9 @@ class Totals(NamedTuple):
 
     @staticmethod
     def of(logits: Tensor) -> "Totals":
-        """logits [M, V], worked through in blocks on a CPU."""
+        """logits [M, V], worked through in blocks on a CPU, natively where that can be."""
+        if calls.usable(logits):
+            return Totals(*calls.totals(logits))
         parts = [part.float() for part in logits.split(block_rows(logits))]
         return Totals(torch.cat([part.logsumexp(-1) for part in parts]), torch.cat([part.argmax(-1) for part in parts]))
 

@@ -48,6 +48,26 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 
 
 @needs_native
+@pytest.mark.parametrize("columns", [1, 7, 16, 1023, 1025, 5000])
+@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+def test_totals_equal_float64(instructions, threads, dtype, columns):
+    for rows in (0, 1, 5):
+        logits = 20 * random(rows, columns, dtype=dtype) - 60  # all below zero; of bfloat16 several are the largest
+        log_sum, likeliest = calls.totals(logits)
+        torch.testing.assert_close(log_sum.double(), logits.double().logsumexp(-1), rtol=1e-6, atol=1e-6)
+        expected = [row.index(max(row)) for row in logits.tolist()]
+        assert likeliest.tolist() == expected
+
+
+@needs_native
+def test_totals_of_what_is_not_finite(instructions):
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0], [0.0, torch.nan, 1.0, 0.0]])
+    log_sum, likeliest = calls.totals(logits)
+    torch.testing.assert_close(log_sum[0], logits[0].logsumexp(-1))
+    assert likeliest[0] == 3 and log_sum[1].isnan() and 0 <= likeliest[1] < 4
+
+
+@needs_native
 @pytest.mark.parametrize(("out", "size"), SIZES)
 @pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
 def test_products_equal_float64(instructions, threads, dtype, out, size):
