@@ -29,17 +29,26 @@ def draw(probs: Tensor, uniform: Tensor) -> Tensor:
     """
     if native.LIBRARY.reads(probs, uniform):
         return native.draw(probs, uniform)
-    share, block = uniform[..., None], math.gcd(probs.shape[-1], BLOCK)
+    share, block = uniform[..., None] * BELOW_ONE, math.gcd(probs.shape[-1], BLOCK)
     if block < SMALLEST_BLOCK or probs.shape[-1] <= 4 * block:
-        return _invert(probs, share).column.squeeze(-1)
+        return _checked(probs, _invert(probs, share).column)
     blocks = probs.unflatten(-1, (-1, block))
     mass = blocks.sum(-1)
     index, running, point = _invert(mass, share)
     own = mass.gather(-1, index)
     rest = ((point - running.gather(-1, index)) / own).add_(1)  # the number within its block
-    inside = blocks.take_along_dim(index[..., None], -2).squeeze(-2)
+    inside = blocks.gather(-2, index[..., None].expand(*index.shape, block)).squeeze(-2)
     column = _invert(inside, rest.clamp_(0, BELOW_ONE)).column
-    return torch.add(column, index, alpha=block).squeeze(-1)
+    return _checked(probs, torch.add(column, index, alpha=block))
+
+
+def _checked(probs: Tensor, column: Tensor) -> Tensor:
+    """Int64[..., 1] -> Int64[...]. A parallel scan is not monotone to the last bit and can point at a zero, in a block
+    of zeros as well: the mode instead.
+    """
+    if not probs.is_cpu:
+        column = torch.where(probs.gather(-1, column) > 0, column, probs.argmax(-1, keepdim=True))
+    return column.squeeze(-1)
 
 
 class _Inverted(NamedTuple):
@@ -51,13 +60,10 @@ class _Inverted(NamedTuple):
 
 
 def _invert(weights: Tensor, share: Tensor) -> _Inverted:
-    """The first column whose running sum exceeds this share Float64[..., 1] of the total."""
+    """The first column whose running sum exceeds this share Float64[..., 1], below 1, of the total."""
     running = weights.cumsum(-1, dtype=torch.float64)
-    point = share * (running[..., -1:] * BELOW_ONE)  # stays below the total, whatever the rounding
+    point = share * running[..., -1:]
     column = torch.searchsorted(running, point, right=True).clamp_(max=weights.shape[-1] - 1)
-    if not weights.is_cpu:
-        # A parallel scan is not monotone to the last bit and can point at a zero: take the mode.
-        column = torch.where(weights.gather(-1, column) > 0, column, weights.argmax(-1, keepdim=True))
     return _Inverted(column, running, point)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, to_target
 from hsd import Layout
 
+NO_ROW = -(2**40)  # of a top-k token: negative whatever is added
 Sizes = Sequence[int]  # nodes of a level by row
 
 
@@ -26,7 +27,7 @@ class Level(NamedTuple):
 
     columns  Int64[B, w]     draft tokens
     parent   Int64[B, w]     index within the frontier
-    row      Int64[B, w]     row of `q` that the token was sampled from; -1 at top-k tokens
+    row      Int64[B, w]     row of `q` that the token was sampled from; NO_ROW at top-k tokens
     q        Float[B, m, Vd] distributions sampled from
     reach    the estimates [B, w] that the accepted path passes them; asked for where another level follows
     sizes    nodes of each batch row, the first ones; None: w of all
@@ -56,7 +57,7 @@ class GrownTree:
         self.parents.append(level.parent + self._first)
         self._first += self.tokens[-1].shape[1]
         self.tokens.append(to_target(level.columns, self.support))
-        self.rows.append(torch.where(level.row < 0, -1, level.row + self._kept))
+        self.rows.append(level.row + self._kept)
         self.q.append(level.q)
         self._kept += level.q.shape[1]
         batch, w = level.columns.shape
@@ -65,6 +66,7 @@ class GrownTree:
     def batch(self, layout_of: Callable[[Sequence[Sizes]], Layout]) -> TreeBatch:
         """The finished trees. `layout_of`: the layout of levels with these sizes."""
         tokens, parents, rows, q = (torch.cat(parts, 1) for parts in (self.tokens, self.parents, self.rows, self.q))
+        rows = rows.clamp_(min=-1)
         widths = [part.shape[1] for part in self.tokens]
         depths = torch.cat([torch.full_like(part, depth) for depth, part in enumerate(self.tokens)], 1)
         if any(size < width for sizes, width in zip(self.sizes, widths[1:]) for size in sizes):

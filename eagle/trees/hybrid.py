@@ -35,7 +35,7 @@ from torch.nn.functional import pad
 
 import hsd
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, Sizes, even_level, grow_levels
+from eagle.trees.grown import NO_ROW, Level, Sizes, even_level, grow_levels
 from eagle.trees.level_budget import child_gains, level_sizes
 from eagle.trees.native_level import LIBRARY, native_level
 
@@ -66,12 +66,12 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
         believed = sharpened(q, settings.sharpness)
         if follows and LIBRARY.reads(q):
             return native_level(q, believed, reach, left, below, min(most, settings.width or most), beta, draw)
-        candidates = _candidates(believed, reach, min(most, settings.width or most), beta)
+        candidates = _candidates(believed, reach, min(most, settings.width or most), beta, padded=follows)
         sizes = level_sizes(candidates.values, left, below, beta) if follows else None
         picked = candidates.best(sizes)
-        outside = _outside(q, picked)
+        outside = _outside(q, picked, sharp=believed is not q)
         columns = torch.where(picked.sampled, draw(outside).gather(1, picked.parent), picked.column)
-        row = torch.where(picked.sampled, picked.parent, -1)
+        row = torch.where(picked.sampled, picked.parent, NO_ROW)
         follow = partial(_reach, believed, reach, picked, columns, beta)
         return Level(columns, picked.parent, row, outside, follow, sizes)
 
@@ -126,14 +126,18 @@ class _Candidates(NamedTuple):
         return _Picked(number < n, number % n, column, q_column, real)
 
 
-def _candidates(q: Tensor, reach: Tensor, most: int, beta: float) -> _Candidates:
-    """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all. A node with a
-    negative reach is padding, and so are its children.
+def _candidates(q: Tensor, reach: Tensor, most: int, beta: float, padded: bool = False) -> _Candidates:
+    """q [B, n, Vd], sharpened, and reach [B, n] of the frontier -> its `most` best candidates, or all. In a padded
+    frontier, a node with a negative reach is padding, and so are its children.
     """
     top_q, top_columns = (pad(found.mT, (0, 0, 1, 1)) for found in q.topk(min(most, q.shape[-1])))  # [B, t + 2, n]
     gains, reached = child_gains(top_q[:, :-1], q.square().sum(-1), beta), reach[:, None]
-    values = torch.where(reached < 0, -1, gains * reached).flatten(1)
-    best = values.sort(dim=1, descending=True, stable=True)  # among equals the first one: a row's tree is its own
+    values = gains.mul_(reached)
+    if padded:
+        values = torch.where(reached < 0, -1, values)
+    best = values.flatten(1).sort(
+        dim=1, descending=True, stable=True
+    )  # among equals the first one: a row's tree is its own
     return _Candidates(best.values[:, :most], best.indices[:, :most], top_q, top_columns)
 
 
@@ -155,11 +159,11 @@ class _Picked(NamedTuple):
         return self.q_column.new_zeros(len(self.parent), n).scatter_add_(1, self.parent, self.q_column)
 
 
-def _outside(q: Tensor, picked: _Picked) -> Tensor:
-    """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]."""
+def _outside(q: Tensor, picked: _Picked, sharp: bool) -> Tensor:
+    """q of every frontier node outside its top-k children, renormalised: [B, n, Vd]; sharp: q_column is not q."""
     rows, place = q.flatten(1), torch.add(picked.column, picked.parent, alpha=q.shape[-1])
-    taken = rows.gather(1, place) * (picked.q_column > 0)  # sampled nodes and padding take nothing
-    outside = rows.scatter_add(1, place, taken.neg_()).add_(TINY).view_as(q)
+    taken = rows.gather(1, place) * (picked.q_column > 0) if sharp else picked.q_column  # 0 of sampled ones and padding
+    outside = rows.scatter_add(1, place, taken.neg()).add_(TINY).view_as(q)
     return outside.div_(outside.sum(-1, keepdim=True))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from eagle.trees.grown import Level
+from eagle.trees.grown import NO_ROW, Level
 from eagle.trees.level_budget import expected_subtree_size
 from hsd.native.build import Library
 
@@ -65,7 +65,7 @@ def native_level(
             places = places.clone()
             places[b, level.sampled :] = torch.tensor(others[: sampled - level.sampled], device=q.device)
     drawn = draw(outside, places)
-    row = torch.full_like(parent, -1)
+    row = torch.full_like(parent, NO_ROW)
     for b, level in enumerate(chosen):
         column[b, : level.sampled] = drawn[b, : level.sampled]
         row[b, : level.sampled] = torch.arange(level.sampled, device=q.device)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import hsd
 from eagle.trees.base import Draft, TreeBatch, TreeSettings, root_only
-from eagle.trees.grown import Level, even_level, grow_levels
+from eagle.trees.grown import NO_ROW, Level, even_level, grow_levels
 
 
 def uniforms(settings: TreeSettings) -> int:
@@ -49,7 +49,7 @@ def build(draft: Draft, settings: TreeSettings) -> TreeBatch:
         w = min(even_level(left[0], below), settings.width or left[0], q.shape[1] * q.shape[2])
         children = _draw_children(q, min(w, q.shape[2]), draft)
         picked = _allot(children.values(reach, settings.beta), w)
-        row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), -1)
+        row = torch.where(picked.of(children.q) > 0, torch.arange(w, device=q.device), NO_ROW)
         return Level(
             picked.of(children.columns),
             picked.parent,

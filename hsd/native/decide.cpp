@@ -29,7 +29,7 @@ template <class T> int64_t invert(const T *weights, int64_t count, double share)
         mass.push_back(sum(weights + first, std::min(BLOCK, count - first)));
         total += mass.back();
     }
-    const double point = share * (total * BELOW_ONE);
+    const double point = share * BELOW_ONE * total;
     double running = 0;
     int64_t found = count - 1;  // the answer where a sum is not a number
     for (int64_t block = 0; block < static_cast<int64_t>(mass.size()); running += mass[block++]) {

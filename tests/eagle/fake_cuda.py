@@ -31,6 +31,8 @@ from eagle.nn import decoder, kv_cache, packed, target
 from eagle.nn.head import Eagle3Head
 
 READS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim"}
+FUSED = {"scaled_dot_product_attention", "_fused_rms_norm"}  # one kernel each on a GPU, taken apart elsewhere
+NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view"}
 PHASES = ("draft", "score", "verify", "commit")
 STEP = "step"  # inside a step, between its phases
 RESULT = 4  # columns of a step's packed result before its tokens
@@ -62,9 +64,9 @@ def line_of_project() -> str:
 
 
 @functools.cache
-def is_real(operator: Any) -> bool:
-    """Whether it is an operator of its own, a view or a kernel: not one that only calls others."""
-    if operator.namespace != "aten":
+def launches(operator: Any) -> bool:
+    """Whether it launches a kernel: no view, nor one that only makes a tensor or calls others."""
+    if operator.namespace != "aten" or operator.is_view or operator.overloadpacket.__name__ in NO_KERNEL:
         return False
     return not torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd")
 
@@ -72,8 +74,7 @@ def is_real(operator: Any) -> bool:
 @functools.cache
 def is_composite(operator: Any) -> bool:
     """Whether it is taken apart, and its parts are looked at."""
-    attention = operator.overloadpacket.__name__ == "scaled_dot_product_attention"
-    return operator.namespace == "aten" and not attention and operator._can_decompose()
+    return operator.namespace == "aten" and operator.overloadpacket.__name__ not in FUSED and operator._can_decompose()
 
 
 def pointer(x: torch.Tensor) -> int:
@@ -93,7 +94,7 @@ class Watch(TorchDispatchMode):
 
     reads       values looked at, by the oracle's leave           moves      copies between host and device
     stale       what a replay would not have seen change          steps      how many were done
-    operators   how many, by phase                                accepted   draft tokens per step, by the oracle
+    launches    of kernels, by phase                              accepted   draft tokens per step, by the oracle
     """
 
     def __init__(self, accepted: int = 1):
@@ -109,7 +110,7 @@ class Watch(TorchDispatchMode):
         self.reads: list[Seen] = []
         self.moves: list[Seen] = []
         self.stale: list[Seen] = []
-        self.operators: Counter = Counter()
+        self.launches: Counter = Counter()
         self.steps = 0
 
     def note(self, where: list[Seen], what: str) -> None:
@@ -187,7 +188,7 @@ class Watch(TorchDispatchMode):
         if self.trace is not None:
             self._number(results, cells)
             self.trace.append((line_of_project(), str(operator), *words))
-        self.operators[self.phase] += is_real(operator)
+        self.launches[self.phase] += launches(operator) and any(x.device.type == "cuda" for x in (*inputs, *results))
         return out
 
     def _number(self, results: list[torch.Tensor], known: set[int]) -> None:
