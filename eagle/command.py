@@ -1,4 +1,4 @@
-"""What all commands have in common: the shape of --help, ranges of numbers, one line on stderr and an exit code.
+"""What all commands have in common: the shape of --help, ranges of numbers, one line on stderr, an exit code, tables.
 
 0      done
 2      what was given cannot be used (an option out of range, ValueError), a file cannot be read or written (OSError), a
@@ -178,3 +178,10 @@ def open_streams() -> None:
 def one_line(error: BaseException) -> str:
     """The error's message without line breaks; the name of its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Header, rule and rows, one line each; what would end a cell is escaped."""
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (header, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from eagle.command import markdown_table
+
 
 class Table(NamedTuple):
     """A titled table of strings; `note` says how to read it."""
@@ -38,14 +40,3 @@ def times(estimate: Any) -> str:
 def percent(estimate: Any, sign: str = "") -> str:
     """A share: `31% [29%, 34%]`."""
     return interval(estimate, lambda value: f"{value:{sign}.0%}")
-
-
-def escape(cell: str) -> str:
-    """A cell's text without characters that would end the cell."""
-    return cell.replace("|", "\\|").replace("\n", " ")
-
-
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """Header, rule and rows, one line each."""
-    lines = ["| " + " | ".join(map(escape, cells)) + " |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])

@@ -11,6 +11,7 @@ interrupted run continues with the missing shards.
 
 import functools
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -162,10 +163,9 @@ class CachedFeatures:
         together = is_sharded(source.target)
         mine = missing if together else missing[rank::world]
         rows = sum(len(self.shards[number]) for number in mine)
-        # disable=None: shown on a terminal only
-        with tqdm(
-            total=rows, unit="row", desc="features", disable=None if accelerator.is_main_process else True
-        ) as bar:
+        every = 0.1 if sys.stderr.isatty() else 30  # seconds; a log needs fewer lines
+        shown = accelerator.is_main_process
+        with tqdm(total=rows, unit="row", desc="features", disable=not shown, mininterval=every) as bar:
             for turn, number in enumerate(mine):
                 tensors = self.compute(self.shards[number], source, accelerator, bar)
                 if not together or turn % world == rank:

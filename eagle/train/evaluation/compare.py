@@ -76,10 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def print_table(args) -> None:
     """Print the rows of `compare` as Markdown."""
-    print("| head | temperature | prompts | E[accepted] |\n|---|---|---|---|")
+    rows = []
     for row in compare(args):
         value = f"{row['expected_accepted']:.3f} +- {row['error']:.3f}"
-        print(f"| {row['head']} | {row['temperature']:g} | {row['prompts']} | {value} |")
+        rows.append([row["head"], f"{row['temperature']:g}", str(row["prompts"]), value])
+    print(command.markdown_table(["head", "temperature", "prompts", "E[accepted]"], rows))
 
 
 if __name__ == "__main__":

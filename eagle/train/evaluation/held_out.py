@@ -68,13 +68,12 @@ def table(results: list[HeldOut]) -> str:
     """A Markdown table, and the digests below it."""
     steps = len(results[0].min_p_q)
     names = ["data", "conversations", "positions", *(f"step {step}" for step in range(1, steps + 1)), "chain"]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    rows = []
     for r in results:
         means = [f"{mean:.3f} +- {error:.3f}" for mean, error in zip(r.min_p_q, r.standard_error, strict=True)]
-        lines.append(
-            "| " + " | ".join([r.data, str(r.conversations), str(r.positions), *means, f"{r.chain:.3f}"]) + " |"
-        )
-    return "\n".join([*lines, "", *(f"sha256 {r.sha256}  {r.data}" for r in results)])
+        rows.append([r.data, str(r.conversations), str(r.positions), *means, f"{r.chain:.3f}"])
+    digests = [f"sha256 {r.sha256}  {r.data}" for r in results]
+    return "\n".join([command.markdown_table(names, rows), "", *digests])
 
 
 def report(args: argparse.Namespace) -> None:

@@ -67,15 +67,14 @@ def law(tokens: list[float], values: list[float], limit: float | None) -> Callab
 def table(found: list[Series], at: list[float]) -> str:
     """Markdown: the points' range, the foretold last point, the law at `at` million tokens."""
     names = ["series", "first", "last", "last, foretold", *(f"{tokens:g}M" for tokens in at)]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    rows = []
     for one in found:
         fitted = law(one.tokens, one.values, one.limit)
         ends = [f"{one.values[end]:.3f} ({one.tokens[end]:.3g}M)" for end in (0, -1)]
         earlier = one.tokens[:-1], one.values[:-1]
         foretold = f"{law(*earlier, one.limit)(one.tokens[-1]):.3f}" if len(set(earlier[0])) > 1 else ""
-        cells = [f"{one.name}: {one.y}", *ends, foretold, *(f"{fitted(tokens):.2f}" for tokens in at)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append([f"{one.name}: {one.y}", *ends, foretold, *(f"{fitted(tokens):.2f}" for tokens in at)])
+    return command.markdown_table(names, rows)
 
 
 def draw(found: list[Series], to: float, path: str | Path) -> None:
