@@ -36,9 +36,9 @@ from eagle.train.data.dialogue import Dialogue, json_line
 from eagle.train.data.endpoint import Endpoint
 from eagle.train.data.overlap import RUN, Overlap
 from eagle.train.data.provenance import Journal, Sidecar, target_digests
-from eagle.train.data.sampler import Request, Sampler
+from eagle.train.data.sampler import Request, Sampler, keep_freed_memory
 from eagle.train.data.self_prompts import PromptWriter
-from eagle.train.setup import keep_freed_memory, load_pretrained
+from eagle.train.setup import load_pretrained
 
 WINDOW = 256  # conversations among which similar prompt lengths are put beside each other, short ones first
 

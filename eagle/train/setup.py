@@ -1,7 +1,5 @@
 """What a run needs before its first step: target, tokenizer, examples, head."""
 
-import ctypes
-import sys
 from collections import Counter
 
 import torch
@@ -15,22 +13,6 @@ from eagle.nn.target import check_supported
 from eagle.train.config import TrainConfig
 from eagle.train.data.conversations import Example, load_examples
 from eagle.train.distributed import shard_layers
-
-MALLOC = {-1: 2**30, -2: 2**28, -4: 0}  # M_TRIM_THRESHOLD and M_TOP_PAD in bytes, M_MMAP_MAX (malloc.h)
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory of freed tensors (glibc; elsewhere nothing happens).
-
-    By default whatever is free at the heap's end and every freed block of 32 MB go back to the system, and the next
-    tensors wait for their pages to be mapped and zeroed again: half of the time of 128 x 151,936 probabilities. Of use
-    where tensors have the same sizes all the time, as in sampling. Not in training: its sizes differ from batch to
-    batch, the heap fragments, and a process had grown to 7 GB after 18 minutes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for parameter, value in MALLOC.items():
-            mallopt(parameter, value)
 
 
 def load_pretrained(path: str, dtype: torch.dtype, device_map=None, **hub):

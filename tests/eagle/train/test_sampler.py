@@ -122,7 +122,7 @@ def test_ids_beyond_the_tokenizer_are_never_sampled(model):
 
 FAULTS = """
 import resource, torch
-from eagle.train.setup import keep_freed_memory
+from eagle.train.data.sampler import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
