@@ -164,7 +164,7 @@ class CachedFeatures:
         mine = missing if together else missing[rank::world]
         rows = sum(len(self.shards[number]) for number in mine)
         every = 0.1 if sys.stderr.isatty() else 30  # seconds; a log needs fewer lines
-        shown = accelerator.is_main_process
+        shown = accelerator.is_main_process and rows > 0
         with tqdm(total=rows, unit="row", desc="features", disable=not shown, mininterval=every) as bar:
             for turn, number in enumerate(mine):
                 tensors = self.compute(self.shards[number], source, accelerator, bar)
