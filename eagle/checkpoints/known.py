@@ -158,7 +158,6 @@ KNOWN: dict[str, KnownPair] = {
             stop_tokens=QWEN_STOPS,
         ),
         hub=Hub("Qwen/Qwen2.5-Coder-1.5B-Instruct"),
-        note="no head trained yet",
     ),
     "gemma-3-270m": KnownPair(
         model="Gemma 3 270M",

@@ -72,9 +72,9 @@ def test_it_falls_back_to_the_embedded_pair_and_prints_nothing_else(checkout, tm
 
 def test_a_pair_without_a_head_is_one_line(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HSD_CHECKPOINTS", str(tmp_path))
-    assert demo.usable_pair("qwen2.5-coder-1.5b") == "demo"
+    assert demo.usable_pair("gemma-3-270m") == "demo"
     said = capsys.readouterr().out
-    assert "no head at qwen2.5-coder-1.5b/eagle3" in said
+    assert "no head at gemma-3-270m/eagle3" in said
     assert said.count("\n") == 1
 
 
