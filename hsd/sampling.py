@@ -62,7 +62,7 @@ class _Inverted(NamedTuple):
 def _invert(weights: Tensor, share: Tensor) -> _Inverted:
     """The first column whose running sum exceeds this share Float64[..., 1], below 1, of the total."""
     running = weights.cumsum(-1, dtype=torch.float64)
-    point = share * running[..., -1:]
+    point = share * running[..., -1:]  # below the total, whatever the rounding
     column = torch.searchsorted(running, point, right=True).clamp_(max=weights.shape[-1] - 1)
     return _Inverted(column, running, point)
 

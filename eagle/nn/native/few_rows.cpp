@@ -1,8 +1,9 @@
 // A few rows through Llama-like decoder layers on an x86 CPU, weights read once and where they lie.
 //
 // Three functions are exported, plain C, no torch: `eagle_linear` (one product), `eagle_layers` (a stack of layers, all of
-// it one parallel region whose threads meet five times per layer) and `eagle_totals` (of rows of logits). The arithmetic is in kernels.h, compiled once per
-// instruction set; which one runs is asked of the CPU. `eagle/nn/native/__init__.py` builds and calls this.
+// it one parallel region whose threads meet five times per layer) and `eagle_totals` (of rows of logits). The arithmetic is
+// in kernels.h, compiled once per instruction set; which one runs is asked of the CPU. `eagle/nn/native/__init__.py` builds
+// and calls this.
 #include <cpuid.h>
 #include <immintrin.h>
 #include <omp.h>
