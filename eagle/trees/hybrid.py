@@ -135,9 +135,8 @@ def _candidates(q: Tensor, reach: Tensor, most: int, beta: float, padded: bool =
     values = gains.mul_(reached)
     if padded:
         values = torch.where(reached < 0, -1, values)
-    best = values.flatten(1).sort(
-        dim=1, descending=True, stable=True
-    )  # among equals the first one: a row's tree is its own
+    # Stable: among equals the first one, so that a row's tree is its own.
+    best = values.flatten(1).sort(dim=1, descending=True, stable=True)
     return _Candidates(best.values[:, :most], best.indices[:, :most], top_q, top_columns)
 
 
