@@ -23,6 +23,7 @@ from eagle.engine.distributions import SamplingParams
 from eagle.trees import LEVELS, TreeSettings, is_sampled
 
 STRIDE = 12
+STATES_PER_ANSWER = 4  # at least: a head guesses the first words of an answer much worse than the rest
 DRAWS = 2  # trees per state and candidate
 
 Plan = tuple[str, TreeSettings]
@@ -64,16 +65,18 @@ def measure(
     shown: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     levels: Sequence[str] = LEVELS,
 ) -> Measured:
-    """Measure one temperature at about `states` states, equally many of each prompt with a long enough answer.
+    """Measure one temperature at about `states` states, equally many of each answer that is long enough.
 
     model    an `eagle.EagleModel` with a drafter
+    prompts  for few states not all of them are answered, so that each answer has `STATES_PER_ANSWER`
     seed     prompt i is answered with a generator of its own, whatever the other prompts are
     shown    wraps what is worked through, such as a progress bar
     levels   of hybrid trees, whatever the device grows
 
     Raises ValueError where no state was reached.
     """
-    per_prompt = math.ceil(states / max(len(prompts), 1))
+    per_prompt = max(math.ceil(states / max(len(prompts), 1)), min(states, STATES_PER_ANSWER))
+    prompts = spread(prompts, math.ceil(states / per_prompt))
     overlaps = measure_overlaps(model, shown(prompts), temperature, STRIDE * per_prompt, seed)
     candidates, sharpness = candidates_at(temperature), sharpness_of(overlaps)
     plans = [(one.tree, settings) for one in candidates for settings in one.variants(sharpness, levels)]
@@ -87,6 +90,11 @@ def measure(
         raise ValueError(f"no state was reached on {len(prompts)} prompts: pass prompts with longer answers")
     found = {plan: mean_and_error([[state[plan] for state in row] for row in rows]) for plan in plans}
     return Measured(temperature, sum(map(len, rows)), found, overlaps)
+
+
+def spread(prompts: Sequence[Sequence[int]], count: int) -> Sequence[Sequence[int]]:
+    """`count` of the prompts, evenly over their order; all where there are no more."""
+    return [prompts[index * len(prompts) // count] for index in range(count)] if count < len(prompts) else prompts
 
 
 def tables_of(measured: Sequence[Measured], levels: Sequence[str] = LEVELS) -> tuple[Table, ...]:

@@ -80,6 +80,21 @@ def test_at_a_state_all_trees_draw_with_the_same_seeds(model, monkeypatch):
     assert len({seed for _, tree, seed in seeds if tree == "rsd"}) == acceptance.DRAWS * len(states) == 6
 
 
+def test_few_states_lie_along_few_answers(model, monkeypatch):
+    """Not at the first words of many: 8 states of 5 prompts are 4 along each of two answers."""
+    begin, answered = StateProbe.begin, []
+
+    def recorded(probe, prompt, tokens, *args, **kwargs):
+        answered.append((prompt, tokens))
+        return begin(probe, prompt, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(StateProbe, "begin", recorded)
+    prompts = [[3 + index] for index in range(5)]
+    assert measure(model, prompts, 0.0, states=8).states == 8
+    assert answered == [([3], 4 * acceptance.STRIDE + 1), ([5], 4 * acceptance.STRIDE + 1)]
+    assert acceptance.spread(prompts, 9) == prompts
+
+
 def test_one_beta_serves_all_temperatures():
     """Each temperature counts alike, however much is accepted there."""
 
