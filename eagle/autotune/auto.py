@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from eagle.autotune.acceptance import measure, tables_of
+from eagle.autotune.acceptance import STATES_PER_ANSWER, measure, tables_of
 from eagle.autotune.calibration import NAME, Calibration, Table, digest_of
 from eagle.autotune.candidates import AUTO, Candidate, Fit, kinds_of, nearest
 from eagle.autotune.choice import Point, choose, points
@@ -158,7 +158,8 @@ class AutoTree:
     def _brief_path(self) -> Path | None:
         if None in self.fingerprints:
             return None
-        digest = sha256("/".join(map(str, (*self.fingerprints, self.levels))))[:16]
+        known_by = (*self.fingerprints, self.levels, BRIEF_STATES, STATES_PER_ANSWER)
+        digest = sha256("/".join(map(str, known_by)))[:16]
         return cache_directory() / f"calibration-{digest}.json"
 
     @cached_property
