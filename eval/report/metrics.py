@@ -23,7 +23,9 @@ between methods resample the questions both answered, keeping pairs together. An
 Questions that failed are in no number; how many there were is shown.
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -65,30 +67,34 @@ def paired(first: Answers, second: Answers) -> list[tuple[Record, Record]]:
     return [(left[i], right[i]) for i in sorted(left.keys() & right.keys())]
 
 
-def speedup(method: Answers, plain: Answers) -> Estimate | None:
-    """tok/s of a method over tok/s of `plain`, on the questions both answered."""
-    pairs = paired(method, plain)
-    ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    return bootstrap(
-        lambda a, s, b, t: ratio(ratio(a, s), ratio(b, t)),
-        column(ours, "tokens"),
-        column(ours, "seconds"),
-        column(theirs, "tokens"),
-        column(theirs, "seconds"),
-    )
-
-
-def difference(first: Answers, second: Answers, above: str, below: str) -> Estimate | None:
-    """A ratio of the first method minus the second's, paired over questions."""
+def between(
+    first: Answers, second: Answers, above: str, below: str, compare: Callable[[Any, Any], Any]
+) -> Estimate | None:
+    """`compare` of a ratio of the first method and the same ratio of the second's, paired over questions."""
     pairs = paired(first, second)
     ours, theirs = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return bootstrap(
-        lambda a, s, b, t: ratio(a, s) - ratio(b, t),
+        lambda a, s, b, t: compare(ratio(a, s), ratio(b, t)),
         column(ours, above),
         column(ours, below),
         column(theirs, above),
         column(theirs, below),
     )
+
+
+def speedup(method: Answers, plain: Answers) -> Estimate | None:
+    """tok/s of a method over tok/s of `plain`, on the questions both answered."""
+    return between(method, plain, "tokens", "seconds", ratio)
+
+
+def difference(first: Answers, second: Answers, above: str, below: str) -> Estimate | None:
+    """A ratio of the first method minus the second's, paired over questions."""
+    return between(first, second, above, below, operator.sub)
+
+
+def gain(first: Answers, second: Answers, above: str, below: str) -> Estimate | None:
+    """A ratio of the first method over the second's, less 1, paired over questions."""
+    return between(first, second, above, below, lambda ours, theirs: ratio(ours, theirs) - 1)
 
 
 def judged(entry: Record) -> bool:

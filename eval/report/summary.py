@@ -116,20 +116,25 @@ def row(run: Answers, plain: Answers | None, runaway: set[int]) -> Record:
 
 
 def comparisons(runs: Sequence[Answers]) -> list[tuple[Answers, Answers]]:
-    """Pairs that differ in one thing: another verifier on the same tree, or another tree under the same verifier."""
+    """Pairs that differ in one thing, another verifier on the same tree or another tree under the same verifier; and
+    hybrid trees verified by HSD against EAGLE-3's own tree and rule, whichever of the two comes first.
+    """
     drafting = [
         run
         for run in runs
         if any(turn["steps"]["emitted"] for e in run.records for turn in e["measured"])
         and run.settings["tree"] != "none"
     ]
-    return [
+    alike = [
         (second, first)
         for i, first in enumerate(drafting)
         for second in drafting[i + 1 :]
         if (first.settings["tree"] == second.settings["tree"])
         != (first.settings["verifier"] == second.settings["verifier"])
     ]
+    by_rule = {(run.settings["tree"], run.settings["verifier"]): run for run in drafting}
+    ours, eagle = by_rule.get(("hybrid", "hsd")), by_rule.get(("topk", "token"))
+    return alike + ([(ours, eagle)] if ours and eagle else [])
 
 
 def pair(first: Answers, second: Answers) -> Record:
@@ -140,6 +145,7 @@ def pair(first: Answers, second: Answers) -> Record:
         "n": len(metrics.paired(first, second)),
         "tau": difference(first, second, "emitted", "steps"),
         "expected": difference(first, second, "expected", "steps"),
+        "expected_gain": metrics.gain(first, second, "expected", "steps"),
         "tok_s": difference(first, second, "tokens", "seconds"),
     }
 

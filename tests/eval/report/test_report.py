@@ -109,7 +109,12 @@ def test_json_holds_the_numbers(mt_bench):
         ("hybrid+token", "topk+token"),
         ("hybrid+hsd", "topk+hsd"),
         ("hybrid+hsd", "hybrid+token"),
+        ("hybrid+hsd", "topk+token"),
     }
+    for pair in section["pairs"]:
+        first, second = (rows[pair[which]]["expected"][0] for which in ("first", "second"))
+        if pair["n"] == rows[pair["first"]]["n"] == rows[pair["second"]]["n"]:
+            assert pair["expected_gain"][0] == pytest.approx(first / second - 1)
 
 
 def test_report_command_equals_the_run_s_own_report(mt_bench, tmp_path, capsys):
