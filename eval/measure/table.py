@@ -14,14 +14,17 @@ each method's own generations come from `python -m eval`.
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from tqdm import tqdm
 
 from eagle import command, jsonl
+from eagle.autotune.candidates import Fit
 from eagle.autotune.probe import NODES_PER_FORWARD, StateProbe, TreeLimits
 from eagle.engine.distributions import SamplingParams
 from eagle.files import check_writable, write_whole
@@ -132,29 +135,45 @@ def run(options: argparse.Namespace) -> None:
     asked = benchmarks.load(options.bench, options.protocol, options.question_file, options.num_questions)
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
-    found, fits = {}, {}
-    for temperature in options.temperatures:
-        fits[f"{temperature:g}"] = fit = model.auto.fit(temperature)._asdict()  # calibrated on other prompts
-        settings = [TreeSettings(nodes, options.depth, **fit) for nodes in options.budgets]
-        cells = [(method, of_budget) for of_budget in settings for method in options.methods]
-        values = one_temperature(model, questions, temperature, cells, options, output)
-        found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
-    write(found, fits, asked, options, output)
+    fits = {temperature: model.auto.fit(temperature) for temperature in options.temperatures}  # on other prompts
+    found = {}
+    with ExitStack() as stack:  # every file is claimed and checked before the first is measured
+        opened = {
+            temperature: stack.enter_context(states_file(output, temperature, fit, options))
+            for temperature, fit in fits.items()
+        }
+        for temperature, (file, path, rows) in opened.items():
+            values = measure(
+                model,
+                questions,
+                temperature,
+                cells_of(fits[temperature], options),
+                options.states,
+                options.stride,
+                options.draws,
+                options.seed,
+                columns(rows[: len(questions)]),
+                lambda row, file=file, path=path: jsonl.append(file, row, path),
+                options.quiet,
+            )
+            found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
+    write(found, {f"{temperature:g}": fit._asdict() for temperature, fit in fits.items()}, asked, options, output)
     print((output / "table.md").read_text(encoding="utf-8"))
 
 
-def one_temperature(
-    model: Any,
-    questions: list[list[int]],
-    temperature: float,
-    cells: list[tuple[str, TreeSettings]],
-    options: argparse.Namespace,
-    output: Path,
-) -> Values:
-    """Measure what the temperature's file does not hold yet."""
-    path, fit = output / f"states_T{temperature:g}.jsonl", cells[0][1]
-    names = {NATS, *(name(method, settings.nodes) for method, settings in cells)}
-    done: Values = {}
+def cells_of(fit: Fit, options: argparse.Namespace) -> list[tuple[str, TreeSettings]]:
+    """Every method with every budget, trees shaped by `fit`."""
+    settings = [TreeSettings(nodes, options.depth, **fit._asdict()) for nodes in options.budgets]
+    return [(method, of_budget) for of_budget in settings for method in options.methods]
+
+
+@contextmanager
+def states_file(
+    output: Path, temperature: float, fit: Fit, options: argparse.Namespace
+) -> Iterator[tuple[BinaryIO, Path, list[dict[str, list[float]]]]]:
+    """The temperature's file, claimed by this process, its path, and a row per question that it holds."""
+    path = output / f"states_T{temperature:g}.jsonl"
+    names = {NATS, *(name(method, settings.nodes) for method, settings in cells_of(fit, options))}
     asked_for = {
         "values": [NATS, "E[accepted]"],
         "methods": options.methods,
@@ -171,23 +190,14 @@ def one_temperature(
         "models": weights_of(options),
     }
     with jsonl.measured(path, asked_for) as (file, rows):
-        for number, row in enumerate(rows[: len(questions)], start=2):
+        for number, row in enumerate(rows, start=2):
             check_row(row, names, f"{path}, line {number}")
-            for key, values in row.items():
-                done.setdefault(key, []).append(values)
-        return measure(
-            model,
-            questions,
-            temperature,
-            cells,
-            options.states,
-            options.stride,
-            options.draws,
-            options.seed,
-            done,
-            lambda row: jsonl.append(file, row, path),
-            options.quiet,
-        )
+        yield file, path, rows
+
+
+def columns(rows: list[dict[str, list[float]]]) -> Values:
+    """A list per question for every value."""
+    return {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
 
 
 def check_row(row: Any, names: set[str], place: str) -> None:

@@ -48,6 +48,13 @@ def test_other_settings_are_refused(pair_flags, tmp_path, capsys):
     assert "was measured with other settings" in capsys.readouterr().err
 
 
+def test_every_file_is_checked_before_anything_is_measured(pair_flags, tmp_path, capsys):
+    (tmp_path / "states_T1.jsonl").write_text('{"seed": 9}\n')
+    assert table.main(flags(pair_flags, tmp_path, "--temperatures", "0", "1")) == 2
+    assert "states_T1.jsonl was measured with other settings" in capsys.readouterr().err
+    assert len((tmp_path / "states_T0.jsonl").read_bytes().splitlines()) == 1  # its first line, no question
+
+
 def test_a_damaged_line_is_named(pair_flags, tmp_path, capsys):
     assert table.main(flags(pair_flags, tmp_path)) == 0
     place = tmp_path / "states_T1.jsonl"
