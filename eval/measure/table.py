@@ -14,11 +14,11 @@ each method's own generations come from `python -m eval`.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,6 +33,8 @@ from eval import provenance
 from eval.measure.ladder import NATS, Values, name, plot, summarise, tables
 from eval.questions import benchmarks, prompts
 from eval.run.load_models import add_model_flags, load_from_flags, model_name, resolve_flags, weights_of
+
+Row = dict[str, list[float]]  # of one question: "method@nodes" or NATS -> a value per state
 
 
 def generator_of(seed: int, question: int) -> torch.Generator:
@@ -49,27 +51,25 @@ def measure(
     stride: int,
     draws: int,
     seed: int,
-    done: Values,
-    save: Any,
+    done: list[Row],
+    save: Callable[[Row], None],
     quiet: bool,
-) -> Values:
-    """All cells at the same states; `save(question)` after each question, questions in `done` are not asked again."""
+) -> list[Row]:
+    """All cells at the same states; `save(row)` after each question, the first len(done) are not asked again."""
     room = TreeLimits.of([(method.split("+")[0], settings) for method, settings in cells])
     probe = StateProbe(model, SamplingParams(temperature), room, NODES_PER_FORWARD)
-    first = len(next(iter(done.values()), []))
-    for number in tqdm(range(first, len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
-        row: dict[str, list[float]] = {name(method, settings.nodes): [] for method, settings in cells}
-        row[NATS] = []
+    rows = list(done)
+    for number in tqdm(range(len(done), len(questions)), desc=f"T={temperature}", disable=quiet, unit="question"):
+        row: Row = {key: [] for key in keys_of(cells)}
         probe.begin(questions[number], stride * states + 1, generator_of(seed, number))
         while not probe.ended:
             if len(row[NATS]) % stride == 0:
                 at_state(probe, temperature, cells, draws, row)
             law = probe.advance()  # along the target's own samples
             row[NATS].append(round(float(torch.special.entr(law).sum()), 4))
-        for key, values in row.items():
-            done.setdefault(key, []).append(values)
+        rows.append(row)
         save(row)
-    return done
+    return rows
 
 
 def at_state(
@@ -77,7 +77,7 @@ def at_state(
     temperature: float,
     cells: list[tuple[str, TreeSettings]],
     draws: int,
-    row: dict[str, list[float]],
+    row: Row,
 ) -> None:
     """Each tree `draws` times, verified by all the verifiers that are asked for; their means."""
     verifiers: dict[tuple[str, TreeSettings], dict[str, str]] = {}  # per tree: its cells and their verifiers
@@ -136,27 +136,30 @@ def run(options: argparse.Namespace) -> None:
     model = load_from_flags(options)
     questions = prompts.encode_first_turns(model.tokenizer, options.base_model_path, asked.questions)
     fits = {temperature: model.auto.fit(temperature) for temperature in options.temperatures}  # on other prompts
+    cells = {temperature: cells_of(fit, options) for temperature, fit in fits.items()}
     found = {}
     with ExitStack() as stack:  # every file is claimed and checked before the first is measured
         opened = {
-            temperature: stack.enter_context(states_file(output, temperature, fit, options))
+            temperature: stack.enter_context(
+                states_file(output, temperature, fit, keys_of(cells[temperature]), options)
+            )
             for temperature, fit in fits.items()
         }
-        for temperature, (file, path, rows) in opened.items():
-            values = measure(
+        for temperature, (rows, save) in opened.items():
+            measured = measure(
                 model,
                 questions,
                 temperature,
-                cells_of(fits[temperature], options),
+                cells[temperature],
                 options.states,
                 options.stride,
                 options.draws,
                 options.seed,
-                columns(rows[: len(questions)]),
-                lambda row, file=file, path=path: jsonl.append(file, row, path),
+                rows[: len(questions)],
+                save,
                 options.quiet,
             )
-            found[f"{temperature:g}"] = summarise(values, options.methods, options.budgets)
+            found[f"{temperature:g}"] = summarise(columns(measured), options.methods, options.budgets)
     write(found, {f"{temperature:g}": fit._asdict() for temperature, fit in fits.items()}, asked, options, output)
     print((output / "table.md").read_text(encoding="utf-8"))
 
@@ -167,13 +170,17 @@ def cells_of(fit: Fit, options: argparse.Namespace) -> list[tuple[str, TreeSetti
     return [(method, of_budget) for of_budget in settings for method in options.methods]
 
 
+def keys_of(cells: list[tuple[str, TreeSettings]]) -> list[str]:
+    """What a row holds: a value per state for every cell, the entropies along the answer."""
+    return [*(name(method, settings.nodes) for method, settings in cells), NATS]
+
+
 @contextmanager
 def states_file(
-    output: Path, temperature: float, fit: Fit, options: argparse.Namespace
-) -> Iterator[tuple[BinaryIO, Path, list[dict[str, list[float]]]]]:
-    """The temperature's file, claimed by this process, its path, and a row per question that it holds."""
+    output: Path, temperature: float, fit: Fit, keys: list[str], options: argparse.Namespace
+) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
+    """The rows that the temperature's file holds, and what appends one; this process claims the file."""
     path = output / f"states_T{temperature:g}.jsonl"
-    names = {NATS, *(name(method, settings.nodes) for method, settings in cells_of(fit, options))}
     asked_for = {
         "values": [NATS, "E[accepted]"],
         "methods": options.methods,
@@ -191,11 +198,11 @@ def states_file(
     }
     with jsonl.measured(path, asked_for) as (file, rows):
         for number, row in enumerate(rows, start=2):
-            check_row(row, names, f"{path}, line {number}")
-        yield file, path, rows
+            check_row(row, set(keys), f"{path}, line {number}")
+        yield rows, lambda row: jsonl.append(file, row, path)
 
 
-def columns(rows: list[dict[str, list[float]]]) -> Values:
+def columns(rows: list[Row]) -> Values:
     """A list per question for every value."""
     return {key: [row[key] for row in rows] for key in (rows[0] if rows else ())}
 
